@@ -1,0 +1,80 @@
+"""Command lines of the experiments: presets, short names for the fields people type most, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from qrag_jax.config import PRESETS, RunConfig, preset
+
+EXIT_BAD_CONFIGURATION = 64
+EXIT_PREEMPTED = 75
+
+# Short name -> configuration field.
+SHORT = {
+    "--task": "--data.task",
+    "--data-dir": "--data.data-dir",
+    "--embedder": "--model.embedder",
+    "--steps": "--train.steps",
+    "--seed": "--train.seed",
+    "--init-from": "--train.init-from",
+    "--curriculum": "--train.curriculum",
+    "--eval-tokens": "--eval.tokens",
+    "--eval-episodes": "--eval.episodes",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    preset: str = "tiny"
+    """Settings to start from."""
+    run_dir: str = ""
+    """Folder of the run; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET."""
+
+
+def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> Command:
+    """A command line -> a checked configuration. Raises ValueError on bad values, SystemExit(64) on unknown options."""
+    words = [_long(word) for word in (sys.argv[1:] if argv is None else argv)]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="tiny")
+    first.add_argument("--data.task", dest="task", default=default_task)
+    known, _ = first.parse_known_args(words)
+    if known.task not in tasks:
+        raise ValueError(f"task {known.task!r}: unknown; known: {', '.join(tasks)}")
+    short = "\n".join(f"  {name} = {field}" for name, field in SHORT.items())
+    text = f"{description}\n\nPresets: {', '.join(PRESETS)}. Short names:\n{short}"
+    default = Command(preset(known.preset, known.task), known.preset, f"runs/{benchmark}-{known.task}-{known.preset}")
+    try:
+        return tyro.cli(Command, args=words, default=default, description=text, prog=f"python -m experiments.{benchmark}")
+    except SystemExit as error:
+        raise SystemExit(EXIT_BAD_CONFIGURATION if error.code else 0) from None
+
+
+def _long(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return SHORT.get(name, name) + equals + value
+
+
+def main(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> int:
+    """Runs an experiment and returns its exit code: 0 done, 64 bad configuration, 75 preempted and saved."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        command = parse(benchmark, tasks, default_task, description, argv)
+        from qrag_jax import train
+
+        try:
+            train.run(command.config, command.run_dir)
+        except train.Preempted as stop:
+            sys.stderr.write(f"preempted: {stop}\n")
+            return EXIT_PREEMPTED
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_CONFIGURATION
+    return 0

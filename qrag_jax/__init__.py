@@ -1,0 +1,20 @@
+"""qrag-jax: multi-step retrievers trained by value-based reinforcement learning (Q-RAG, arXiv 2511.07328), in JAX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qrag_jax.retrieve.retriever import Retriever
+
+__version__ = "0.1.0"
+__all__ = ["Retriever", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """``Retriever`` is imported when first used, so that importing a configuration does not start JAX."""
+    if name == "Retriever":
+        from qrag_jax.retrieve.retriever import Retriever
+
+        return Retriever
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,413 @@
+"""Everything a run can vary, as frozen dataclasses that check themselves. No jax here.
+
+A run is one :class:`RunConfig`. ``to_json`` / ``from_json`` are exact inverses; unknown names are refused with the list of the known ones.
+Numbers named "paper" come from Q-RAG (arXiv 2511.07328), appendix F; the others are said where they stand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+
+# Sentences that fill a BabiLong context, by its nominal length in tokens (about 25 tokens a sentence at length).
+CONTEXT_CHUNKS = {
+    1_000: 50,
+    4_000: 160,
+    32_000: 1_200,
+    128_000: 4_600,
+    1_000_000: 40_000,
+    10_000_000: 400_000,
+}
+
+
+def parse_tokens(text: str) -> int:
+    """'512' -> 512, '4k' -> 4 000, '1m' -> 1 000 000. Raises ValueError on anything else."""
+    match = re.fullmatch(r"(\d+)([kKmM]?)", text)
+    if not match or int(match[1]) == 0:
+        raise ValueError(f"context length {text!r}: write a positive number of tokens such as 512, 4k, 128k or 1m")
+    return int(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()]
+
+
+def format_tokens(tokens: int) -> str:
+    """4000 -> '4k', 1000000 -> '1m', 512 -> '512': the inverse of :func:`parse_tokens`."""
+    for unit, suffix in ((1_000_000, "m"), (1_000, "k")):
+        if tokens % unit == 0:
+            return f"{tokens // unit}{suffix}"
+    return str(tokens)
+
+
+def context_chunks(tokens: int) -> int:
+    """Sentences in a context of ``tokens`` tokens: the paper's figures where it has them, else 25 tokens a sentence."""
+    return CONTEXT_CHUNKS.get(tokens, math.ceil(tokens / 25))
+
+
+def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which questions, in which documents, cut to which lengths."""
+
+    benchmark: str = "babilong"
+    """Name in the registry of benchmarks."""
+    task: str = "qa2"
+    """Task of the benchmark (babilong: qa1 ... qa5)."""
+    data_dir: str | None = None
+    """Folder with babi/en-10k and books/{train,test}; none: generated stories in the standard library's documentation."""
+    chunks: int = 40
+    """Chunks of a training document."""
+    shared_noise: int = 32
+    """Haystack sentences that the documents of one training batch share (each text is embedded once a batch)."""
+    question_tokens: int = 16
+    """Longest question, in tokens with the special ones; the rest is cut off."""
+    chunk_tokens: int = 24
+    """Longest chunk as an action."""
+    state_chunk_tokens: int = 16
+    """Longest chunk inside a state."""
+    state_tokens: int = 0
+    """Longest state (question and picked chunks); what is past it is cut off. 0: long enough for everything."""
+
+    def __post_init__(self) -> None:
+        _require(self.chunks >= 1, "data.chunks", self.chunks, ">= 1")
+        _require(self.shared_noise >= 1, "data.shared_noise", self.shared_noise, ">= 1")
+        for name in ("question_tokens", "chunk_tokens", "state_chunk_tokens"):
+            _require(getattr(self, name) >= 4, f"data.{name}", getattr(self, name), ">= 4")
+        _require(
+            self.state_tokens == 0 or self.state_tokens >= self.question_tokens,
+            "data.state_tokens",
+            self.state_tokens,
+            f"0, or >= data.question_tokens ({self.question_tokens}); a state begins with the question",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two text encoders. Sizes are used by the from-scratch embedder only; a named one brings its own."""
+
+    embedder: str = "tiny"
+    """'tiny' (from scratch), or a folder or hub name with a config.json and safetensors weights."""
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    mlp_width: int = 512
+    vocab_size: int = 4096
+    """Entries of the WordPiece vocabulary trained with the run."""
+    max_positions: int = 256
+    tied: bool = False
+    """One set of encoder parameters for states and actions."""
+    divisor: float = 10.0
+    """The pooled embedding is divided by this (reference code: 10, no normalisation)."""
+    dropout: float = 0.0
+    """Dropout in the loss only; rollouts and targets are always deterministic."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    """Recompute each layer in the backward pass (jax.checkpoint): less memory, more time."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "mlp_width", "max_positions"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), ">= 1")
+        _require(self.width % self.heads == 0, "model.width", self.width, f"a multiple of model.heads ({self.heads})")
+        _require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (two halves of coordinate pairs)")
+        _require(self.vocab_size >= 300, "model.vocab_size", self.vocab_size, ">= 300 (characters and special tokens)")
+        _require(self.divisor > 0, "model.divisor", self.divisor, "> 0")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class QHeadConfig:
+    """Q(s, c) = <E_s(s), R(position) E_a(c)>, eq. 5 and 6."""
+
+    positions: Literal["relative", "absolute", "random", "none"] = "relative"
+    """relative: eq. 6 (BabiLong, RULER); absolute: the chunk's index; random: index plus an offset; none: unordered documents."""
+    position_resolution: Literal["integer", "continuous"] = "integer"
+    """integer: at most span+1 positions an interval, as released weights need; continuous: eq. 6 as printed."""
+    delta: float = 20.0
+    """Distance between the starts of neighbouring intervals (paper 10, reference code 20)."""
+    span: float = 18.0
+    """Positions inside an interval cover [0, span] (paper 9, reference code 18)."""
+    max_offset: int = 2000
+    """random: offsets are drawn below this."""
+    theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    halves: int = 2
+    """2: the vector's halves are rotated and trained as two values, Q = q1 + q2 (reference code); 1: one value."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.span < self.delta, "qhead.span", self.span, f"in (0, qhead.delta = {self.delta})")
+        if self.position_resolution == "integer":
+            _require(self.span == int(self.span), "qhead.span", self.span, "a whole number (or qhead.position_resolution continuous)")
+        _require(self.halves in (1, 2), "qhead.halves", self.halves, "1 or 2")
+        _require(self.theta > 1, "qhead.theta", self.theta, "> 1")
+        _require(self.max_offset >= 1, "qhead.max_offset", self.max_offset, ">= 1")
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """The episode, the policy and the targets (section 3 of the paper)."""
+
+    budget: int = 4
+    """T: chunks picked in a training episode."""
+    gamma: float = 0.99
+    lam: float = 0.5
+    """lambda of the lambda-return."""
+    tau: float = 0.02
+    """Share of the new parameters in the target's moving average, per update."""
+    alpha: float = 0.05
+    """Temperature of the policy and of the soft value."""
+    alpha_end: float = 0.05
+    """Temperature at the end of training; in between linear."""
+    policy_top_k: int = 5
+    """The policy samples among this many chunks of highest Q; 0: all."""
+    value_top_k: int = 5
+    """The soft value sums over this many chunks of highest Q; 0: all."""
+    random_updates: int = 50
+    """Updates at the start whose episodes are picked uniformly at random."""
+    penalize_extra_steps: bool = False
+    """Reward 0.5 + 0.5 |F*| / |picked| on completion, in place of 1."""
+    soft: bool = True
+    """False: the value of a state is max Q in place of the soft value (ablation)."""
+    target_network: bool = True
+    """False: targets come from the trained parameters themselves (ablation)."""
+    reference_lambda_return: bool = False
+    """Parity: the reference code's off-by-one bootstrap (docs/deviations.md, 1)."""
+    reference_soft_value: bool = False
+    """Parity: top k before the mask of available chunks (docs/deviations.md, 2)."""
+    reference_alpha: bool = False
+    """Parity: alpha multiplied by the learning-rate schedule (docs/deviations.md, 3)."""
+
+    def __post_init__(self) -> None:
+        _require(self.budget >= 1, "rl.budget", self.budget, ">= 1")
+        for name in ("gamma", "lam", "tau"):
+            _require(0 <= getattr(self, name) <= 1, f"rl.{name}", getattr(self, name), "in [0, 1]")
+        for name in ("alpha", "alpha_end"):
+            _require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "> 0")
+        for name in ("policy_top_k", "value_top_k", "random_updates"):
+            _require(getattr(self, name) >= 0, f"rl.{name}", getattr(self, name), ">= 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and linear decay."""
+
+    learning_rate: float = 7e-4
+    end_ratio: float = 0.1
+    """Learning rate at the last step as a share of the highest."""
+    warmup: int = 50
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 1e-3
+    max_grad_norm: float = 2.0
+    batch: int = 32
+    """Episodes an update."""
+    accumulate: int = 1
+    """The loss of an update is computed in this many slices of the batch: less memory, the same gradient."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "> 0")
+        _require(0 <= self.end_ratio <= 1, "optim.end_ratio", self.end_ratio, "in [0, 1]")
+        _require(self.warmup >= 0, "optim.warmup", self.warmup, ">= 0")
+        for name in ("b1", "b2"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
+        _require(self.eps > 0, "optim.eps", self.eps, "> 0")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
+        _require(self.max_grad_norm > 0, "optim.max_grad_norm", self.max_grad_norm, "> 0")
+        _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, ">= 1")
+        _require(
+            self.batch >= 1 and self.batch % self.accumulate == 0,
+            "optim.batch",
+            self.batch,
+            f"a positive multiple of optim.accumulate ({self.accumulate})",
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training: until update ``until``, ``task`` in documents of ``chunks`` chunks."""
+
+    task: str
+    chunks: int
+    until: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run, and what it stops for."""
+
+    steps: int = 1000
+    """Updates."""
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 100
+    """Updates between validations; each may set the best checkpoint."""
+    eval_episodes: int = 64
+    """Validation episodes during training."""
+    checkpoint_every: int = 100
+    curriculum: tuple[str, ...] = ()
+    """Stages before the main task, each TASK:CHUNKS:UPDATES (qa2:40:700): chains and documents that grow."""
+    stop_at: float | None = None
+    """End training when validation Fact EM reaches this at two validations in a row."""
+    init_from: str | None = None
+    """Run directory or export whose parameters to start from."""
+    parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
+    """auto: jit on one device, pmap on several of one host, shard_map on several hosts."""
+    devices: int = 0
+    """Devices to use; 0: all."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), ">= 1")
+        for name in ("eval_every", "checkpoint_every"):
+            _require(
+                getattr(self, name) % self.log_every == 0,
+                f"train.{name}",
+                getattr(self, name),
+                f"a multiple of train.log_every ({self.log_every}), so that a resumed run records what an uninterrupted one would",
+            )
+        _require(0 <= self.seed < 2**31, "train.seed", self.seed, "in [0, 2^31)")
+        _require(self.devices >= 0, "train.devices", self.devices, ">= 0")
+        if self.stop_at is not None:
+            _require(0 < self.stop_at <= 1, "train.stop_at", self.stop_at, "in (0, 1]")
+        for text in self.curriculum:
+            if not re.fullmatch(r"\w+:[1-9]\d*:[1-9]\d*", text):
+                raise ValueError(f"train.curriculum: stage {text!r} must be TASK:CHUNKS:UPDATES, such as qa2:40:700")
+        spent = sum(int(text.split(":")[2]) for text in self.curriculum)
+        _require(spent < self.steps, "train.curriculum", self.curriculum, f"shorter than train.steps ({self.steps}) in all")
+
+    def stages(self, data: DataConfig) -> list[Stage]:
+        """The curriculum's stages, then the main task of ``data`` to the end."""
+        stages: list[Stage] = []
+        until = 0
+        for text in self.curriculum:
+            task, chunks, updates = text.split(":")
+            until += int(updates)
+            stages.append(Stage(task, int(chunks), until))
+        return [*stages, Stage(data.task, data.chunks, self.steps)]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The final evaluation."""
+
+    tokens: tuple[str, ...] = ("1k", "4k", "32k", "128k")
+    """Context lengths."""
+    episodes: int = 200
+    """Questions at each length."""
+    budget: int = 4
+    """T at evaluation."""
+    haystacks: int = 2
+    """Distinct haystacks at each length; questions are dealt over them (each haystack is embedded once)."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.tokens) > 0, "eval.tokens", self.tokens, "at least one length such as 4k")
+        for text in self.tokens:
+            parse_tokens(text)
+        _require(self.episodes >= 1, "eval.episodes", self.episodes, ">= 1")
+        _require(self.budget >= 1, "eval.budget", self.budget, ">= 1")
+        _require(
+            1 <= self.haystacks <= self.episodes,
+            "eval.haystacks",
+            self.haystacks,
+            f"in 1..eval.episodes ({self.episodes})",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    qhead: QHeadConfig = field(default_factory=QHeadConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.rl.budget <= self.data.chunks,
+            "rl.budget",
+            self.rl.budget,
+            f"<= data.chunks ({self.data.chunks}): an episode picks each chunk at most once",
+        )
+        for stage in self.train.stages(self.data):
+            _require(
+                self.rl.budget <= stage.chunks,
+                "train.curriculum",
+                self.train.curriculum,
+                f"of stages with >= rl.budget ({self.rl.budget}) chunks",
+            )
+        smallest = min(context_chunks(parse_tokens(text)) for text in self.eval.tokens)
+        _require(
+            self.eval.budget <= smallest,
+            "eval.budget",
+            self.eval.budget,
+            f"<= {smallest}, the chunks of the shortest evaluation context",
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Inverse of :meth:`to_json`. Raises ValueError naming the field on unknown names, wrong types and bad values."""
+        try:
+            tree = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"configuration is not JSON: {error}") from error
+        return _from_tree(cls, tree, "")
+
+
+def _from_tree(cls: type, tree: Any, path: str) -> Any:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path or 'configuration'}: must be an object with the fields of {cls.__name__}")
+    hints = get_type_hints(cls)
+    if unknown := sorted(set(tree) - set(hints)):
+        raise ValueError(f"{path or 'configuration'}: unknown field {unknown[0]!r}; known: {', '.join(hints)}")
+    values = {}
+    for name, value in tree.items():
+        where = f"{path}.{name}" if path else name
+        values[name] = _from_tree(hints[name], value, where) if dataclasses.is_dataclass(hints[name]) else _leaf(hints[name], value, where)
+    return cls(**values)
+
+
+def _leaf(hint: Any, value: Any, where: str) -> Any:
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    for option in options:
+        if option is type(None):
+            if value is None:
+                return None
+        elif options_of := get_args(option):
+            if option is tuple[str, ...] or options_of[-1] is Ellipsis:
+                if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                    return tuple(value)
+            elif value in options_of:
+                return value
+        elif option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        elif type(value) is option:
+            return value
+    raise ValueError(f"{where} = {value!r}: must be of type {hint}")
+
+
+def tiny(task: str) -> RunConfig:
+    """Two layers of 128 from scratch: minutes on two CPU cores."""
+    return RunConfig(data=DataConfig(task=task, question_tokens=12, chunk_tokens=16, state_chunk_tokens=12))
+
+
+PRESETS: dict[str, Callable[[str], RunConfig]] = {"tiny": tiny}
+
+
+def preset(name: str, task: str) -> RunConfig:
+    """The preset ``name`` for a task. Raises ValueError, naming the known ones, on an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r}: unknown; known: {', '.join(PRESETS)}")
+    return PRESETS[name](task)

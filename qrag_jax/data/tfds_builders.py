@@ -1,0 +1,135 @@
+"""TensorFlow Datasets builders of bAbI and of the sentences of the books, in array_record files and without TensorFlow.
+
+Importing this file imports tensorflow_datasets, which takes a second; the readers do it only where a data folder was prepared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from qrag_jax.config import BABI_TASKS
+from qrag_jax.data import babi, haystack
+from qrag_jax.data.prepared import FOLDER, VERSION, fingerprint
+from qrag_jax.data.splits import SPLITS
+
+PAGE = 256
+"""Sentences a record: a page is read at once, and a book ends with a shorter one."""
+
+
+class _TextBuilder(tfds.core.GeneratorBasedBuilder):
+    """What both builders share: records in the order they are made in, and a note of the text files they were made from."""
+
+    VERSION = tfds.core.Version(VERSION)
+    code_path = None  # as inherited, it needs the package importlib_resources, which tfds does not install
+    sources: list[Path]
+
+    def _describe(self, description: str, features: dict[str, Any]) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=description,
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(sources=fingerprint(self.sources)),
+            disable_shuffling=True,
+        )
+
+
+class BabiBuilder(_TextBuilder):
+    """The official bAbI files, a story a record, a configuration for each task.
+
+    A record cannot hold lists of lists without TensorFlow, so the supports of all questions follow one another: ``support_size``
+    says how many belong to each question.
+    """
+
+    name = "babi"
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=task) for task in BABI_TASKS]  # noqa: RUF012  (the interface of tfds)
+
+    def __init__(self, source_dir: str | Path, task: str, data_dir: str | Path) -> None:
+        self.paths = {split: babi.babi_path(source_dir, task, split) for split in ("train", "test")}
+        self.sources = list(self.paths.values())
+        super().__init__(config=task, data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        texts, numbers = tfds.features.Sequence(tfds.features.Text()), tfds.features.Sequence(np.int32)
+        features = {"facts": texts, "question": texts, "answer": texts, "before": numbers, "support": numbers, "support_size": numbers}
+        return self._describe("bAbI v1.2, en-10k (Weston et al. 2015), CC BY 3.0", features)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(path) for split, path in self.paths.items()}
+
+    def _generate_examples(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, story in enumerate(babi.read_babi(path)):
+            yield (
+                key,
+                {
+                    "facts": story.facts,
+                    "question": [question.question for question in story.questions],
+                    "answer": [question.answer for question in story.questions],
+                    "before": [question.facts for question in story.questions],
+                    "support": [fact for question in story.questions for fact in question.support],
+                    "support_size": [len(question.support) for question in story.questions],
+                },
+            )
+
+
+class BookSentences(_TextBuilder):
+    """The sentences of ``books/{train,test}``, up to 256 of one book a record, in the order of the haystack and in its three splits."""
+
+    name = "book_sentences"
+
+    def __init__(self, source_dir: str | Path, data_dir: str | Path) -> None:
+        self.paths = haystack.book_paths(source_dir)
+        self.sources = [path for split in SPLITS for path in self.paths[split]]
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"book": tfds.features.Text(), "sentences": tfds.features.Sequence(tfds.features.Text())}
+        return self._describe("Sentences of 10 to 64 tokens of public-domain books", features)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(paths) for split, paths in self.paths.items()}
+
+    def _generate_examples(self, paths: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
+        key = 0
+        for path in paths:
+            sentences = haystack.book_sentences(path)
+            for start in range(0, len(sentences), PAGE):
+                yield key, {"book": path.stem, "sentences": sentences[start : start + PAGE]}
+                key += 1
+
+
+def prepare(data_dir: str | Path, out_dir: str | Path | None = None) -> list[Path]:
+    """Writes what ``data_dir`` holds (bAbI tasks, books) to ``out_dir``/tfds, by default into ``data_dir`` itself, where the readers
+    find it. What is there and up to date is kept. Returns the folders. Raises ValueError if ``data_dir`` holds neither."""
+    target = Path(data_dir if out_dir is None else out_dir, FOLDER)
+    tasks = [task for task in BABI_TASKS if list(Path(data_dir, "babi", "en-10k").glob(f"{task}_*.txt"))]
+    makers: list[Callable[[], _TextBuilder]] = [partial(BabiBuilder, data_dir, task, target) for task in tasks]
+    if Path(data_dir, "books").is_dir():
+        makers.append(partial(BookSentences, data_dir, target))
+    if not makers:
+        raise ValueError(f"data_dir = {str(data_dir)!r}: holds neither babi/en-10k/*.txt nor books/; there is nothing to prepare")
+    tfds.disable_progress_bar()
+    return [_up_to_date(make) for make in tqdm(makers, desc="preparing data", unit="set")]
+
+
+def _up_to_date(make: Callable[[], _TextBuilder]) -> Path:
+    """Builds the data set unless it is there, made from the files that are there now. Returns its folder."""
+    builder = make()
+    folder = Path(builder.data_dir)
+    if folder.is_dir():
+        if (builder.info.metadata or {}).get("sources") == fingerprint(builder.sources):
+            return folder
+        shutil.rmtree(folder)
+        builder = make()
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds prints
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="array_record")
+    return folder

@@ -1,0 +1,62 @@
+"""Retrieval metrics on the host. Definitions: Fact EM and Fact F1 as in Q-RAG's tables 2-6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def fact_em(picked: Sequence[int], support: Sequence[int]) -> float:
+    """1 if every supporting chunk is among the picked ones (more may be picked), else 0."""
+    _check(support)
+    return float(set(support) <= set(picked))
+
+
+def fact_f1(picked: Sequence[int], support: Sequence[int]) -> float:
+    """F1 of the set of picked chunks against the supporting set."""
+    _check(support)
+    both = len(set(picked) & set(support))
+    return 2 * both / (len(set(picked)) + len(set(support)))
+
+
+def stopped(picked: Sequence[int], q: Sequence[float], threshold: float) -> list[int]:
+    """The picks up to the first whose Q is below ``threshold`` (that one is not taken; the first pick always is)."""
+    for t in range(1, len(picked)):
+        if q[t] < threshold:
+            return list(picked[:t])
+    return list(picked)
+
+
+def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[float]], support: Sequence[Sequence[int]]) -> float:
+    """The stop threshold of highest mean Fact F1. To be called on validation episodes only.
+
+    Among equally good thresholds, the middle of the widest gap between observed Q values.
+    """
+    values = np.unique(np.concatenate([np.asarray(row[1:], float) for row in q]))
+    if values.size == 0:
+        raise ValueError("a stop threshold needs episodes of at least two picks; use a budget of 2 or more")
+    edges = np.concatenate([[values[0] - 1.0], values, [values[-1] + 1.0]])
+    middles, gaps = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    if middles.size > 400:  # quantiles lose nothing visible and keep this linear in the number of episodes
+        keep = np.unique(np.linspace(0, middles.size - 1, 400).astype(int))
+        middles, gaps = middles[keep], gaps[keep]
+    scores = [np.mean([fact_f1(stopped(p, v, threshold), s) for p, v, s in zip(picked, q, support, strict=True)]) for threshold in middles]
+    best = max(range(len(middles)), key=lambda i: (round(float(scores[i]), 9), gaps[i]))
+    return float(middles[best])
+
+
+def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927); honest at 0 and 1, where the normal one has no width."""
+    if trials < 1:
+        raise ValueError(f"trials = {trials}: a proportion needs at least one episode")
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _check(support: Sequence[int]) -> None:
+    if not support:
+        raise ValueError("support is empty: Fact EM and Fact F1 are undefined without supporting chunks; leave the example out")

@@ -1,0 +1,103 @@
+"""The pair of text encoders: E_s for states, E_a for actions; pooled, divided, float32 out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from qrag_jax.config import RunConfig
+from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
+from qrag_jax.types import Array
+
+
+def pool(hidden: Float[Array, "R L D"], mask: Bool[Array, "R L"], pooling: Pooling) -> Float[Array, "R D"]:
+    """One vector a row, float32: the mean over real tokens, the last real token, or the first. A row without tokens gives zeros."""
+    hidden = hidden.astype(jnp.float32) * mask[..., None]
+    if pooling == "mean":
+        return hidden.sum(-2) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    places = jnp.arange(mask.shape[-1])
+    place = jnp.where(mask, places, -1).max(-1) if pooling == "last" else jnp.where(mask, places, mask.shape[-1] - 1).min(-1)
+    return jnp.take_along_axis(hidden, jnp.maximum(place, 0)[:, None, None], axis=-2)[:, 0]
+
+
+class Embedder(nn.Module):
+    """``apply(params, ids, method="embed_states" | "embed_actions")``: token rows [R, L] -> embeddings [R, D].
+
+    Parameters: ``{"params": {"state_encoder": ..., "action_encoder": ...}}``; tied: one tree, ``{"params": {"encoder": ...}}``.
+    """
+
+    config: BackboneConfig
+    tied: bool = False
+    pooling: Pooling = "mean"
+    divisor: float = 10.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        encoder = BACKBONES[backbone_of(self.config)].encoder
+        make = lambda: encoder(self.config, dtype=self.dtype, remat=self.remat)  # noqa: E731
+        if self.tied:
+            self.encoder = make()
+        else:
+            self.state_encoder, self.action_encoder = make(), make()
+
+    def embed_states(self, ids: Int[Array, "R Ls"], deterministic: bool = True) -> Float[Array, "R D"]:
+        return self._embed(self.encoder if self.tied else self.state_encoder, ids, deterministic)
+
+    def embed_actions(self, ids: Int[Array, "R Lc"], deterministic: bool = True) -> Float[Array, "R D"]:
+        return self._embed(self.encoder if self.tied else self.action_encoder, ids, deterministic)
+
+    def __call__(self, state_ids: Int[Array, "R Ls"], action_ids: Int[Array, "R Lc"]) -> tuple[Array, Array]:
+        """Both encoders once: what ``init`` needs."""
+        return self.embed_states(state_ids), self.embed_actions(action_ids)
+
+    def _embed(self, encoder: nn.Module, ids: Array, deterministic: bool) -> Array:
+        return pool(encoder(ids, deterministic), ids >= 0, self.pooling) / self.divisor
+
+
+def make_embedder(config: RunConfig, backbone: BackboneConfig, pooling: Pooling | None = None) -> Embedder:
+    """The embedder of a run. ``pooling`` None: the backbone's usual one (mean; last token for a decoder).
+
+    Raises ValueError when the run's token rows are longer than the backbone can read, or its width does not suit the value function.
+    """
+    data, model, budget = config.data, config.model, max(config.rl.budget, config.eval.budget)
+    if backbone.width % (2 * config.qhead.halves):
+        raise ValueError(f"width {backbone.width} of the embedder: must be a multiple of {2 * config.qhead.halves} (qhead.halves pairs)")
+    for name in ("question_tokens", "chunk_tokens", "state_tokens"):
+        if getattr(data, name) > backbone.max_tokens:
+            raise ValueError(f"data.{name} = {getattr(data, name)}: the embedder reads at most {backbone.max_tokens} tokens")
+    full = data.question_tokens + (budget - 1) * data.state_chunk_tokens
+    if not data.state_tokens and full > backbone.max_tokens:
+        raise ValueError(
+            f"a state of {budget - 1} chunks has up to {full} tokens, the embedder reads {backbone.max_tokens}: set data.state_tokens"
+        )
+    return Embedder(
+        dataclasses.replace(backbone, hidden_dropout_prob=model.dropout),
+        tied=model.tied,
+        pooling=pooling or BACKBONES[backbone_of(backbone)].pooling,
+        divisor=model.divisor,
+        dtype=jnp.dtype(model.compute_dtype),
+        remat=model.remat,
+    )
+
+
+def pair(state: Mapping[str, Any], action: Mapping[str, Any] | None, tied: bool = False) -> dict[str, Any]:
+    """Parameters of an :class:`Embedder` from those of its encoders; ``action`` None: both start from the same ones."""
+    if tied:
+        return {"params": {"encoder": state}}
+    return {"params": {"state_encoder": state, "action_encoder": state if action is None else action}}
+
+
+def encoders(params: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Parameters of the state and of the action encoder, the same ones when tied: the inverse of :func:`pair`."""
+    tree = params.get("params", params)
+    if set(tree) == {"encoder"}:
+        return tree["encoder"], tree["encoder"]
+    if set(tree) != {"state_encoder", "action_encoder"}:
+        raise ValueError(f"parameters of an Embedder: found {sorted(tree)}, expected state_encoder and action_encoder, or encoder")
+    return tree["state_encoder"], tree["action_encoder"]

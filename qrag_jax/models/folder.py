@@ -1,0 +1,188 @@
+"""One encoder as a Hugging Face model folder, read and written without torch; written so that sentence-transformers loads it too.
+
+What sentence-transformers needs beside the model: ``modules.json`` and a folder for each step after it: pooling, then a linear map of
+1 / divisor times the identity, its way of saying "divide".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from qrag_jax.files import read_json, write_json
+from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of, config_from_hf, encoder_params, encoder_tensors
+from qrag_jax.tokens import TextTokenizer
+
+# sentence-transformers' names of the poolings, and the fields by which versions before 5 said the same.
+POOLING_NAMES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+POOLING_FIELDS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class EncoderFolder:
+    """What a model folder holds: the network, one encoder's parameters, its tokenizer, and how token vectors become one."""
+
+    backbone: BackboneConfig
+    params: dict[str, Any]
+    tokenizer: TextTokenizer
+    pooling: Pooling
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming the file when it is missing or something else."""
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: must be a JSON object")
+    return tree
+
+
+def read_backbone(folder: Path) -> BackboneConfig:
+    """The network that ``config.json`` describes. Raises ValueError naming the folder."""
+    tree = read_object(folder / "config.json")
+    try:
+        return config_from_hf(tree)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a model folder: safetensors (one file or shards), else ``pytorch_model.bin`` through torch's safe loader."""
+    index = folder / "model.safetensors.index.json"
+    files = sorted(set(read_object(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
+    if any(Path(name).name != name for name in files):
+        raise ValueError(f"{index}: names a file outside its folder")
+    if index.is_file() or (folder / files[0]).is_file():
+        tensors: dict[str, np.ndarray] = {}
+        for name in files:
+            try:
+                tensors |= load_file(folder / name)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{folder / name}: not a readable safetensors file: {error}") from error
+        return tensors
+    if (folder / "pytorch_model.bin").is_file():
+        from qrag_jax.models.pickles import load_tensors
+
+        return {name: tensor for name, tensor in load_tensors(folder / "pytorch_model.bin").items() if isinstance(tensor, np.ndarray)}
+    raise ValueError(f"{folder}: no weights; expected model.safetensors or pytorch_model.bin")
+
+
+def read_params(folder: Path, backbone: BackboneConfig) -> dict[str, Any]:
+    """One encoder's parameters. Raises ValueError that lists every tensor that is missing, unexpected or misshapen."""
+    tensors = read_tensors(folder)
+    try:
+        return encoder_params(backbone, tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def read_pooling(folder: Path, backbone: BackboneConfig) -> Pooling:
+    """The pooling a sentence-transformers folder names, else the backbone's usual one."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return BACKBONES[backbone_of(backbone)].pooling
+    tree = read_object(path)
+    named = tree.get("pooling_mode")
+    if named is None:
+        flags = [name for name, value in tree.items() if name.startswith("pooling_mode_") and value is True]
+        named = next((name for name, field in POOLING_FIELDS.items() if flags == [field]), " + ".join(flags))
+    if named not in POOLING_NAMES:
+        raise ValueError(f"{path}: pooling_mode {named!r} is not supported; supported: one of {', '.join(POOLING_NAMES)}")
+    return POOLING_NAMES[named]
+
+
+def read_tokenizer(folder: Path) -> TextTokenizer:
+    """The fast tokenizer of a model folder. Raises ValueError naming the folder."""
+    # Without any of these, transformers makes up a tokenizer that knows no words.
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
+        raise ValueError(f"{folder}: no tokenizer; expected one of {', '.join(VOCABULARIES)}")
+    try:
+        return TextTokenizer.load(folder)
+    except Exception as error:  # what transformers raises depends on which of the files is missing
+        raise ValueError(f"{folder}: no tokenizer in it can be read: {' '.join(str(error).split()) or repr(error)}") from error
+
+
+def read_folder(folder: Path) -> EncoderFolder:
+    """A Hugging Face or sentence-transformers model folder. Raises ValueError naming what is missing or does not fit."""
+    backbone = read_backbone(folder)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise ValueError(f"{folder}: its tokenizer knows {tokenizer.vocab_size} tokens, its config.json allows {backbone.vocab_size}")
+    return EncoderFolder(backbone, read_params(folder, backbone), tokenizer, read_pooling(folder, backbone))
+
+
+def write_tokenizer(folder: Path, tokenizer: TextTokenizer, max_tokens: int) -> None:
+    """``tokenizer.json`` and what AutoTokenizer needs to know beside it."""
+    tokenizer.save(folder / "tokenizer.json")
+    added = {entry["id"]: entry["content"] for entry in read_object(folder / "tokenizer.json").get("added_tokens", ())}
+    special: dict[str, str] = {}
+    if tokenizer.prefix:
+        special["cls_token"] = added[tokenizer.prefix[0]]
+        special["sep_token"] = added[tokenizer.suffix[-1]]
+    else:
+        special["eos_token"] = added[tokenizer.suffix[-1]]
+    for field, names in (("pad_token", PAD_TOKENS), ("unk_token", ("[UNK]", "<unk>")), ("mask_token", ("[MASK]", "<mask>"))):
+        if found := [name for name in names if name in added.values()]:
+            special[field] = found[0]
+    special.setdefault("pad_token", added[tokenizer.suffix[-1]])
+    write_json(
+        folder / "tokenizer_config.json",
+        special
+        | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_tokens,
+            "clean_up_tokenization_spaces": False,
+            # A "[SEP]" written in a text is text: as in TextTokenizer.
+            "split_special_tokens": True,
+        },
+    )
+
+
+def write_folder(
+    folder: Path,
+    backbone: BackboneConfig,
+    params: Any,
+    tokenizer: TextTokenizer,
+    *,
+    pooling: Pooling,
+    divisor: float,
+    max_tokens: int,
+    sentence_transformers: bool = True,
+) -> None:
+    """Writes one encoder. ``max_tokens`` is where sentence-transformers cuts a text. Not atomic: the caller renames.
+
+    ``sentence_transformers`` False leaves out what only that library reads.
+    """
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", backbone.to_hf())
+    save_file(encoder_tensors(backbone, params), folder / "model.safetensors", metadata={"format": "pt"})
+    write_tokenizer(folder, tokenizer, backbone.max_tokens)
+    if not sentence_transformers:
+        return
+    # The names of before version 5, which later versions still read.
+    steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"))
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in steps]
+    write_json(folder / "modules.json", [{"idx": i, "name": str(i)} | module for i, module in enumerate(modules)])
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": min(max_tokens, backbone.max_tokens), "do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None})
+    (folder / "1_Pooling").mkdir()
+    flags = {field: POOLING_NAMES[name] == pooling for name, field in POOLING_FIELDS.items()}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": backbone.width} | flags)
+    (folder / "2_Dense").mkdir()
+    write_json(
+        folder / "2_Dense" / "config.json",
+        {
+            "in_features": backbone.width,
+            "out_features": backbone.width,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    scale = np.eye(backbone.width, dtype=np.float32) / np.float32(divisor)
+    save_file({"linear.weight": scale}, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})

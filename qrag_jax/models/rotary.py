@@ -1,0 +1,28 @@
+"""Rotary position embedding inside attention (Su et al. 2021, arXiv 2104.09864), in the half-split layout of Hugging Face checkpoints.
+
+Not the rotation of Q-RAG's value function, which turns neighbouring coordinates: that one is ``qrag_jax.rl.qhead``.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from qrag_jax.types import Array
+
+
+def places(mask: Bool[Array, "R L"]) -> Int[Array, "R L"]:
+    """Position of each token among the real tokens of its row: padding on either side and gaps change nothing."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+
+
+def cos_sin(positions: Int[Array, "R L"], frequencies: Float[Array, " H2"]) -> tuple[Float[Array, "R L 1 H2"], Float[Array, "R L 1 H2"]]:
+    """Cosine and sine of position x frequency, float32 (angles lose their meaning in bfloat16), broadcastable over heads."""
+    angle = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def turn(x: Float[Array, "R L heads H"], cos: Float[Array, "R L 1 H2"], sin: Float[Array, "R L 1 H2"]) -> Float[Array, "R L heads H"]:
+    """Rotates the coordinate pairs (x_i, x_{i + H/2})."""
+    x0, x1 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([x0 * cos - x1 * sin, x1 * cos + x0 * sin], axis=-1).astype(x.dtype)

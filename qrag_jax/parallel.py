@@ -1,0 +1,95 @@
+"""The only file that names a device: how ``learner.update`` is spread over the devices of a run.
+
+jit on one device; ``jax.pmap`` over the local devices of one host; jit + ``jax.shard_map`` over a mesh (several hosts, or by choice).
+Parameters are replicated, episodes split, the chunk pool shared; the state's buffers are donated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qrag_jax.config import TrainConfig
+from qrag_jax.rl.learner import Metrics, TrainState
+from qrag_jax.types import TaskBatch
+
+AXIS = "episodes"
+Update = Callable[..., tuple[TrainState, Metrics]]
+
+# The pool is shared by all episodes; everything else of a batch is one row an episode.
+_BATCH_AXES = TaskBatch(question_ids=0, chunk_pool_ids=None, chunk_index=0, chunk_mask=0, support=0, episode_id=0)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a run uses its devices. ``place`` puts a host state on them, ``update`` steps it, ``fetch`` brings it back to the host."""
+
+    kind: str
+    devices: tuple[jax.Device, ...]
+    place: Callable[[TrainState], TrainState]
+    update: Update
+    fetch: Callable[[Any], Any]
+
+
+def choose_devices(config: TrainConfig) -> tuple[jax.Device, ...]:
+    """The first ``config.devices`` devices (0: all). Raises ValueError when there are fewer."""
+    devices = jax.devices()
+    if config.devices > len(devices):
+        raise ValueError(f"train.devices = {config.devices}: only {len(devices)} {devices[0].platform} device(s) here; use 0 for all")
+    return tuple(devices[: config.devices or len(devices)])
+
+
+def make_parallel(function: Update, config: TrainConfig, batch: int, devices: tuple[jax.Device, ...] | None = None) -> Parallel:
+    """Wraps ``function(state, batch, axis_name)``, which returns a new state (or any replicated tree) and metrics.
+
+    Raises ValueError when ``batch`` episodes do not divide over the devices.
+    """
+    devices = devices or choose_devices(config)
+    count = len(devices)
+    kind = config.parallel
+    if kind == "auto":
+        kind = "jit" if count == 1 else "shard_map" if jax.process_count() > 1 else "pmap"
+    if kind == "jit":
+        if count > 1:
+            devices = devices[:1]
+        return Parallel("jit", devices, _own_buffers, jax.jit(function, donate_argnums=0), jax.device_get)
+    if batch % count:
+        raise ValueError(f"optim.batch = {batch}: does not divide over {count} devices; use a multiple of {count}, or fewer train.devices")
+    spread = partial(function, axis_name=AXIS)
+    if kind == "pmap":
+        step = jax.pmap(spread, AXIS, in_axes=(0, _BATCH_AXES), devices=devices, donate_argnums=0)
+        return Parallel("pmap", devices, partial(_replicate, count=count), partial(_call_pmap, step, count), _first)
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+    replicated, split = PartitionSpec(), PartitionSpec(AXIS)
+    batch_spec = jax.tree.map(lambda axis: replicated if axis is None else split, _BATCH_AXES, is_leaf=lambda axis: axis is None)
+    step = jax.jit(
+        jax.shard_map(spread, mesh=mesh, in_specs=(replicated, batch_spec), out_specs=(replicated, replicated)), donate_argnums=0
+    )
+    place = lambda state: jax.device_put(_own_buffers(state), NamedSharding(mesh, replicated))  # noqa: E731
+    return Parallel("shard_map", devices, place, step, jax.device_get)
+
+
+def _own_buffers(state: TrainState) -> TrainState:
+    """A copy whose buffers may be donated without taking anything from the caller."""
+    return jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else jnp.array(x), state)
+
+
+def _replicate(state: TrainState, count: int) -> TrainState:
+    return jax.tree.map(lambda x: jnp.stack([x] * count), state)
+
+
+def _call_pmap(step: Callable[..., Any], count: int, state: TrainState, batch: TaskBatch) -> tuple[TrainState, Metrics]:
+    split = jax.tree.map(lambda x, axis: x if axis is None else x.reshape(count, -1, *x.shape[1:]), batch, _BATCH_AXES)
+    state, metrics = step(state, split)
+    return state, _first(metrics)
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)

@@ -1,0 +1,83 @@
+"""Pictures of a run, in a colour-blind-safe palette (Okabe and Ito), with markers and line styles that differ as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.config import format_tokens
+
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+# Table 3 of the paper: BabiLong QA3, supporting-fact F1 of Q-RAG.
+PAPER_QA3_F1 = {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
+
+
+def _figure(columns: int) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(1, columns, figsize=(5.5 * columns, 3.8), layout="constrained", squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Return and Fact EM of training and validation against updates and against minutes, from the records of metrics.jsonl."""
+    train = [r for r in records if r["kind"] == "train"]
+    validation = [r for r in records if r["kind"] == "validation"]
+    minutes = {r["step"]: r["seconds"] / 60 for r in train}
+    figure, axes = _figure(2)
+    for axis, label, at in (
+        (axes[0, 0], "updates", lambda step: step),
+        (axes[0, 1], "minutes of training", lambda step: minutes[step]),
+    ):
+        x = [at(r["step"]) for r in train]
+        axis.plot(x, [r["return"] for r in train], color=ORANGE, linestyle="--", label="return (training, sampled)")
+        axis.plot(x, [r["fact_em"] for r in train], color=BLUE, label="Fact EM (training, sampled)")
+        x = [at(r["step"]) for r in validation]
+        axis.plot(x, [r["fact_em"] for r in validation], color=GREEN, marker="o", linestyle=":", label="Fact EM (validation, greedy)")
+        axis.set(xlabel=label, ylabel="return, Fact EM", ylim=(-0.02, 1.02), xlim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(loc="lower right", fontsize=8)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Fact EM (with its interval) and stopped Fact F1 against context length; for qa3 the paper's Fact F1 beside them."""
+    rows = sorted(rows, key=lambda row: row["context_tokens"])
+    tokens = [row["context_tokens"] for row in rows]
+    em = [row["fact_em"] for row in rows]
+    spread = [[value - row["ci95"][0] for value, row in zip(em, rows, strict=True)], [row["ci95"][1] - row["fact_em"] for row in rows]]
+    figure, axes = _figure(1)
+    axis = axes[0, 0]
+    axis.errorbar(
+        tokens, em, yerr=spread, color=BLUE, marker="o", capsize=3, label=f"Fact EM at budget {rows[0]['budget']} (95 % interval)"
+    )
+    if all(row["fact_f1_stopped"] is not None for row in rows):
+        axis.plot(tokens, [row["fact_f1_stopped"] for row in rows], color=ORANGE, marker="s", linestyle="--", label="Fact F1, stopped")
+    if rows[0]["task"] == "qa3":
+        axis.plot(
+            list(PAPER_QA3_F1), list(PAPER_QA3_F1.values()), color=BLACK, marker="^", linestyle=":", label="Q-RAG paper, Table 3: Fact F1"
+        )
+        tokens = sorted({*tokens, *PAPER_QA3_F1})
+    axis.set_xscale("log")
+    axis.set_xticks(tokens, [format_tokens(t) for t in tokens])
+    axis.minorticks_off()
+    axis.set(
+        xlabel="context length (tokens)",
+        ylabel="score",
+        ylim=(-0.02, 1.02),
+        title=f"{rows[0]['benchmark']} {rows[0]['task']}, test questions",
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower left", fontsize=8)
+    _save(figure, path)

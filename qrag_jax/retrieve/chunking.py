@@ -1,0 +1,61 @@
+"""A text cut into chunks: whole sentences up to a token budget, with their places in the text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qrag_jax.tokens import TextTokenizer
+
+# The end of a sentence: closing punctuation (and quotes or brackets after it) before white space, or an empty line.
+_END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s)|\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``text`` is the source from character ``start`` to ``end``."""
+
+    text: str
+    start: int
+    end: int
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans of the sentences, without surrounding white space; together they hold every character that is not white space."""
+    spans = []
+    start = 0
+    for end in [match.end() for match in _END.finditer(text)] + [len(text)]:
+        piece = text[start:end]
+        if body := piece.strip():
+            first = start + piece.index(body)
+            spans.append((first, first + len(body)))
+        start = end
+    return spans
+
+
+def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int) -> list[Chunk]:
+    """Packs consecutive sentences into chunks of at most ``max_tokens`` tokens (special ones included).
+
+    A sentence is broken, between tokens, only when it is longer than that on its own. Raises ValueError on a text without words.
+    """
+    room = max_tokens - len(tokenizer.prefix) - len(tokenizer.suffix)
+    if room < 1:
+        raise ValueError(f"max_tokens = {max_tokens}: must leave room for a token beside the special ones")
+    spans: list[tuple[int, int]] = []
+    used = room + 1
+    for start, end in sentence_spans(text):
+        tokens = tokenizer.spans(text[start:end])
+        if len(tokens) > room:
+            pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)]
+            cuts = [start, *(start + piece[0][0] for piece in pieces[1:]), end]
+            spans += [(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            used = len(pieces[-1])
+        elif used + len(tokens) <= room:
+            spans[-1] = (spans[-1][0], end)
+            used += len(tokens)
+        else:
+            spans.append((start, end))
+            used = len(tokens)
+    if not spans:
+        raise ValueError("the text has no sentences to search; it is empty or only white space")
+    return [Chunk(text[start:end], start, end) for start, end in spans]

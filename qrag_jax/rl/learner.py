@@ -1,0 +1,227 @@
+"""Soft PQN: rollout -> rewards -> lambda-targets -> update, as pure functions of one train state and one batch.
+
+The same ``update`` runs on one device and, with ``axis_name``, inside pmap or shard_map: episodes are split over the devices, the chunk pool
+is embedded in equal parts and gathered, gradients and metrics are averaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, no_type_check
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from qrag_jax.config import RunConfig
+from qrag_jax.models.embedder import Embedder
+from qrag_jax.rl import policy
+from qrag_jax.rl.env import StateLayout
+from qrag_jax.rl.qhead import q_halves
+from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
+from qrag_jax.rl.rewards import support_reward
+from qrag_jax.rl.rollout import picks_before, rollout, scores, states
+from qrag_jax.types import Episode, TaskBatch
+
+Params = Any
+Metrics = dict[str, Array]
+DROPOUT_STREAM = 2**31 - 1  # beyond every episode's own stream
+
+
+@no_type_check  # as a pytree it also carries axes, shapes and None
+@struct.dataclass
+class TrainState:
+    """All that training carries from one update to the next."""
+
+    step: Int[Array, ""]
+    params: Params
+    target_params: Params
+    opt_state: optax.OptState
+    key: PRNGKeyArray
+
+
+def learning_rate(config: RunConfig) -> optax.Schedule:
+    """Linear warm-up from 0, then linear decay to ``end_ratio`` of the highest at the last update."""
+    optim, steps = config.optim, config.train.steps
+    warmup = min(optim.warmup, steps)
+    rise = optax.linear_schedule(0.0, optim.learning_rate, max(warmup, 1))
+    fall = optax.linear_schedule(optim.learning_rate, optim.learning_rate * optim.end_ratio, max(steps - warmup, 1))
+    # The first update has step 0; it takes the first step of the warm-up, not a learning rate of 0.
+    return optax.join_schedules([lambda step: rise(step + 1), fall], [warmup])
+
+
+def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
+    optim = config.optim
+    return optax.chain(
+        optax.clip_by_global_norm(optim.max_grad_norm),
+        optax.adamw(learning_rate(config), optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay),
+    )
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The algorithm for one embedder and one configuration. Holds no arrays; every method is pure."""
+
+    embedder: Embedder
+    config: RunConfig
+    layout: StateLayout
+    optimizer: optax.GradientTransformation
+
+    def init(self, key: PRNGKeyArray, params: Params) -> TrainState:
+        # The target starts as a copy, not an alias: donated buffers must be distinct.
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), self.optimizer.init(params), key)
+
+    def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        """One update with the support-fact reward."""
+        episode = self.collect(state, batch, axis_name)
+        reward = partial(support_reward, penalize_extra_steps=self.config.rl.penalize_extra_steps)
+        return self.learn(state, batch, episode, jax.vmap(reward)(episode.picked, batch.support), axis_name)
+
+    def collect(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> Episode:
+        """Episodes under the current policy: uniform for the first ``random_updates``, Boltzmann afterwards."""
+        rl = self.config.rl
+        uniform = state.step < rl.random_updates
+        act = lambda key, q, available: policy.boltzmann(key, q, available, self.alpha(state.step), rl.policy_top_k, uniform)  # noqa: E731
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
+        return rollout(
+            partial(self._embed_states, state.params),
+            self._embed_pool(state.params, batch, axis_name),
+            batch,
+            keys,
+            act,
+            budget=rl.budget,
+            layout=self.layout,
+            qhead=self.config.qhead,
+        )
+
+    def learn(
+        self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Targets, gradient, optimiser step and target average, for rewards computed anywhere."""
+        targets = self.targets(state, batch, episode, rewards, axis_name)
+        grads, metrics = self.gradient(state, batch, episode, targets, axis_name)
+        found = jax.vmap(lambda support, picked: support[picked].sum() == support.sum())(batch.support, episode.picked)
+        means = {
+            **metrics,
+            "return": rewards.sum(-1).mean(),
+            "fact_em": found.mean(),
+            "q": episode.q.mean(),
+            "target": targets.mean(),
+        }
+        if axis_name is not None:
+            means = jax.lax.pmean(means, axis_name)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        target_params = optax.incremental_update(params, state.target_params, self.config.rl.tau)
+        metrics = {**means, "grad_norm": optax.tree.norm(grads), "alpha": self.alpha(state.step)}
+        return state.replace(step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
+
+    def alpha(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Temperature at an update: linear from ``alpha`` to ``alpha_end``, or tied to the learning rate (parity)."""
+        rl = self.config.rl
+        if rl.reference_alpha:
+            return jnp.maximum(rl.alpha * learning_rate(self.config)(step) / self.config.optim.learning_rate, 1e-8)
+        return rl.alpha + (rl.alpha_end - rl.alpha) * jnp.minimum(step / self.config.train.steps, 1.0)
+
+    def targets(
+        self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None
+    ) -> Float[Array, "B T"]:
+        """lambda-returns G_t under the target parameters."""
+        rl = self.config.rl
+        size, budget = episode.picked.shape
+        count = batch.chunk_mask.shape[1]
+        params = state.target_params if rl.target_network else state.params
+        chunks = self._embed_pool(params, batch, axis_name)[batch.chunk_index]
+        alpha = self.alpha(state.step)
+
+        def value(state_ids: Array, t: int) -> Array:
+            picked = picks_before(episode.picked, t, count)
+            q, available, _ = scores(self._embed_states(params, state_ids), chunks, batch, picked, episode.offset, self.config.qhead)
+            return jax.vmap(lambda q, available: soft_value(q, available, alpha, rl))(q, available)
+
+        v_tp1 = [value(episode.state_ids[:, t, : self.layout.tokens_at(t)], t) for t in range(1, budget)]
+        if rl.reference_lambda_return:
+            # The reference code looks one step past the episode's end, into the state in which everything is picked.
+            v_end = value(states(batch, episode.picked, self.layout), budget)
+            v_tp1 += [v_end, v_end]
+        else:
+            v_tp1 += [jnp.zeros(size)]
+        values = jnp.stack(v_tp1, axis=1)
+        discount = jnp.full((size, budget), rl.gamma).at[:, -1].set(0.0)
+        if not rl.reference_lambda_return:
+            return jax.vmap(lambda r, d, v: lambda_returns(r, d, v, rl.lam))(rewards, discount, values)
+        pad = ((0, 0), (0, 1))
+        return jax.vmap(lambda r, d, v: reference_lambda_returns(r, d, v, rl.lam))(jnp.pad(rewards, pad), jnp.pad(discount, pad), values)
+
+    def gradient(
+        self, state: TrainState, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], axis_name: str | None = None
+    ) -> tuple[Params, Metrics]:
+        """Gradient and loss of the TD loss, averaged over transitions, slices and devices."""
+        picked_ids = batch.chunk_pool_ids[jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1)]
+        slices = self.config.optim.accumulate
+        parts = jax.tree.map(
+            lambda x: x.reshape(slices, x.shape[0] // slices, *x.shape[1:]),
+            (episode.state_ids, picked_ids, episode.positions, targets, batch.episode_id),
+        )
+        params = state.params
+        if axis_name is not None:
+            # A replicated parameter's gradient would arrive summed over devices; a varying one's is this device's own.
+            params = jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM)
+        grad = jax.value_and_grad(self._loss)
+
+        def add(total: tuple[Array, Params], part: tuple[Array, ...]) -> tuple[tuple[Array, Params], None]:
+            return jax.tree.map(jnp.add, total, grad(params, key, *part)), None
+
+        if slices == 1:
+            loss, grads = grad(params, key, *(part[0] for part in parts))
+        else:
+            zero = jax.tree.map(jnp.zeros_like, (parts[3][0, 0, 0], params))
+            (loss, grads), _ = jax.lax.scan(add, zero, parts)
+        loss, grads = jax.tree.map(lambda x: x / slices, (loss, grads))
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+        return grads, {"loss": loss}
+
+    def _loss(
+        self,
+        params: Params,
+        key: PRNGKeyArray,
+        state_ids: Int[Array, "B T Ls"],
+        picked_ids: Int[Array, "B T Lc"],
+        positions: Float[Array, "B T"],
+        targets: Float[Array, "B T"],
+        episode_id: Int[Array, " B"],
+    ) -> Float[Array, ""]:
+        """Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G)."""
+        qhead = self.config.qhead
+        flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+        dropout: dict[str, Any] = {}
+        if self.config.model.dropout:
+            dropout = {"deterministic": False, "rngs": {"dropout": jax.random.fold_in(key, episode_id[0])}}
+        # Early states are short: each time step is embedded at its own length.
+        s = jnp.stack(
+            [
+                self.embedder.apply(params, state_ids[:, t, : self.layout.tokens_at(t)], method="embed_states", **dropout)
+                for t in range(state_ids.shape[1])
+            ],
+            axis=1,
+        )
+        a = self.embedder.apply(params, flat(picked_ids), method="embed_actions", **dropout)
+        q = q_halves(flat(s), a, positions.reshape(-1), qhead)
+        return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
+
+    def _embed_states(self, params: Params, state_ids: Int[Array, "B Ls"]) -> Float[Array, "B D"]:
+        return self.embedder.apply(params, state_ids, method="embed_states")
+
+    def _embed_pool(self, params: Params, batch: TaskBatch, axis_name: str | None) -> Float[Array, "U D"]:
+        """Every text of the pool once: on several devices each embeds its share."""
+        ids = batch.chunk_pool_ids
+        if axis_name is None:
+            return self.embedder.apply(params, ids, method="embed_actions")
+        share = ids.shape[0] // jax.lax.axis_size(axis_name)
+        mine = jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index(axis_name) * share, share)
+        return jax.lax.all_gather(self.embedder.apply(params, mine, method="embed_actions"), axis_name, tiled=True)

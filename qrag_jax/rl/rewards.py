@@ -1,0 +1,19 @@
+"""Rewards of a finished episode. One episode at a time; vmap over episodes."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def support_reward(picked: Int[Array, " T"], support: Bool[Array, " N"], penalize_extra_steps: bool = False) -> Float[Array, " T"]:
+    """1 at the step that completes the supporting chunks, 0 at every other one (or 0.5 + 0.5 |F*| / |picked| on completion).
+
+    An episode without supporting chunks is never rewarded.
+    """
+    total = support.sum()
+    found = jnp.cumsum(support[picked])
+    completes = support[picked] & (found == total) & (total > 0)
+    steps = jnp.arange(1, picked.shape[0] + 1)
+    value = 0.5 + 0.5 * total / steps if penalize_extra_steps else 1.0
+    return jnp.where(completes, value, 0.0)

@@ -1,0 +1,87 @@
+"""The retrieval episode as one ``lax.scan`` on the device: embed the state, score every chunk, pick, next state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from qrag_jax.config import QHeadConfig
+from qrag_jax.rl.env import StateLayout, picked_mask, state_row
+from qrag_jax.rl.positions import chunk_positions
+from qrag_jax.rl.qhead import q_halves
+from qrag_jax.types import Episode, TaskBatch
+
+EmbedStates = Callable[[Int[Array, "B Ls"]], Float[Array, "B D"]]
+Policy = Callable[[PRNGKeyArray, Float[Array, " N"], Bool[Array, " N"]], Int[Array, ""]]
+
+
+def states(batch: TaskBatch, picked: Int[Array, "B T"], layout: StateLayout) -> Int[Array, "B Ls"]:
+    """Token rows of the states in which ``picked`` (empty places hold N) are the picks so far."""
+
+    def row(question: Array, index: Array, picks: Array) -> Array:
+        picks = jnp.sort(picks)
+        return state_row(question, batch.chunk_pool_ids[index.at[picks].get(mode="clip")], picks < index.shape[0], layout)
+
+    return jax.vmap(row)(batch.question_ids, batch.chunk_index, picked)
+
+
+def scores(
+    state: Float[Array, "B D"],
+    chunks: Float[Array, "B N D"],
+    batch: TaskBatch,
+    picked: Int[Array, "B T"],
+    offset: Int[Array, " B"],
+    qhead: QHeadConfig,
+) -> tuple[Float[Array, "B N H"], Bool[Array, "B N"], Float[Array, "B N"]]:
+    """Q of every chunk by halves, which chunks are available, and their positions, in states given by their embeddings and picks."""
+
+    def one(s: Array, e: Array, mask: Array, picks: Array, shift: Array) -> tuple[Array, Array, Array]:
+        taken = picked_mask(picks, mask.shape[0])
+        position = chunk_positions(taken, mask.sum(), shift, qhead)
+        return q_halves(s, e, position, qhead), mask & ~taken, position
+
+    return jax.vmap(one)(state, chunks, batch.chunk_mask, picked, offset)
+
+
+def rollout(
+    embed_states: EmbedStates,
+    pool: Float[Array, "U D"],
+    batch: TaskBatch,
+    keys: Key[Array, " B"],
+    policy: Policy,
+    *,
+    budget: int,
+    layout: StateLayout,
+    qhead: QHeadConfig,
+) -> Episode:
+    """B episodes of ``budget`` picks. ``keys`` [B] seeds each episode; ``pool`` holds the un-rotated embeddings of ``batch.chunk_pool_ids``."""
+    size, count = batch.chunk_index.shape
+    chunks = pool[batch.chunk_index]
+    offset = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, budget), (), 0, qhead.max_offset))(keys)
+
+    def step(picked: Array, t: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        state_ids = states(batch, picked, layout)
+        q, available, position = scores(embed_states(state_ids), chunks, batch, picked, offset, qhead)
+        q = q.sum(-1)
+        pick = jax.vmap(policy)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), q, available)
+        at = lambda x: jnp.take_along_axis(x, pick[:, None], axis=1)[:, 0]  # noqa: E731
+        return picked.at[:, t].set(pick), (state_ids, at(position), at(q))
+
+    # Written with the batch so that, split over devices, the carry varies over them as the picks do.
+    empty = jnp.broadcast_to(0 * batch.episode_id[:, None] + count, (size, budget))
+    picked, (state_ids, position, q) = jax.lax.scan(step, empty, jnp.arange(budget))
+    return Episode(
+        picked=picked,
+        positions=position.T,
+        state_ids=state_ids.transpose(1, 0, 2),
+        q=q.T,
+        offset=offset,
+    )
+
+
+def picks_before(picked: Int[Array, "B T"], t: int, count: int) -> Int[Array, "B T"]:
+    """The picks of the state at time ``t``: later ones emptied."""
+    return jnp.where(jnp.arange(picked.shape[1]) < t, picked, count)

@@ -1,0 +1,182 @@
+"""Text to token rows on the host: tokenizers, and QAExamples -> TaskBatch in bucketed static shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from qrag_jax.config import DataConfig
+from qrag_jax.types import PAD, QAExample, TaskBatch
+
+# Padded sizes (rows of a pool, chunks of a document): dense enough to waste little, few enough that a run compiles a handful of shapes.
+BUCKETS = (*range(16, 65, 16), *range(128, 513, 64), *range(640, 2049, 128))
+CACHE_SIZE = 1_000_000  # texts
+
+
+class TextTokenizer:
+    """A Hugging Face fast tokenizer reduced to what retrieval needs: token rows with the model's special tokens around the text.
+
+    Special tokens that occur in the text itself are ordinary characters, so a chunk that contains "[SEP]" cannot break a state.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._cache: dict[str, np.ndarray] = {}
+        bare = tokenizer.encode("a", add_special_tokens=False).ids
+        full = tokenizer.encode("a").ids
+        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        self.prefix: tuple[int, ...] = tuple(full[:start])
+        self.suffix: tuple[int, ...] = tuple(full[start + len(bare) :])
+        if not self.suffix:
+            raise ValueError("the tokenizer puts no special token after a text; states need one to separate their chunks")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TextTokenizer:
+        """From a tokenizer.json, or a folder that transformers can read a fast tokenizer from."""
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if file.is_file():
+            try:
+                return cls(tokenizers.Tokenizer.from_file(str(file)))
+            except Exception as error:  # the Rust library raises bare Exception on any malformed file
+                raise ValueError(f"{file}: not a tokenizer.json: {error}") from error
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such file; expected a tokenizer.json")
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(str(path), local_files_only=True).backend_tokenizer)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a tokenizer.json."""
+        self._tokenizer.save(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def lookup(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """Token ids of each text without special tokens; each distinct text is tokenised once."""
+        texts = list(texts)
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        if len(self._cache) + len(fresh) > CACHE_SIZE:
+            self._cache.clear()
+            fresh = list(dict.fromkeys(texts))
+        for text, encoding in zip(fresh, self._tokenizer.encode_batch_fast(fresh, add_special_tokens=False), strict=True):
+            self._cache[text] = np.asarray(encoding.ids, np.int32)
+        return [self._cache[text] for text in texts]
+
+    def rows(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """[len(texts), length] token rows with special tokens, cut to ``length``, padded with ``PAD``."""
+        out = np.full((len(texts), length), PAD, np.int32)
+        room = length - len(self.prefix) - len(self.suffix)
+        for row, body in zip(out, self.lookup(texts), strict=True):
+            ids = (*self.prefix, *body[:room], *self.suffix)
+            row[: len(ids)] = ids
+        return out
+
+    def count(self, text: str) -> int:
+        """Tokens of a text with its special tokens."""
+        return len(self.prefix) + len(self.lookup([text])[0]) + len(self.suffix)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Character span of each token of a text (without special tokens)."""
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+    """A lower-case WordPiece of at most ``vocab_size`` entries, a pure function of the texts (whatever their order).
+
+    Characters first, then the most frequent words (seven eighths of the room), then the most frequent word endings. The trainer of the
+    tokenizers library breaks ties by the order of a hash map, so two runs on the same text get different vocabularies; counting does not.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    endings: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(1, len(word)):
+            endings[f"##{word[start:]}"] += count
+    by_count = lambda counts: sorted(counts, key=lambda piece: (-counts[piece], piece))  # noqa: E731
+    characters = sorted(set("".join(words)))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    room = max(0, vocab_size - len(pieces)) * 7 // 8
+    pieces = list(dict.fromkeys([*pieces, *by_count(words)[:room], *by_count(endings)]))[:vocab_size]
+    tokenizer = tokenizers.Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
+    tokenizer.add_special_tokens(pieces[:5])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, pieces.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return TextTokenizer(tokenizer)
+
+
+def bucket(size: int) -> int:
+    """The smallest padded size that holds ``size``; past the last of ``BUCKETS``, the next multiple of it."""
+    return next((candidate for candidate in BUCKETS if size <= candidate), -(-size // BUCKETS[-1]) * BUCKETS[-1])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The distinct chunk texts of some documents, in order of first use: ``rows`` says where a text stands in ``ids`` [U, Lc]."""
+
+    rows: dict[str, int]
+    ids: np.ndarray
+
+    @classmethod
+    def build(cls, examples: Iterable[QAExample], tokenizer: TextTokenizer, chunk_tokens: int, *, at_least: int = 0) -> Pool:
+        """U is padded to a bucket, of ``at_least`` rows, with rows of padding."""
+        rows: dict[str, int] = {}
+        for example in examples:
+            for text in example.chunks:
+                rows.setdefault(text, len(rows))
+        ids = np.full((bucket(max(len(rows), at_least)), chunk_tokens), PAD, np.int32)
+        ids[: len(rows)] = tokenizer.rows(list(rows), chunk_tokens)
+        return cls(rows, ids)
+
+
+def make_batch(
+    examples: Sequence[QAExample],
+    first_id: int,
+    tokenizer: TextTokenizer,
+    config: DataConfig,
+    *,
+    chunks: int | None = None,
+    pool: Pool | None = None,
+) -> TaskBatch:
+    """Examples as the arrays of one batch, their episodes numbered from ``first_id``.
+
+    Documents are padded to ``chunks`` (default ``config.chunks``); a longer one raises ValueError. ``pool`` (default: built here) must
+    hold every text.
+    """
+    size, count = len(examples), chunks or config.chunks
+    pool = pool or Pool.build(examples, tokenizer, config.chunk_tokens)
+    index = np.zeros((size, count), np.int32)
+    mask = np.zeros((size, count), bool)
+    support = np.zeros((size, count), bool)
+    for row, example in enumerate(examples):
+        length = len(example.chunks)
+        if length > count:
+            raise ValueError(f"example {example.id!r} has {length} chunks, this batch holds {count}; raise data.chunks or cut the document")
+        index[row, :length] = [pool.rows[text] for text in example.chunks]
+        mask[row, :length] = True
+        support[row, list(example.support)] = True
+    return TaskBatch(
+        question_ids=tokenizer.rows([example.question for example in examples], config.question_tokens),
+        chunk_pool_ids=pool.ids,
+        chunk_index=index,
+        chunk_mask=mask,
+        support=support,
+        episode_id=np.arange(first_id, first_id + size, dtype=np.int32),
+    )

@@ -1,0 +1,326 @@
+"""The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
+
+The same call on the same folder resumes and continues bit for bit: batches and randomness are functions of the seed and the update's number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qrag_jax import data, plots
+from qrag_jax.checkpoint import Checkpoints
+from qrag_jax.config import RunConfig, Stage, context_chunks, format_tokens, parse_tokens
+from qrag_jax.evaluate import (
+    evaluate_length,
+    results_table,
+    run_episodes,
+    summary,
+    threshold_of,
+    write_episodes,
+    write_results,
+)
+from qrag_jax.export import read_export, write_export
+from qrag_jax.files import write_text
+from qrag_jax.models.embedder import Embedder, make_embedder
+from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
+from qrag_jax.models.registry import BackboneConfig, Pooling
+from qrag_jax.parallel import choose_devices, make_parallel
+from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.rl.env import StateLayout
+from qrag_jax.rl.learner import Learner, Params, TrainState, make_optimizer
+from qrag_jax.runlog import RunLog, progress, say, write_manifest
+from qrag_jax.tokens import Pool, TextTokenizer, bucket, make_batch, train_wordpiece
+from qrag_jax.types import QAExample, TaskBatch
+
+VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
+POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
+# What the same run directory may change between two calls: nothing that training depends on.
+MAY_CHANGE = ("eval", "train.parallel", "train.devices")
+
+
+class Preempted(Exception):
+    """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run starts from."""
+
+    backbone: BackboneConfig
+    pooling: Pooling | None
+    embedder: Embedder
+    tokenizer: TextTokenizer
+    params: Params
+
+
+def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
+    """Trains, evaluates and exports; returns the rows of results.json.
+
+    Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM.
+    """
+    run_dir = Path(run_dir)
+    devices = choose_devices(config.train)
+    open_run_dir(config, run_dir)
+    stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
+    model = build_model(config, run_dir, [examples for _, examples in stages])
+    write_text(run_dir / "config.json", config.to_json())
+    if not (run_dir / "tokenizer.json").exists():
+        model.tokenizer.save(run_dir / "tokenizer.json")
+    write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
+
+    params, threshold, step = train(config, run_dir, model, stages, devices)
+    retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold)
+    rows = final_evaluation(config, run_dir, retriever, step)
+    write_results(run_dir, rows)
+    plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}")
+    plots.context(rows, run_dir / "context.png")
+    write_export(
+        run_dir / "export",
+        config=config,
+        backbone=model.backbone,
+        pooling=model.pooling,
+        params=params,
+        tokenizer=model.tokenizer,
+        threshold=threshold,
+        step=step,
+        rows=rows,
+    )
+    say(f"\n{results_table(rows)}\n\nresults, plots and export are in {run_dir}")
+    return rows
+
+
+def open_run_dir(config: RunConfig, run_dir: Path) -> None:
+    """Makes the folder, or checks that it holds this very run. Raises ValueError, touching nothing, when it holds something else."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise ValueError(f"{run_dir}: not empty and not a run (no config.json); choose another --run-dir")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return
+    old = RunConfig.from_json(path.read_text(encoding="utf-8"))
+    changed = [
+        f"{section}.{field.name} was {getattr(getattr(old, section), field.name)!r}, now {getattr(getattr(config, section), field.name)!r}"
+        for section in (f.name for f in dataclasses.fields(config))
+        for field in dataclasses.fields(getattr(config, section))
+        if getattr(getattr(old, section), field.name) != getattr(getattr(config, section), field.name)
+        and section not in MAY_CHANGE
+        and f"{section}.{field.name}" not in MAY_CHANGE
+    ]
+    if changed:
+        raise ValueError(f"{run_dir}: holds another run ({'; '.join(changed)}); use the same settings to go on, or another --run-dir")
+
+
+def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
+    settings = dataclasses.replace(config.data, task=stage.task, chunks=stage.chunks)
+    return data.load(settings, "train", seed=config.train.seed, group=config.optim.batch)
+
+
+def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QAExample]]) -> Model:
+    """Encoders and tokenizer: from another run, from pretrained weights, or from scratch with a vocabulary of the training text."""
+    pooling: Pooling | None = None
+    if config.train.init_from is not None:
+        source = Path(config.train.init_from)
+        export = read_export(source / "export" if (source / "export").is_dir() else source)
+        backbone, pooling, tokenizer, start = export.backbone, export.pooling, export.tokenizer, export.params
+        embedder = make_embedder(config, backbone, pooling)
+    elif config.model.embedder != "tiny":
+        folder = load_pretrained(config.model.embedder)
+        backbone, pooling, tokenizer = folder.backbone, folder.pooling, folder.tokenizer
+        embedder = make_embedder(config, backbone, pooling)
+        names = ("encoder",) if config.model.tied else ("state_encoder", "action_encoder")
+        start = {"params": {name: folder.params for name in names}}
+    else:
+        saved = run_dir / "tokenizer.json"
+        tokenizer = TextTokenizer.load(saved) if saved.exists() else train_vocabulary(config, examples)
+        backbone = scratch_backbone(config.model, tokenizer.vocab_size)
+        embedder = make_embedder(config, backbone)
+        ids = jnp.zeros((1, 4), jnp.int32)
+        start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
+    wanted = jax.eval_shape(embedder.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.int32))
+    if jax.tree.structure(wanted) != jax.tree.structure(start):
+        raise ValueError(f"train.init_from = {config.train.init_from!r}: model.tied = {config.model.tied} does not suit its parameters")
+    return Model(backbone, pooling, embedder, tokenizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start))
+
+
+def train_vocabulary(config: RunConfig, examples: Sequence[Sequence[QAExample]]) -> TextTokenizer:
+    def texts() -> Iterator[str]:
+        for stage in examples:
+            for i in range(VOCABULARY_EXAMPLES // len(examples)):
+                yield stage[i].question
+                yield from stage[i].chunks
+
+    return train_wordpiece(texts(), config.model.vocab_size)
+
+
+class Batches:
+    """Batch ``step`` of a run, a pure function of the step; the next one is made on a thread while the device works."""
+
+    def __init__(self, config: RunConfig, tokenizer: TextTokenizer, stages: Sequence[tuple[Stage, Sequence[QAExample]]]) -> None:
+        self._config, self._tokenizer, self._stages = config, tokenizer, stages
+        self._rows = [self._pool_rows(i) for i in range(len(stages))]
+
+    def _examples(self, stage: int, step: int) -> list[QAExample]:
+        size = self._config.optim.batch
+        return [self._stages[stage][1][i] for i in range(step * size, (step + 1) * size)]
+
+    def _pool_rows(self, stage: int) -> int:
+        """Room for the pool of nearly every batch of a stage, so that it compiles once."""
+        sizes = [len({text for e in self._examples(stage, step) for text in e.chunks}) for step in range(POOL_SAMPLE)]
+        return bucket(round(1.1 * max(sizes)))
+
+    def __getitem__(self, step: int) -> TaskBatch:
+        stage = next((i for i, (s, _) in enumerate(self._stages) if step < s.until), len(self._stages) - 1)
+        examples = self._examples(stage, step)
+        pool = Pool.build(examples, self._tokenizer, self._config.data.chunk_tokens, at_least=self._rows[stage])
+        first = step * self._config.optim.batch
+        return make_batch(examples, first, self._tokenizer, self._config.data, chunks=self._stages[stage][0].chunks, pool=pool)
+
+    def ahead(self, start: int, stop: int) -> Iterator[TaskBatch]:
+        with ThreadPoolExecutor(1) as worker:
+            coming = worker.submit(self.__getitem__, start)
+            for step in range(start, stop):
+                batch = coming.result()
+                if step + 1 < stop:
+                    coming = worker.submit(self.__getitem__, step + 1)
+                yield batch
+
+
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    model: Model,
+    stages: Sequence[tuple[Stage, Sequence[QAExample]]],
+    devices: tuple[jax.Device, ...],
+) -> tuple[Params, float | None, int]:
+    """The loop. Returns the parameters best on validation, their stop threshold and their step."""
+    rl, steps, every = config.rl, config.train.steps, config.train.log_every
+    log, checkpoints = RunLog(run_dir), Checkpoints(run_dir)
+    layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
+    learner = Learner(model.embedder, config, layout, make_optimizer(config))
+    parallel = make_parallel(learner.update, config.train, config.optim.batch, devices)
+    validation = list(examples_of(config, "validation", config.data.chunks, config.train.eval_episodes)[0])
+    batches = Batches(config, model.tokenizer, stages)
+
+    state = learner.init(jax.random.key(config.train.seed), model.params)
+    progress_info: dict[str, Any] = {"seconds": 0.0, "best": -1.0, "reached": 0, "threshold": None}
+    start = checkpoints.step("last") or 0
+    if start:
+        state, progress_info = checkpoints.restore("last", state)
+        say(f"resuming {run_dir} at update {start} of {steps}")
+    log.rewind(start)
+    state = parallel.place(state)
+
+    def check(state: TrainState, step: int) -> None:
+        """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint."""
+        params = parallel.fetch(state.params)
+        records = run_episodes(Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget)
+        progress_info["threshold"] = threshold_of(records)
+        found = summary(records, progress_info["threshold"])
+        log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped")})
+        target = config.train.stop_at
+        progress_info["reached"] = progress_info["reached"] + 1 if target is not None and found["fact_em"] >= target else 0
+        # The stopped F1 breaks ties: it also wants the values of finished episodes to be low.
+        score = found["fact_em"] + 1e-3 * (found["fact_f1_stopped"] or 0.0)
+        if score >= progress_info["best"]:
+            progress_info["best"] = score
+            checkpoints.save("best", step, {"params": params}, dict(progress_info))
+
+    began = time.perf_counter() - progress_info["seconds"]
+    window: list[dict[str, jax.Array]] = []
+    texts = 0
+    ended = start >= steps or (config.train.stop_at is not None and progress_info["reached"] >= 2)
+    with stop_requests() as stop, progress(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
+        clock = time.perf_counter()
+        for step, batch in enumerate(batches.ahead(start, start if ended else steps), start + 1):
+            state, metrics = parallel.update(state, batch)
+            window.append(metrics)
+            texts += 2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget
+            bar.update()
+            if step % every and step != steps:
+                continue
+            means = {name: float(np.mean([m[name] for m in jax.device_get(window)])) for name in metrics}
+            if not all(np.isfinite(value) for value in means.values()):
+                raise FloatingPointError(f"update {step}: not a number in {means}; lower optim.learning_rate, or look at the data")
+            now = time.perf_counter()
+            rate = len(window) * config.optim.batch * rl.budget / (now - clock)
+            log.record("train", step, **means, seconds=now - began, transitions_per_second=rate, chunks_per_second=texts / (now - clock))
+            bar.set_postfix_str(
+                f"return {means['return']:.2f} Fact EM {means['fact_em']:.2f} loss {means['loss']:.4f} {rate:.0f} transitions/s",
+                refresh=False,
+            )
+            window, texts = [], 0
+            validate = step % config.train.eval_every == 0 or step == steps
+            if validate:
+                check(state, step)
+            ended = step == steps or progress_info["reached"] >= 2
+            progress_info["seconds"] = time.perf_counter() - began
+            if ended or stop.asked or step % config.train.checkpoint_every == 0:
+                checkpoints.save("last", step, parallel.fetch(state), dict(progress_info))
+            if ended:
+                break
+            if stop.asked:
+                checkpoints.close()
+                raise Preempted(f"saved at update {step}; run the same command again to go on")
+            clock = time.perf_counter()
+    best, info = checkpoints.restore("best", {"params": model.params})
+    best_step = checkpoints.step("best")
+    checkpoints.close()
+    assert best_step is not None
+    return best["params"], info["threshold"], best_step
+
+
+class StopRequest:
+    asked = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """SIGTERM (a preempted machine) asks the loop to save and leave; the old handler comes back afterwards."""
+    request = StopRequest()
+
+    def ask(signum: int, frame: Any) -> None:
+        request.asked = True
+
+    try:
+        old = signal.signal(signal.SIGTERM, ask)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def examples_of(config: RunConfig, split: str, chunks: int, episodes: int) -> list[list[QAExample]]:
+    """``episodes`` examples of a split, grouped by the haystack they share."""
+    haystacks = min(config.eval.haystacks, episodes)
+    examples = data.load(config.data, split, seed=config.train.seed, chunks=chunks, haystacks=haystacks)
+    return [[examples[i] for i in range(g, episodes, haystacks)] for g in range(haystacks)]
+
+
+def final_evaluation(config: RunConfig, run_dir: Path, retriever: Retriever, step: int) -> list[dict[str, Any]]:
+    """Test episodes at every context length: one row each; the threshold stays the one calibrated on validation."""
+    rows = []
+    for text in config.eval.tokens:
+        tokens = parse_tokens(text)
+        groups = examples_of(config, "test", context_chunks(tokens), config.eval.episodes)
+        name = f"{config.data.benchmark}-{config.data.task}-{format_tokens(tokens)}"
+        records, values = evaluate_length(retriever, groups, config.eval.budget, retriever.threshold, label=f"test {format_tokens(tokens)}")
+        write_episodes(run_dir / "episodes" / f"{name}.jsonl", records)
+        row = {"benchmark": config.data.benchmark, "task": config.data.task, "split": "test", "context_tokens": tokens, **values}
+        rows.append({**row, "checkpoint_step": step})
+        say(f"{name}: Fact EM {values['fact_em']:.3f} on {values['episodes']} questions, {values['seconds_per_episode']:.2f} s each")
+    return rows

@@ -1,0 +1,67 @@
+"""The data that flows through the house, and the letters its shapes are written in.
+
+B episodes in a batch, N chunks of a document, U distinct texts of a batch (its pool), T retrieval budget,
+Lq / Lc / Ls tokens of a question / a chunk / a state, D embedding width, V vocabulary.
+Token rows are int32 and padded with ``PAD`` = -1, whatever the tokenizer's own padding id: ``ids >= 0`` is the mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import no_type_check
+
+import jax
+import numpy as np
+from flax import struct
+from jaxtyping import Bool, Float, Int
+
+PAD = -1
+Array = jax.Array | np.ndarray
+
+
+@dataclass(frozen=True)
+class QAExample:
+    """One question over one document, on the host.
+
+    ``chunks`` are in document order; ``support`` holds the indices of the supporting chunks, ascending and without
+    repeats. ``support`` is empty only where the data has no labels.
+    """
+
+    id: str
+    question: str
+    chunks: tuple[str, ...]
+    answer: str
+    support: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.chunks:
+            raise ValueError(f"example {self.id!r}: chunks is empty; a document needs at least one chunk")
+        if list(self.support) != sorted(set(self.support)):
+            raise ValueError(f"example {self.id!r}: support {self.support} must be ascending and without repeats")
+        if self.support and not 0 <= self.support[0] <= self.support[-1] < len(self.chunks):
+            raise ValueError(f"example {self.id!r}: support {self.support} must lie in 0..{len(self.chunks) - 1}")
+
+
+@no_type_check  # as a pytree it also carries axes, shapes and None
+@struct.dataclass
+class TaskBatch:
+    """B questions and their documents as static arrays. ``chunk_pool_ids`` is shared by all episodes of the batch."""
+
+    question_ids: Int[Array, "B Lq"]
+    chunk_pool_ids: Int[Array, "U Lc"]
+    chunk_index: Int[Array, "B N"]  # row of the pool that chunk n of the document is
+    chunk_mask: Bool[Array, "B N"]  # False where the document is shorter than N
+    support: Bool[Array, "B N"]
+    episode_id: Int[Array, " B"]  # global number of the episode: seeds its randomness on any number of devices
+
+
+@no_type_check  # as a pytree it also carries axes, shapes and None
+@struct.dataclass
+class Episode:
+    """What a rollout leaves behind; time runs along T. ``state_ids[:, t]`` is the state in which ``picked[:, t]`` was chosen."""
+
+    picked: Int[Array, "B T"]
+    positions: Float[Array, "B T"]  # position of the picked chunk, in the state in which it was picked
+    state_ids: Int[Array, "B T Ls"]
+    q: Float[Array, "B T"]  # Q of the picked chunk under the acting parameters
+    offset: Int[Array, " B"]  # positions "random": what the episode adds to every index

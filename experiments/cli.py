@@ -11,7 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from qrag_jax.config import PRESETS, RunConfig, preset
+from qrag_jax.config import RunConfig
+from qrag_jax.presets import PRESETS, preset
 
 EXIT_BAD_CONFIGURATION = 64
 EXIT_PREEMPTED = 75
@@ -50,7 +51,7 @@ def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: 
         raise ValueError(f"task {known.task!r}: unknown; known: {', '.join(tasks)}")
     short = "\n".join(f"  {name} = {field}" for name, field in SHORT.items())
     text = f"{description}\n\nPresets: {', '.join(PRESETS)}. Short names:\n{short}"
-    default = Command(preset(known.preset, known.task), known.preset, f"runs/{benchmark}-{known.task}-{known.preset}")
+    default = Command(preset(known.preset, benchmark, known.task), known.preset, f"runs/{benchmark}-{known.task}-{known.preset}")
     try:
         return tyro.cli(Command, args=words, default=default, description=text, prog=f"python -m experiments.{benchmark}")
     except SystemExit as error:

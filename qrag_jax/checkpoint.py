@@ -14,7 +14,7 @@ FORMAT = {"format": "qrag-jax-checkpoint", "version": 1}
 
 
 class Checkpoints:
-    """``checkpoints/last`` and ``checkpoints/best`` of a run directory. Orbax writes a step beside the old one and renames it when whole."""
+    """``checkpoints/last`` and ``checkpoints/best`` of a run directory. Orbax writes a step aside and renames it when whole."""
 
     def __init__(self, run_dir: Path) -> None:
         root = (run_dir / "checkpoints").resolve()

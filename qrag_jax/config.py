@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -396,18 +395,3 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
         elif type(value) is option:
             return value
     raise ValueError(f"{where} = {value!r}: must be of type {hint}")
-
-
-def tiny(task: str) -> RunConfig:
-    """Two layers of 128 from scratch: minutes on two CPU cores."""
-    return RunConfig(data=DataConfig(task=task, question_tokens=12, chunk_tokens=16, state_chunk_tokens=12))
-
-
-PRESETS: dict[str, Callable[[str], RunConfig]] = {"tiny": tiny}
-
-
-def preset(name: str, task: str) -> RunConfig:
-    """The preset ``name`` for a task. Raises ValueError, naming the known ones, on an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r}: unknown; known: {', '.join(PRESETS)}")
-    return PRESETS[name](task)

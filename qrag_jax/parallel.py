@@ -21,10 +21,10 @@ from qrag_jax.rl.learner import Metrics, TrainState
 from qrag_jax.types import TaskBatch
 
 AXIS = "episodes"
-Update = Callable[..., tuple[TrainState, Metrics]]
+Update = Callable[..., tuple[Any, Metrics]]
 
 # The pool is shared by all episodes; everything else of a batch is one row an episode.
-_BATCH_AXES = TaskBatch(question_ids=0, chunk_pool_ids=None, chunk_index=0, chunk_mask=0, support=0, episode_id=0)  # type: ignore[arg-type]
+_BATCH_AXES = TaskBatch(question_ids=0, chunk_pool_ids=None, chunk_index=0, chunk_mask=0, support=0, episode_id=0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _replicate(state: TrainState, count: int) -> TrainState:
     return jax.tree.map(lambda x: jnp.stack([x] * count), state)
 
 
-def _call_pmap(step: Callable[..., Any], count: int, state: TrainState, batch: TaskBatch) -> tuple[TrainState, Metrics]:
+def _call_pmap(step: Update, count: int, state: TrainState, batch: TaskBatch) -> tuple[Any, Metrics]:
     split = jax.tree.map(lambda x, axis: x if axis is None else x.reshape(count, -1, *x.shape[1:]), batch, _BATCH_AXES)
     state, metrics = step(state, split)
     return state, _first(metrics)

@@ -1,6 +1,6 @@
 """The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
 
-The same call on the same folder resumes and continues bit for bit: batches and randomness are functions of the seed and the update's number.
+The same call on the same folder resumes and continues bit for bit: batches and randomness are functions of the seed and the update.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from qrag_jax import data, plots
 from qrag_jax.checkpoint import Checkpoints
 from qrag_jax.config import RunConfig, Stage, context_chunks, format_tokens, parse_tokens
+from qrag_jax.data.splits import Split
 from qrag_jax.evaluate import (
     evaluate_length,
     results_table,
@@ -140,7 +141,7 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
         backbone, pooling, tokenizer = folder.backbone, folder.pooling, folder.tokenizer
         embedder = make_embedder(config, backbone, pooling)
         names = ("encoder",) if config.model.tied else ("state_encoder", "action_encoder")
-        start = {"params": {name: folder.params for name in names}}
+        start = {"params": dict.fromkeys(names, folder.params)}
     else:
         saved = run_dir / "tokenizer.json"
         tokenizer = TextTokenizer.load(saved) if saved.exists() else train_vocabulary(config, examples)
@@ -149,9 +150,13 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
         ids = jnp.zeros((1, 4), jnp.int32)
         start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
     wanted = jax.eval_shape(embedder.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.int32))
-    if jax.tree.structure(wanted) != jax.tree.structure(start):
+    if _shapes(wanted) != _shapes(start):
         raise ValueError(f"train.init_from = {config.train.init_from!r}: model.tied = {config.model.tied} does not suit its parameters")
     return Model(backbone, pooling, embedder, tokenizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start))
+
+
+def _shapes(params: Params) -> list[tuple[Any, tuple[int, ...]]]:
+    return [(path, tuple(x.shape)) for path, x in jax.tree.leaves_with_path(params)]
 
 
 def train_vocabulary(config: RunConfig, examples: Sequence[Sequence[QAExample]]) -> TextTokenizer:
@@ -304,7 +309,7 @@ def stop_requests() -> Iterator[StopRequest]:
         signal.signal(signal.SIGTERM, old)
 
 
-def examples_of(config: RunConfig, split: str, chunks: int, episodes: int) -> list[list[QAExample]]:
+def examples_of(config: RunConfig, split: Split, chunks: int, episodes: int) -> list[list[QAExample]]:
     """``episodes`` examples of a split, grouped by the haystack they share."""
     haystacks = min(config.eval.haystacks, episodes)
     examples = data.load(config.data, split, seed=config.train.seed, chunks=chunks, haystacks=haystacks)

@@ -8,15 +8,13 @@ Token rows are int32 and padded with ``PAD`` = -1, whatever the tokenizer's own 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
-import jax
-import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Int
 
 PAD = -1
-Array = jax.Array | np.ndarray
+Array = Any  # numpy on the host, jax on the device
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -58,6 +58,16 @@ class Embedder(nn.Module):
 
     def _embed(self, encoder: nn.Module, ids: Array, deterministic: bool) -> Array:
         return pool(encoder(ids, deterministic), ids >= 0, self.pooling) / self.divisor
+
+
+def embed_states(embedder: Embedder, params: Any, ids: Int[Array, "R Ls"], **options: Any) -> Float[Array, "R D"]:
+    """E_s of token rows; ``options`` are those of ``Module.apply`` (rngs) and of the method (deterministic)."""
+    return cast(Array, embedder.apply(params, ids, method="embed_states", **options))
+
+
+def embed_actions(embedder: Embedder, params: Any, ids: Int[Array, "R Lc"], **options: Any) -> Float[Array, "R D"]:
+    """E_a of token rows, un-rotated."""
+    return cast(Array, embedder.apply(params, ids, method="embed_actions", **options))
 
 
 def make_embedder(config: RunConfig, backbone: BackboneConfig, pooling: Pooling | None = None) -> Embedder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qrag_jax.tokens import TextTokenizer
 
@@ -48,7 +49,7 @@ def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int) -> list[Chu
         if len(tokens) > room:
             pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)]
             cuts = [start, *(start + piece[0][0] for piece in pieces[1:]), end]
-            spans += [(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            spans += [(a, b) for a, b in pairwise(cuts)]
             used = len(pieces[-1])
         elif used + len(tokens) <= room:
             spans[-1] = (spans[-1][0], end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from qrag_jax.config import QHeadConfig, RunConfig
 from qrag_jax.metrics import stopped
-from qrag_jax.models.embedder import Embedder
+from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
 from qrag_jax.retrieve.chunking import chunk_text
 from qrag_jax.retrieve.embed import embed_texts
 from qrag_jax.rl import policy
@@ -29,7 +29,7 @@ GATHER_FLOATS = 2**26  # chunk embeddings gathered for the episodes searched at 
 
 @dataclass(frozen=True)
 class Pick:
-    """One retrieved chunk: its place in the document, its text, its Q when it was picked, and its characters in the source if that was a text."""
+    """One retrieved chunk: place in the document, text, Q when it was picked, and its characters in the source if that was a text."""
 
     chunk: int
     text: str
@@ -49,17 +49,16 @@ class Trajectory:
 
 @partial(jax.jit, static_argnames="embedder")
 def _embed_actions(params: Any, ids: Int[Array, "R L"], *, embedder: Embedder) -> Float[Array, "R D"]:
-    return embedder.apply(params, ids, method="embed_actions")
+    return embed_actions(embedder, params, ids)
 
 
 @partial(jax.jit, static_argnames=("embedder", "budget", "layout", "qhead"))
 def _greedy(
     params: Any, pool: Float[Array, "U D"], batch: TaskBatch, *, embedder: Embedder, budget: int, layout: StateLayout, qhead: QHeadConfig
 ) -> Episode:
-    embed = lambda ids: embedder.apply(params, ids, method="embed_states")  # noqa: E731
     keys = jax.random.split(jax.random.key(0), batch.chunk_index.shape[0])
     act = lambda key, q, available: policy.greedy(q, available)  # noqa: E731
-    return rollout(embed, pool, batch, keys, act, budget=budget, layout=layout, qhead=qhead)
+    return rollout(partial(embed_states, embedder, params), pool, batch, keys, act, budget=budget, layout=layout, qhead=qhead)
 
 
 class Retriever:
@@ -140,7 +139,7 @@ class Retriever:
         for start in range(0, len(examples), size):
             part = list(examples[start : start + size])
             full = part + part[-1:] * (size - len(part))  # one shape, so one compile; the repeats are dropped
-            batch = make_batch(full, 0, self.tokenizer, data, chunks=count, pool=pool).replace(chunk_pool_ids=device_ids)
+            batch = replace(make_batch(full, 0, self.tokenizer, data, chunks=count, pool=pool), chunk_pool_ids=device_ids)
             episode = jax.device_get(
                 _greedy(self.params, padded, batch, embedder=self.embedder, budget=budget, layout=layout, qhead=self.config.qhead)
             )

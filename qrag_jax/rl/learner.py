@@ -1,12 +1,12 @@
 """Soft PQN: rollout -> rewards -> lambda-targets -> update, as pure functions of one train state and one batch.
 
-The same ``update`` runs on one device and, with ``axis_name``, inside pmap or shard_map: episodes are split over the devices, the chunk pool
-is embedded in equal parts and gathered, gradients and metrics are averaged.
+The same ``update`` runs on one device and, with ``axis_name``, inside pmap or shard_map: episodes are split over the devices, the chunk
+pool is embedded in equal parts and gathered, gradients and metrics are averaged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, no_type_check
 
@@ -17,7 +17,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qrag_jax.config import RunConfig
-from qrag_jax.models.embedder import Embedder
+from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
 from qrag_jax.rl import policy
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.qhead import q_halves
@@ -87,7 +87,7 @@ class Learner:
         act = lambda key, q, available: policy.boltzmann(key, q, available, self.alpha(state.step), rl.policy_top_k, uniform)  # noqa: E731
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
         return rollout(
-            partial(self._embed_states, state.params),
+            partial(embed_states, self.embedder, state.params),
             self._embed_pool(state.params, batch, axis_name),
             batch,
             keys,
@@ -117,7 +117,7 @@ class Learner:
         params = optax.apply_updates(state.params, updates)
         target_params = optax.incremental_update(params, state.target_params, self.config.rl.tau)
         metrics = {**means, "grad_norm": optax.tree.norm(grads), "alpha": self.alpha(state.step)}
-        return state.replace(step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
+        return replace(state, step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
 
     def alpha(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """Temperature at an update: linear from ``alpha`` to ``alpha_end``, or tied to the learning rate (parity)."""
@@ -139,7 +139,9 @@ class Learner:
 
         def value(state_ids: Array, t: int) -> Array:
             picked = picks_before(episode.picked, t, count)
-            q, available, _ = scores(self._embed_states(params, state_ids), chunks, batch, picked, episode.offset, self.config.qhead)
+            q, available, _ = scores(
+                embed_states(self.embedder, params, state_ids), chunks, batch, picked, episode.offset, self.config.qhead
+            )
             return jax.vmap(lambda q, available: soft_value(q, available, alpha, rl))(q, available)
 
         v_tp1 = [value(episode.state_ids[:, t, : self.layout.tokens_at(t)], t) for t in range(1, budget)]
@@ -205,23 +207,20 @@ class Learner:
         # Early states are short: each time step is embedded at its own length.
         s = jnp.stack(
             [
-                self.embedder.apply(params, state_ids[:, t, : self.layout.tokens_at(t)], method="embed_states", **dropout)
+                embed_states(self.embedder, params, state_ids[:, t, : self.layout.tokens_at(t)], **dropout)
                 for t in range(state_ids.shape[1])
             ],
             axis=1,
         )
-        a = self.embedder.apply(params, flat(picked_ids), method="embed_actions", **dropout)
+        a = embed_actions(self.embedder, params, flat(picked_ids), **dropout)
         q = q_halves(flat(s), a, positions.reshape(-1), qhead)
         return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
-
-    def _embed_states(self, params: Params, state_ids: Int[Array, "B Ls"]) -> Float[Array, "B D"]:
-        return self.embedder.apply(params, state_ids, method="embed_states")
 
     def _embed_pool(self, params: Params, batch: TaskBatch, axis_name: str | None) -> Float[Array, "U D"]:
         """Every text of the pool once: on several devices each embeds its share."""
         ids = batch.chunk_pool_ids
         if axis_name is None:
-            return self.embedder.apply(params, ids, method="embed_actions")
+            return embed_actions(self.embedder, params, ids)
         share = ids.shape[0] // jax.lax.axis_size(axis_name)
         mine = jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index(axis_name) * share, share)
-        return jax.lax.all_gather(self.embedder.apply(params, mine, method="embed_actions"), axis_name, tiled=True)
+        return jax.lax.all_gather(embed_actions(self.embedder, params, mine), axis_name, tiled=True)

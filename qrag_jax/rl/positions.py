@@ -1,7 +1,7 @@
 """Where a chunk stands, as the rotary tables see it (eq. 6). One document at a time; vmap over episodes.
 
-The picked chunks cut the document into intervals. A chunk's position says which interval it lies in and how far along, not its index: that is
-what carries over from 4K-token documents to 10M.
+The picked chunks cut the document into intervals. A chunk's position says which interval it lies in and how far along, not its index:
+that is what carries over from 4K-token documents to 10M.
 """
 
 from __future__ import annotations

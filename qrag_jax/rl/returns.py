@@ -30,7 +30,7 @@ def soft_value(
 
 
 def lambda_returns(r_t: Float[Array, " T"], discount_t: Float[Array, " T"], v_tp1: Float[Array, " T"], lam: float) -> Float[Array, " T"]:
-    """G_t = r_t + discount_t * ((1 - lam) * V(s_{t+1}) + lam * G_{t+1}), seeded with G_T = V(s_T). ``discount_t`` is 0 at an episode's end."""
+    """G_t = r_t + discount_t * ((1 - lam) * V(s_{t+1}) + lam * G_{t+1}), seeded with G_T = V(s_T). ``discount_t``: 0 at the end."""
 
     def step(g_tp1: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         r, discount, v = now

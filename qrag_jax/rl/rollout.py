@@ -57,7 +57,7 @@ def rollout(
     layout: StateLayout,
     qhead: QHeadConfig,
 ) -> Episode:
-    """B episodes of ``budget`` picks. ``keys`` [B] seeds each episode; ``pool`` holds the un-rotated embeddings of ``batch.chunk_pool_ids``."""
+    """B episodes of ``budget`` picks, each seeded by its key. ``pool``: un-rotated embeddings of ``batch.chunk_pool_ids``."""
     size, count = batch.chunk_index.shape
     chunks = pool[batch.chunk_index]
     offset = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, budget), (), 0, qhead.max_offset))(keys)

@@ -42,9 +42,9 @@ def test_q_and_targets_equal_the_oracle():
     other = jax.tree.map(lambda x: x * 1.1, state.params)
     state = state.replace(target_params=other)
     batch = small_batch()
-    episode = learner.collect(state, batch)
+    episode = jax.jit(learner.collect)(state, batch)
     rewards = jax.vmap(support_reward)(episode.picked, batch.support)
-    found = learner.targets(state, batch, episode, rewards)
+    found = jax.jit(learner.targets)(state, batch, episode, rewards)
     embed = lambda ids, what: np.asarray(learner.embedder.apply(other, jnp.asarray(ids), method=what))  # noqa: E731
     pool = embed(batch.chunk_pool_ids, "embed_actions")
     for row in range(2):
@@ -67,7 +67,7 @@ def test_q_and_targets_equal_the_oracle():
 
 def test_target_parameters_follow_at_tau():
     learner, state = small_learner(changed(SMALL, rl={"tau": 0.25}))
-    after, _ = learner.update(state, small_batch())
+    after, _ = jax.jit(learner.update)(state, small_batch())
     expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.target_params, after.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.target_params, expected)
 
@@ -83,10 +83,12 @@ def test_padding_changes_nothing():
     )
     greedy = changed(SMALL, rl={"random_updates": 0, "policy_top_k": 1})
     learner, state = small_learner(greedy)
-    a, b = learner.collect(state, batch), learner.collect(state, wide)
+    a, b = jax.jit(learner.collect)(state, batch), jax.jit(learner.collect)(state, wide)
     assert (a.picked == b.picked).all()
     rewards = jax.vmap(support_reward)(a.picked, batch.support)
-    np.testing.assert_allclose(learner.targets(state, batch, a, rewards), learner.targets(state, wide, b, rewards), atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(learner.targets)(state, batch, a, rewards), jax.jit(learner.targets)(state, wide, b, rewards), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("flag", ["reference_lambda_return", "reference_soft_value", "reference_alpha"])
@@ -95,9 +97,9 @@ def test_parity_flags_change_the_targets(flag):
     learner, state = small_learner(changed(SMALL, rl={"random_updates": 0}))
     other, _ = small_learner(changed(SMALL, rl={"random_updates": 0, flag: True}))
     batch = small_batch()
-    episode = learner.collect(state, batch)
+    episode = jax.jit(learner.collect)(state, batch)
     rewards = jax.vmap(support_reward)(episode.picked, batch.support)
-    ours, theirs = (x.targets(state, batch, episode, rewards) for x in (learner, other))
+    ours, theirs = (jax.jit(x.targets)(state, batch, episode, rewards) for x in (learner, other))
     assert ours.shape == theirs.shape
     assert not np.allclose(ours, theirs, atol=1e-4)
 
@@ -112,8 +114,8 @@ def test_dropout_is_in_the_loss_only():
     learner, state = small_learner(config)
     plain, _ = small_learner(changed(SMALL, rl={"random_updates": 0}))
     batch = small_batch()
-    episode = learner.collect(state, batch)
-    assert (episode.q == plain.collect(state, batch).q).all()
+    episode = jax.jit(learner.collect)(state, batch)
+    assert (episode.q == jax.jit(plain.collect)(state, batch).q).all()
     targets = jnp.zeros_like(episode.q)
-    dropped = learner.gradient(state, batch, episode, targets)[1]["loss"]
-    assert dropped != plain.gradient(state, batch, episode, targets)[1]["loss"]
+    dropped = jax.jit(learner.gradient)(state, batch, episode, targets)[1]["loss"]
+    assert dropped != jax.jit(plain.gradient)(state, batch, episode, targets)[1]["loss"]

@@ -116,7 +116,7 @@ def test_soft_value_equals_the_oracle(rows, top_k):
 
 
 def test_lambda_returns_by_hand():
-    # gamma 0.9, lambda 0.5, end after three steps. G2 = 1; G1 = 0.9 (0.5 * 0.4 + 0.5 * 1) = 0.63; G0 = 0.9 (0.5 * 0.2 + 0.5 * 0.63) = 0.3735.
+    # gamma 0.9, lambda 0.5, three steps. G2 = 1; G1 = 0.9 (0.5 * 0.4 + 0.5 * 1) = 0.63; G0 = 0.9 (0.5 * 0.2 + 0.5 * 0.63) = 0.3735.
     found = lambda_returns(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.9, 0.9, 0.0]), jnp.array([0.2, 0.4, 7.0]), 0.5)
     np.testing.assert_allclose(found, [0.3735, 0.63, 1.0], rtol=1e-6)
 

@@ -1,0 +1,123 @@
+"""Settings to start from, by name. The paper's are those of its appendix F and of the reference code's configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
+
+ORDERED = ("babilong", "ruler")  # benchmarks whose chunks come from one document; elsewhere their order means nothing
+
+
+def tiny(benchmark: str, task: str) -> RunConfig:
+    """Two layers of 128 from scratch: minutes on two CPU cores, nothing to download."""
+    steps = {"qa1": 300, "qa2": 1000, "qa4": 300, "qa5": 500}.get(task, 1000)
+    config = RunConfig(
+        data=DataConfig(benchmark=benchmark, task=task, question_tokens=12, chunk_tokens=16, state_chunk_tokens=12),
+        # A narrow vector divided by 10 cannot reach Q = 1 without growing its layer norms first; 4 is 10 at a width of 768.
+        model=ModelConfig(divisor=4.0),
+        optim=OptimConfig(learning_rate=1e-3),
+        train=TrainConfig(steps=steps),
+    )
+    if task == "qa3":
+        # Three hops are found from two: stories of qa2 first, then qa3 in documents long enough for most of its stories.
+        return replace(
+            config,
+            data=replace(config.data, chunks=100),
+            rl=replace(config.rl, budget=5),
+            train=replace(config.train, steps=2400, curriculum=("qa2:40:800",)),
+        )
+    return config
+
+
+def minilm(benchmark: str, task: str) -> RunConfig:
+    """all-MiniLM-L6-v2 (22 M parameters), fine-tuned on a CPU or one small accelerator."""
+    config = _paper(benchmark, task, "minilm", chunk_tokens=32, budget=4)
+    return replace(
+        config,
+        data=replace(config.data, chunks=40, chunk_tokens=24, state_chunk_tokens=16),
+        rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
+        optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16, accumulate=1),
+        train=TrainConfig(steps=400, eval_every=50, checkpoint_every=50),
+        eval=EvalConfig(tokens=("1k", "4k"), episodes=100),
+    )
+
+
+def contriever(benchmark: str, task: str) -> RunConfig:
+    """facebook/contriever, the paper's model for BabiLong and RULER: 64-token chunks, 6 picks, 50 000 updates."""
+    config = _paper(benchmark, task, "contriever", chunk_tokens=64, budget=6)
+    return replace(
+        config,
+        rl=replace(config.rl, alpha=0.01, alpha_end=0.01, lam=0.65, tau=0.1),
+        # 64 transitions, accumulated over 1 to 2 batches: 16 episodes of 6.
+        optim=replace(config.optim, learning_rate=5e-5, end_ratio=0.0, weight_decay=1e-2, batch=16, accumulate=2),
+        train=replace(config.train, steps=50_000),
+    )
+
+
+def e5(benchmark: str, task: str) -> RunConfig:
+    """intfloat/multilingual-e5-large, the paper's model for HotpotQA and MuSiQue: batches of 96 transitions, 10 000 updates."""
+    picks, tokens = (4, 110) if benchmark == "musique" else (2, 220)
+    config = _paper(benchmark, task, "e5", chunk_tokens=tokens, budget=picks)
+    return replace(
+        config,
+        optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // picks, accumulate=8),
+        train=replace(config.train, steps=10_000),
+        eval=replace(config.eval, budget=picks),
+    )
+
+
+def gte(benchmark: str, task: str) -> RunConfig:
+    """Alibaba-NLP/gte-multilingual-base, the paper's model for HotpotQA and MuSiQue together: 256-token chunks, 6 picks."""
+    config = _paper(benchmark, task, "gte", chunk_tokens=256, budget=6)
+    return replace(
+        config,
+        rl=replace(config.rl, alpha=0.005, alpha_end=0.005, lam=0.6, tau=0.02),
+        # 32 transitions in two batches of 16: 6 episodes of 6.
+        optim=replace(config.optim, learning_rate=5e-6, weight_decay=1e-3, batch=6, accumulate=2),
+        train=replace(config.train, steps=50_000),
+    )
+
+
+def qwen3_embedding(benchmark: str, task: str) -> RunConfig:
+    """Qwen/Qwen3-Embedding-0.6B with the settings of the paper's GTE runs (the paper has none for it)."""
+    config = gte(benchmark, task)
+    return replace(config, model=replace(config.model, embedder="qwen3-embedding", remat=True))
+
+
+def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budget: int) -> RunConfig:
+    """What all of the paper's runs share."""
+    return RunConfig(
+        data=DataConfig(
+            benchmark=benchmark,
+            task=task,
+            chunks=160,
+            shared_noise=256,
+            question_tokens=64,
+            chunk_tokens=chunk_tokens,
+            state_chunk_tokens=min(chunk_tokens, 64),
+        ),
+        model=ModelConfig(embedder=embedder),
+        qhead=QHeadConfig(positions="relative" if benchmark in ORDERED else "none"),
+        rl=RLConfig(budget=budget, random_updates=200),
+        optim=OptimConfig(warmup=1000),
+        train=TrainConfig(log_every=50, eval_every=500, checkpoint_every=500, eval_episodes=300),
+    )
+
+
+PRESETS: dict[str, Callable[[str, str], RunConfig]] = {
+    "tiny": tiny,
+    "minilm": minilm,
+    "contriever": contriever,
+    "e5": e5,
+    "gte": gte,
+    "qwen3-embedding": qwen3_embedding,
+}
+
+
+def preset(name: str, benchmark: str, task: str) -> RunConfig:
+    """The preset ``name`` for a task of a benchmark. Raises ValueError, naming the known ones, on an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r}: unknown; known: {', '.join(PRESETS)}")
+    return PRESETS[name](benchmark, task)

@@ -8,43 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
+
+from qrag_jax.decode import decode
+from qrag_jax.lengths import context_chunks, parse_tokens
 
 BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
-
-# Sentences that fill a BabiLong context, by its nominal length in tokens (about 25 tokens a sentence at length).
-CONTEXT_CHUNKS = {
-    1_000: 50,
-    4_000: 160,
-    32_000: 1_200,
-    128_000: 4_600,
-    1_000_000: 40_000,
-    10_000_000: 400_000,
-}
-
-
-def parse_tokens(text: str) -> int:
-    """'512' -> 512, '4k' -> 4 000, '1m' -> 1 000 000. Raises ValueError on anything else."""
-    match = re.fullmatch(r"(\d+)([kKmM]?)", text)
-    if not match or int(match[1]) == 0:
-        raise ValueError(f"context length {text!r}: write a positive number of tokens such as 512, 4k, 128k or 1m")
-    return int(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()]
-
-
-def format_tokens(tokens: int) -> str:
-    """4000 -> '4k', 1000000 -> '1m', 512 -> '512': the inverse of :func:`parse_tokens`."""
-    for unit, suffix in ((1_000_000, "m"), (1_000, "k")):
-        if tokens % unit == 0:
-            return f"{tokens // unit}{suffix}"
-    return str(tokens)
-
-
-def context_chunks(tokens: int) -> int:
-    """Sentences in a context of ``tokens`` tokens: the paper's figures where it has them, else 25 tokens a sentence."""
-    return CONTEXT_CHUNKS.get(tokens, math.ceil(tokens / 25))
 
 
 def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
@@ -248,7 +219,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 100
     """Updates between validations; each may set the best checkpoint."""
-    eval_episodes: int = 64
+    eval_episodes: int = 128
     """Validation episodes during training."""
     checkpoint_every: int = 100
     curriculum: tuple[str, ...] = ()
@@ -362,36 +333,4 @@ class RunConfig:
             tree = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"configuration is not JSON: {error}") from error
-        return _from_tree(cls, tree, "")
-
-
-def _from_tree(cls: type, tree: Any, path: str) -> Any:
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path or 'configuration'}: must be an object with the fields of {cls.__name__}")
-    hints = get_type_hints(cls)
-    if unknown := sorted(set(tree) - set(hints)):
-        raise ValueError(f"{path or 'configuration'}: unknown field {unknown[0]!r}; known: {', '.join(hints)}")
-    values = {}
-    for name, value in tree.items():
-        where = f"{path}.{name}" if path else name
-        values[name] = _from_tree(hints[name], value, where) if dataclasses.is_dataclass(hints[name]) else _leaf(hints[name], value, where)
-    return cls(**values)
-
-
-def _leaf(hint: Any, value: Any, where: str) -> Any:
-    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
-    for option in options:
-        if option is type(None):
-            if value is None:
-                return None
-        elif options_of := get_args(option):
-            if option is tuple[str, ...] or options_of[-1] is Ellipsis:
-                if isinstance(value, list) and all(isinstance(item, str) for item in value):
-                    return tuple(value)
-            elif value in options_of:
-                return value
-        elif option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        elif type(value) is option:
-            return value
-    raise ValueError(f"{where} = {value!r}: must be of type {hint}")
+        return decode(cls, tree)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.config import format_tokens
+from qrag_jax.lengths import format_tokens
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
 # Table 3 of the paper: BabiLong QA3, supporting-fact F1 of Q-RAG.
@@ -40,7 +40,7 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         (axes[0, 1], "minutes of training", lambda step: minutes[step]),
     ):
         x = [at(r["step"]) for r in train]
-        axis.plot(x, [r["return"] for r in train], color=ORANGE, linestyle="--", label="return (training, sampled)")
+        axis.plot(x, [r["return"] for r in train], color=ORANGE, linewidth=4, alpha=0.6, label="return (training, sampled)")
         axis.plot(x, [r["fact_em"] for r in train], color=BLUE, label="Fact EM (training, sampled)")
         x = [at(r["step"]) for r in validation]
         axis.plot(x, [r["fact_em"] for r in validation], color=GREEN, marker="o", linestyle=":", label="Fact EM (validation, greedy)")

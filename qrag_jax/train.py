@@ -21,7 +21,7 @@ import numpy as np
 
 from qrag_jax import data, plots
 from qrag_jax.checkpoint import Checkpoints
-from qrag_jax.config import RunConfig, Stage, context_chunks, format_tokens, parse_tokens
+from qrag_jax.config import RunConfig, Stage
 from qrag_jax.data.splits import Split
 from qrag_jax.evaluate import (
     evaluate_length,
@@ -34,6 +34,7 @@ from qrag_jax.evaluate import (
 )
 from qrag_jax.export import read_export, write_export
 from qrag_jax.files import write_text
+from qrag_jax.lengths import context_chunks, format_tokens, parse_tokens
 from qrag_jax.models.embedder import Embedder, make_embedder
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig, Pooling
@@ -48,7 +49,7 @@ from qrag_jax.types import QAExample, TaskBatch
 VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
 POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
 # What the same run directory may change between two calls: nothing that training depends on.
-MAY_CHANGE = ("eval", "train.parallel", "train.devices")
+MAY_CHANGE = ("eval.tokens", "eval.episodes", "train.parallel", "train.devices")
 
 
 class Preempted(Exception):
@@ -82,11 +83,9 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
 
     params, threshold, step = train(config, run_dir, model, stages, devices)
-    retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold)
-    rows = final_evaluation(config, run_dir, retriever, step)
-    write_results(run_dir, rows)
+    retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, step)
+    rows = final_evaluation(config, run_dir, retriever)
     plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}")
-    plots.context(rows, run_dir / "context.png")
     write_export(
         run_dir / "export",
         config=config,
@@ -98,8 +97,15 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
         step=step,
         rows=rows,
     )
-    say(f"\n{results_table(rows)}\n\nresults, plots and export are in {run_dir}")
+    write_report(run_dir, rows)
     return rows
+
+
+def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """What an evaluation leaves: results.json, results.md, context.png; and the table for whoever waits."""
+    write_results(run_dir, rows)
+    plots.context(rows, run_dir / "context.png")
+    say(f"\n{results_table(rows)}\n\nresults are in {run_dir}")
 
 
 def open_run_dir(config: RunConfig, run_dir: Path) -> None:
@@ -110,17 +116,18 @@ def open_run_dir(config: RunConfig, run_dir: Path) -> None:
             raise ValueError(f"{run_dir}: not empty and not a run (no config.json); choose another --run-dir")
         run_dir.mkdir(parents=True, exist_ok=True)
         return
-    old = RunConfig.from_json(path.read_text(encoding="utf-8"))
-    changed = [
-        f"{section}.{field.name} was {getattr(getattr(old, section), field.name)!r}, now {getattr(getattr(config, section), field.name)!r}"
-        for section in (f.name for f in dataclasses.fields(config))
-        for field in dataclasses.fields(getattr(config, section))
-        if getattr(getattr(old, section), field.name) != getattr(getattr(config, section), field.name)
-        and section not in MAY_CHANGE
-        and f"{section}.{field.name}" not in MAY_CHANGE
-    ]
+    old, new = (_flat(c) for c in (RunConfig.from_json(path.read_text(encoding="utf-8")), config))
+    changed = [f"{name} was {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name] and name not in MAY_CHANGE]
     if changed:
         raise ValueError(f"{run_dir}: holds another run ({'; '.join(changed)}); use the same settings to go on, or another --run-dir")
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """Dotted name -> value of every field."""
+    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        f"{name}.{field.name}": getattr(section, field.name) for name, section in sections.items() for field in dataclasses.fields(section)
+    }
 
 
 def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
@@ -316,7 +323,7 @@ def examples_of(config: RunConfig, split: Split, chunks: int, episodes: int) -> 
     return [[examples[i] for i in range(g, episodes, haystacks)] for g in range(haystacks)]
 
 
-def final_evaluation(config: RunConfig, run_dir: Path, retriever: Retriever, step: int) -> list[dict[str, Any]]:
+def final_evaluation(config: RunConfig, run_dir: Path, retriever: Retriever) -> list[dict[str, Any]]:
     """Test episodes at every context length: one row each; the threshold stays the one calibrated on validation."""
     rows = []
     for text in config.eval.tokens:
@@ -326,6 +333,6 @@ def final_evaluation(config: RunConfig, run_dir: Path, retriever: Retriever, ste
         records, values = evaluate_length(retriever, groups, config.eval.budget, retriever.threshold, label=f"test {format_tokens(tokens)}")
         write_episodes(run_dir / "episodes" / f"{name}.jsonl", records)
         row = {"benchmark": config.data.benchmark, "task": config.data.task, "split": "test", "context_tokens": tokens, **values}
-        rows.append({**row, "checkpoint_step": step})
+        rows.append({**row, "checkpoint_step": retriever.step})
         say(f"{name}: Fact EM {values['fact_em']:.3f} on {values['episodes']} questions, {values['seconds_per_episode']:.2f} s each")
     return rows

@@ -62,16 +62,20 @@ def _greedy(
 
 
 class Retriever:
-    """A trained pair of encoders with its tokenizer. ``threshold``: stop when the best Q is below it (None: not calibrated)."""
+    """A trained pair of encoders with its tokenizer.
+
+    ``threshold``: stop when the best Q is below it (None: not calibrated). ``step``: updates behind the parameters.
+    """
 
     def __init__(
-        self, config: RunConfig, embedder: Embedder, params: Any, tokenizer: TextTokenizer, threshold: float | None = None
+        self, config: RunConfig, embedder: Embedder, params: Any, tokenizer: TextTokenizer, threshold: float | None = None, step: int = 0
     ) -> None:
         self.config = config
         self.embedder = embedder
         self.params = params
         self.tokenizer = tokenizer
         self.threshold = threshold
+        self.step = step
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
@@ -80,7 +84,7 @@ class Retriever:
 
         path = Path(path)
         export = read_export(path / "export" if (path / "export").is_dir() else path)
-        return cls(export.config, export.embedder(), export.params, export.tokenizer, export.threshold)
+        return cls(export.config, export.embedder(), export.params, export.tokenizer, export.threshold, export.step)
 
     def search(self, question: str, source: str | Sequence[str], budget: int = 4, *, stop: bool = False) -> list[Pick]:
         """The ``budget`` chunks picked for a question, in document order.

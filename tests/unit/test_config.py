@@ -17,10 +17,8 @@ from qrag_jax.config import (
     RunConfig,
     Stage,
     TrainConfig,
-    context_chunks,
-    format_tokens,
-    parse_tokens,
 )
+from qrag_jax.lengths import context_chunks, format_tokens, parse_tokens
 from qrag_jax.presets import PRESETS, preset
 
 

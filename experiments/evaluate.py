@@ -1,0 +1,77 @@
+"""Evaluates a trained retriever again: at other lengths, on another task, on other data. Nothing is trained.
+
+python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/qa2-long --eval-tokens 1m
+python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/qa2-official --data-dir DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from experiments.cli import EXIT_BAD_CONFIGURATION
+from qrag_jax.config import EvalConfig
+
+DEFAULTS = EvalConfig()
+
+
+@dataclass(frozen=True)
+class Command:
+    retriever: tyro.conf.Positional[Path]
+    """Run directory or export of the retriever."""
+    run_dir: Path
+    """Folder for results.json, results.md, context.png and episodes/; must not hold another run."""
+    task: str | None = None
+    """Task; none: the one it was trained on."""
+    data_dir: str | None = None
+    """Folder with babi/en-10k and books/{train,test}; none: generated stories in Python's documentation."""
+    eval_tokens: tuple[str, ...] = DEFAULTS.tokens
+    """Context lengths."""
+    eval_episodes: int = DEFAULTS.episodes
+    """Questions at each length."""
+    budget: int = DEFAULTS.budget
+    """T: chunks picked."""
+    haystacks: int = DEFAULTS.haystacks
+    """Distinct haystacks at each length."""
+    seed: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 64 bad input."""
+    try:
+        command = tyro.cli(Command, args=argv, prog="python -m experiments.evaluate", description=__doc__)
+    except SystemExit as stop:
+        return EXIT_BAD_CONFIGURATION if stop.code else 0
+    try:
+        evaluate(command)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_CONFIGURATION
+    return 0
+
+
+def evaluate(command: Command) -> None:
+    from qrag_jax.files import write_text
+    from qrag_jax.retrieve.retriever import Retriever
+    from qrag_jax.train import final_evaluation, open_run_dir, write_report
+
+    retriever = Retriever.from_pretrained(command.retriever)
+    old = retriever.config
+    config = replace(
+        old,
+        data=replace(old.data, task=command.task or old.data.task, data_dir=command.data_dir),
+        train=replace(old.train, seed=command.seed, curriculum=()),
+        eval=EvalConfig(command.eval_tokens, command.eval_episodes, command.budget, command.haystacks),
+    )
+    open_run_dir(config, command.run_dir)
+    write_text(command.run_dir / "config.json", config.to_json())
+    rows = final_evaluation(config, command.run_dir, retriever)
+    write_report(command.run_dir, rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,41 @@
+"""JSON trees to the frozen dataclasses they were written from, strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar, get_args, get_type_hints
+
+T = TypeVar("T")
+
+
+def decode(cls: type[T], tree: Any, path: str = "") -> T:
+    """A JSON tree -> the dataclass ``cls``. Raises ValueError, naming the field, on unknown names and wrong types."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path or 'configuration'}: must be an object with the fields of {cls.__name__}")
+    hints = get_type_hints(cls)
+    if unknown := sorted(set(tree) - set(hints)):
+        raise ValueError(f"{path or 'configuration'}: unknown field {unknown[0]!r}; known: {', '.join(hints)}")
+    values = {}
+    for name, value in tree.items():
+        where = f"{path}.{name}" if path else name
+        values[name] = decode(hints[name], value, where) if dataclasses.is_dataclass(hints[name]) else _leaf(hints[name], value, where)
+    return cls(**values)
+
+
+def _leaf(hint: Any, value: Any, where: str) -> Any:
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    for option in options:
+        if option is type(None):
+            if value is None:
+                return None
+        elif options_of := get_args(option):
+            if option is tuple[str, ...] or options_of[-1] is Ellipsis:
+                if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                    return tuple(value)
+            elif value in options_of:
+                return value
+        elif option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        elif type(value) is option:
+            return value
+    raise ValueError(f"{where} = {value!r}: must be of type {hint}")

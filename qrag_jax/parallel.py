@@ -38,30 +38,32 @@ class Parallel:
     fetch: Callable[[Any], Any]
 
 
-def choose_devices(config: TrainConfig) -> tuple[jax.Device, ...]:
-    """The first ``config.devices`` devices (0: all). Raises ValueError when there are fewer."""
+def choose_devices(config: TrainConfig, batch: int) -> tuple[jax.Device, ...]:
+    """The devices of a run: the first ``config.devices`` (0: all), one under "jit".
+
+    Raises ValueError when there are fewer, or when ``batch`` episodes do not divide over them.
+    """
     devices = jax.devices()
     if config.devices > len(devices):
         raise ValueError(f"train.devices = {config.devices}: only {len(devices)} {devices[0].platform} device(s) here; use 0 for all")
-    return tuple(devices[: config.devices or len(devices)])
+    chosen = tuple(devices[: 1 if config.parallel == "jit" else config.devices or len(devices)])
+    if batch % len(chosen):
+        raise ValueError(
+            f"optim.batch = {batch}: does not divide over {len(chosen)} devices; use a multiple of {len(chosen)}, or fewer train.devices"
+        )
+    return chosen
 
 
-def make_parallel(function: Update, config: TrainConfig, batch: int, devices: tuple[jax.Device, ...] | None = None) -> Parallel:
+def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) -> Parallel:
     """Wraps ``function(state, batch, axis_name)``, which returns a new state (or any replicated tree) and metrics.
 
-    Raises ValueError when ``batch`` episodes do not divide over the devices.
+    ``kind`` is ``TrainConfig.parallel``; ``devices`` those of :func:`choose_devices`.
     """
-    devices = devices or choose_devices(config)
     count = len(devices)
-    kind = config.parallel
     if kind == "auto":
         kind = "jit" if count == 1 else "shard_map" if jax.process_count() > 1 else "pmap"
     if kind == "jit":
-        if count > 1:
-            devices = devices[:1]
         return Parallel("jit", devices, _own_buffers, jax.jit(function, donate_argnums=0), jax.device_get)
-    if batch % count:
-        raise ValueError(f"optim.batch = {batch}: does not divide over {count} devices; use a multiple of {count}, or fewer train.devices")
     spread = partial(function, axis_name=AXIS)
     if kind == "pmap":
         step = jax.pmap(spread, AXIS, in_axes=(0, _BATCH_AXES), devices=devices, donate_argnums=0)

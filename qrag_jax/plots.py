@@ -33,7 +33,7 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Return and Fact EM of training and validation against updates and against minutes, from the records of metrics.jsonl."""
     train = [r for r in records if r["kind"] == "train"]
     validation = [r for r in records if r["kind"] == "validation"]
-    minutes = {r["step"]: r["seconds"] / 60 for r in train}
+    minutes = {0: 0.0} | {r["step"]: r["seconds"] / 60 for r in train}
     figure, axes = _figure(2)
     for axis, label, at in (
         (axes[0, 0], "updates", lambda step: step),

@@ -73,7 +73,7 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM.
     """
     run_dir = Path(run_dir)
-    devices = choose_devices(config.train)
+    devices = choose_devices(config.train, config.optim.batch)
     open_run_dir(config, run_dir)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     model = build_model(config, run_dir, [examples for _, examples in stages])
@@ -221,7 +221,7 @@ def train(
     log, checkpoints = RunLog(run_dir), Checkpoints(run_dir)
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
-    parallel = make_parallel(learner.update, config.train, config.optim.batch, devices)
+    parallel = make_parallel(learner.update, config.train.parallel, devices)
     validation = list(examples_of(config, "validation", config.data.chunks, config.train.eval_episodes)[0])
     batches = Batches(config, model.tokenizer, stages)
 
@@ -231,7 +231,7 @@ def train(
     if start:
         state, progress_info = checkpoints.restore("last", state)
         say(f"resuming {run_dir} at update {start} of {steps}")
-    log.rewind(start)
+    log.rewind(start if start else -1)
     state = parallel.place(state)
 
     def check(state: TrainState, step: int) -> None:
@@ -249,6 +249,8 @@ def train(
             progress_info["best"] = score
             checkpoints.save("best", step, {"params": params}, dict(progress_info))
 
+    if start == 0:
+        check(state, 0)  # what the parameters can do before training: zero-shot, where they are pretrained
     began = time.perf_counter() - progress_info["seconds"]
     window: list[dict[str, jax.Array]] = []
     texts = 0

@@ -31,7 +31,7 @@ def _devices():
 
 
 def parallel(function, kind, count):
-    return make_parallel(function, TrainConfig(parallel=kind), CONFIG.optim.batch, tuple(jax.devices()[:count]))
+    return make_parallel(function, kind, tuple(jax.devices()[:count]))
 
 
 @lru_cache
@@ -103,12 +103,12 @@ def test_gradient_is_that_of_a_plain_loop():
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 def test_a_batch_that_does_not_divide_is_refused(kind):
     with pytest.raises(ValueError, match=r"optim\.batch = 6: does not divide over 4 devices"):
-        make_parallel(lambda *_: None, TrainConfig(parallel=kind), 6, tuple(jax.devices()[:4]))
+        choose_devices(TrainConfig(parallel=kind, devices=4), 6)
 
 
 def test_too_many_devices_are_refused():
     with pytest.raises(ValueError, match=r"train\.devices = 99"):
-        choose_devices(TrainConfig(devices=99))
+        choose_devices(TrainConfig(devices=99), 8)
 
 
 def test_one_compile_per_bucket():

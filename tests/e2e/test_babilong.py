@@ -122,7 +122,8 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     wait_for(run_dir / "checkpoints" / "last" / "20", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    (run_dir / "metrics.jsonl").open("a").write('{"kind": "tra')  # as if killed while writing a line
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')  # as if killed while writing a line
     assert "resuming" in finish(start(run_dir))
     assert records(run_dir) == records(whole)
     expected = last_state(whole)

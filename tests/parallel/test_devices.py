@@ -20,7 +20,7 @@ from tests.helpers import SMALL, changed, small_batch, small_learner
 
 KINDS = [("jit", 1), ("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 1), ("shard_map", 2), ("shard_map", 4)]
 # One update drawn at random, then by the policy, so that both paths are seen; two slices, so that accumulation is.
-CONFIG = changed(SMALL, rl={"random_updates": 1}, optim={"accumulate": 2})
+CONFIG = changed(SMALL, rl={"random_updates": 1, "budget": 2}, optim={"accumulate": 2})
 OPTIMIZERS = {"adamw": None, "sgd": optax.sgd(1.0)}
 
 

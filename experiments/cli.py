@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
 from qrag_jax.config import RunConfig
 from qrag_jax.presets import PRESETS, preset
 
+T = TypeVar("T")
 EXIT_BAD_CONFIGURATION = 64
 EXIT_PREEMPTED = 75
 
@@ -40,8 +44,23 @@ class Command:
     """Folder of the run; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET."""
 
 
+def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
+    """A command line -> ``kind``. Raises ValueError, in one line, on anything it cannot read; ``--help`` exits with 0."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(
+                kind, args=words, prog=f"python -m {prog}", description=description, **({} if default is None else {"default": default})
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro draws a box around what it has to say.
+        raise ValueError(" ".join(re.sub(r"[^\S ]|[\u2500-\u257f]|-{3,}", " ", shown.getvalue()).split())) from None
+
+
 def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> Command:
-    """A command line -> a checked configuration. Raises ValueError on bad values, SystemExit(64) on unknown options."""
+    """A command line -> a checked configuration. Raises ValueError on unknown options and bad values."""
     words = [_long(word) for word in (sys.argv[1:] if argv is None else argv)]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="tiny")
@@ -52,10 +71,7 @@ def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: 
     short = "\n".join(f"  {name} = {field}" for name, field in SHORT.items())
     text = f"{description}\n\nPresets: {', '.join(PRESETS)}. Short names:\n{short}"
     default = Command(preset(known.preset, benchmark, known.task), known.preset, f"runs/{benchmark}-{known.task}-{known.preset}")
-    try:
-        return tyro.cli(Command, args=words, default=default, description=text, prog=f"python -m experiments.{benchmark}")
-    except SystemExit as error:
-        raise SystemExit(EXIT_BAD_CONFIGURATION if error.code else 0) from None
+    return read(Command, words, f"experiments.{benchmark}", text, default)
 
 
 def _long(word: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.cli import EXIT_BAD_CONFIGURATION
+from experiments.cli import EXIT_BAD_CONFIGURATION, read
 from qrag_jax.config import EvalConfig
 
 DEFAULTS = EvalConfig()
@@ -43,11 +43,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
     try:
-        command = tyro.cli(Command, args=argv, prog="python -m experiments.evaluate", description=__doc__)
-    except SystemExit as stop:
-        return EXIT_BAD_CONFIGURATION if stop.code else 0
-    try:
-        evaluate(command)
+        evaluate(read(Command, argv, "experiments.evaluate", __doc__ or ""))
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION

@@ -8,26 +8,32 @@ Takes half a minute for 107 MB of books, which then load in under a second in pl
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import tyro
+from experiments.cli import EXIT_BAD_CONFIGURATION, read
 
 
-def main(data_dir: str, out_dir: str | None = None) -> int:
-    """Prepare a data folder.
+@dataclass(frozen=True)
+class Command:
+    data_dir: str
+    """Folder with babi/en-10k/*.txt, books/{train,test}/*.txt, or both."""
+    out_dir: str | None = None
+    """Folder to write tfds/ into, if not data_dir itself; it can then serve as a data folder without the text files."""
 
-    Args:
-        data_dir: Folder with babi/en-10k/*.txt, books/{train,test}/*.txt, or both.
-        out_dir: Folder to write tfds/ into, if not data_dir itself; it can then serve as a data folder without the text files.
-    """
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepares a data folder and returns the exit code: 0 done, 64 bad input."""
     from qrag_jax.data.tfds_builders import prepare
 
     try:
-        prepare(data_dir, out_dir)
+        command = read(Command, argv, "experiments.prepare_data", __doc__ or "")
+        prepare(command.data_dir, command.out_dir)
     except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 64
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_CONFIGURATION
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(tyro.cli(main))
+    raise SystemExit(main())

@@ -54,7 +54,8 @@ def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[flo
     p = successes / trials
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 rounding could put p itself just outside.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def _check(support: Sequence[int]) -> None:

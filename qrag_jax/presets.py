@@ -40,7 +40,7 @@ def minilm(benchmark: str, task: str) -> RunConfig:
         data=replace(config.data, chunks=40, chunk_tokens=24, state_chunk_tokens=16),
         rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
         optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16, accumulate=1),
-        train=TrainConfig(steps=400, eval_every=50, checkpoint_every=50),
+        train=TrainConfig(steps=300, eval_every=50, checkpoint_every=50),
         eval=EvalConfig(tokens=("1k", "4k"), episodes=100),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from qrag_jax.config import BABI_TASKS
 from tests.conftest import ROOT
 from tests.helpers import small_learner
 
-FIXTURES = ROOT / "tests" / "fixtures"
 SMALL = (
     *("--task", "qa1", "--steps", "40", "--data.chunks", "16", "--data.shared-noise", "8", "--model.layers", "1", "--model.width", "32"),
     *("--model.heads", "2", "--model.mlp-width", "64", "--model.vocab-size", "600", "--model.max-positions", "64", "--optim.batch", "8"),
@@ -168,26 +166,28 @@ def test_bad_values_are_refused_in_one_line(capsys, tmp_path):
 
 
 def test_unknown_options_exit_64(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main("babilong", BABI_TASKS, "qa2", "", ["--no-such-option", "1"])
-    assert stop.value.code == 64
-    assert "--no-such-option" in capsys.readouterr().err
+    assert "--no-such-option" in refuse(capsys, "--no-such-option", "1")
 
 
 def test_bad_data_is_refused_with_its_place(capsys, tmp_path):
     folder = tmp_path / "data"
-    shutil.copytree(FIXTURES / "babi", folder / "babi") if (FIXTURES / "babi").is_dir() else (folder / "babi").mkdir(parents=True)
     official = folder / "babi" / "en-10k"
-    official.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        (official / f"qa1_single-supporting-fact_{split}.txt").write_text("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n")
+    official.mkdir(parents=True)
+    names = {split: official / f"qa1_single-supporting-fact_{split}.txt" for split in ("train", "test")}
     options = ("--data-dir", str(folder), "--run-dir", str(tmp_path / "run"))
-    assert "qa1_single-supporting-fact_" in (found := refuse(capsys, *options))
-    assert ".txt:2" in found
-    for split in ("train", "test"):
-        (official / f"qa1_single-supporting-fact_{split}.txt").write_text("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\t1\n")
+    assert names["train"].name in refuse(capsys, *options)
+    for path in names.values():
+        path.write_text("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n")
+    assert ".txt:2" in refuse(capsys, *options)
+    for split, people in (("train", ("Mary", "John", "Sandra")), ("test", ("Daniel",))):
+        places = [
+            (who, verb, where) for who in people for verb in ("went", "moved") for where in ("garden", "office", "kitchen", "hallway")
+        ]
+        stories = (f"1 {who} {verb} to the {where}.\n2 Where is {who}? \t{where}\t1\n" for who, verb, where in places)
+        names[split].write_text("".join(stories))
         (folder / "books" / split).mkdir(parents=True)
     assert "books" in refuse(capsys, *options)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_foreign_or_different_run_directory_is_left_alone(capsys, whole, tmp_path):

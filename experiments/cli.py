@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -47,11 +47,10 @@ class Command:
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
     """A command line -> ``kind``. Raises ValueError, in one line, on anything it cannot read; ``--help`` exits with 0."""
     shown = io.StringIO()
+    options: Any = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(
-                kind, args=words, prog=f"python -m {prog}", description=description, **({} if default is None else {"default": default})
-            )
+            return tyro.cli(kind, args=words, prog=f"python -m {prog}", description=description, **options)
     except SystemExit as stop:
         if not stop.code:
             raise

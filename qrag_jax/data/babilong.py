@@ -85,9 +85,10 @@ class OfficialQuestions:
     def __init__(self, task: str, split: Split, stories: Sequence[Story], *, seed: int, max_facts: int) -> None:
         check_task(task)
         self.questions = [(story, question) for story in stories for question in story.questions if question.facts <= max_facts]
+        if not stories:
+            raise ValueError(f"task {task}: no story is left for {split}; those that are also in the test file are left out")
         if not self.questions:
-            shortest = min((question.facts for story in stories for question in story.questions), default=0)
-            raise _no_question(task, max_facts, shortest)
+            raise _no_question(task, max_facts, min(question.facts for story in stories for question in story.questions))
         self._order = lru_cache(maxsize=4)(
             lambda epoch: np.random.default_rng((seed, _ORDER, SPLITS.index(split), epoch)).permutation(len(self.questions))
         )

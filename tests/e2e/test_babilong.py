@@ -175,7 +175,7 @@ def test_bad_data_is_refused_with_its_place(capsys, tmp_path):
     official.mkdir(parents=True)
     names = {split: official / f"qa1_single-supporting-fact_{split}.txt" for split in ("train", "test")}
     options = ("--data-dir", str(folder), "--run-dir", str(tmp_path / "run"))
-    assert names["train"].name in refuse(capsys, *options)
+    assert names["test"].name in refuse(capsys, *options)
     for path in names.values():
         path.write_text("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n")
     assert ".txt:2" in refuse(capsys, *options)

@@ -83,10 +83,6 @@ class TextTokenizer:
             row[: len(ids)] = ids
         return out
 
-    def count(self, text: str) -> int:
-        """Tokens of a text with its special tokens."""
-        return len(self.prefix) + len(self.lookup([text])[0]) + len(self.suffix)
-
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character span of each token of a text (without special tokens)."""
         return self._tokenizer.encode(text, add_special_tokens=False).offsets

@@ -29,11 +29,13 @@ GATHER_FLOATS = 2**26  # chunk embeddings gathered for the episodes searched at 
 
 @dataclass(frozen=True)
 class Pick:
-    """One retrieved chunk: place in the document, text, Q when it was picked, and its characters in the source if that was a text."""
+    """One retrieved chunk: its index in the document and its text; its Q and its position (eq. 6) when it was picked; and its characters
+    in the source if that was a text."""
 
     chunk: int
     text: str
     q: float
+    position: float
     start: int | None = None
     end: int | None = None
 
@@ -112,7 +114,8 @@ class Retriever:
         found = self.run([QAExample("question", question, texts, "", ())], budget)[0]
         kept = len(stopped(found.picked, found.q, self.threshold)) if stop and self.threshold is not None else budget
         picks = [
-            Pick(i, texts[i], q, *(spans[i] if spans else (None, None))) for i, q in zip(found.picked[:kept], found.q[:kept], strict=True)
+            Pick(chunk, texts[chunk], found.q[t], found.positions[t], *(spans[chunk] if spans else (None, None)))
+            for t, chunk in enumerate(found.picked[:kept])
         ]
         return sorted(picks, key=lambda pick: pick.chunk)
 

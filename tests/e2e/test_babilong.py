@@ -106,6 +106,7 @@ def test_the_trained_retriever_answers_over_a_text(whole):
     picks = retriever.search("Where is Mary?", text, budget=2)
     assert len(picks) == 2
     assert all(text[pick.start : pick.end] == pick.text for pick in picks)
+    assert all(pick.position >= 0 for pick in picks)
     again = Retriever.from_pretrained(whole / "export").search("Where is Mary?", [pick.text for pick in picks], budget=2)
     assert {pick.text for pick in again} == {pick.text for pick in picks}
     with pytest.raises(ValueError, match="budget = 99"):

@@ -118,4 +118,4 @@ def test_sentences_are_broken_only_when_too_long():
     text = "Mary went to the garden. John went to the garden. " + "Mary " * 30
     chunks = chunk_text(text, tokenizer, 12)
     assert [c.text for c in chunks[:2]] == ["Mary went to the garden.", "John went to the garden."]
-    assert all(tokenizer.count(c.text) <= 12 for c in chunks)
+    assert ((tokenizer.rows([c.text for c in chunks], 64) >= 0).sum(1) <= 12).all()

@@ -25,6 +25,7 @@ EXIT_PREEMPTED = 75
 SHORT = {
     "--task": "--data.task",
     "--data-dir": "--data.data-dir",
+    "--data": "--data.data-dir",
     "--embedder": "--model.embedder",
     "--steps": "--train.steps",
     "--seed": "--train.seed",

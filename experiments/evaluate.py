@@ -25,16 +25,22 @@ class Command:
     """Run directory or export of the retriever."""
     run_dir: Path
     """Folder for results.json, results.md, context.png and episodes/; must not hold another run."""
+    benchmark: str | None = None
+    """Benchmark; none: the one it was trained on."""
     task: str | None = None
     """Task; none: the one it was trained on."""
     data_dir: str | None = None
-    """Folder with babi/en-10k and books/{train,test}; none: generated stories in Python's documentation."""
+    """Folder with the benchmark's files; none: generated stories and needles in Python's documentation."""
+    official: bool = False
+    """RULER's own records (data_dir/ruler/LENGTH/TASK/validation.jsonl) in place of generated ones."""
     eval_tokens: tuple[str, ...] = DEFAULTS.tokens
     """Context lengths."""
     eval_episodes: int = DEFAULTS.episodes
     """Questions at each length."""
     budget: int = DEFAULTS.budget
     """T: chunks picked."""
+    beam: int = DEFAULTS.beam
+    """Paths kept at each step of a search; 1 is greedy."""
     haystacks: int = DEFAULTS.haystacks
     """Distinct haystacks at each length."""
     seed: int = 0
@@ -43,29 +49,37 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
     try:
-        evaluate(read(Command, argv, "experiments.evaluate", __doc__ or ""))
+        run(read(Command, argv, "experiments.evaluate", __doc__ or ""))
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION
     return 0
 
 
-def evaluate(command: Command) -> None:
+def run(command: Command) -> None:
+    from qrag_jax import evaluate
+    from qrag_jax.evaluation_sets import official_sets, test_sets
     from qrag_jax.files import write_text
     from qrag_jax.retrieve.retriever import Retriever
-    from qrag_jax.train import final_evaluation, open_run_dir, write_report
+    from qrag_jax.train import check_run_dir, write_report
 
     retriever = Retriever.from_pretrained(command.retriever)
     old = retriever.config
     config = replace(
         old,
-        data=replace(old.data, task=command.task or old.data.task, data_dir=command.data_dir),
+        data=replace(
+            old.data,
+            benchmark=command.benchmark or old.data.benchmark,
+            task=command.task or old.data.task,
+            data_dir=command.data_dir,
+        ),
         train=replace(old.train, seed=command.seed, curriculum=()),
-        eval=EvalConfig(command.eval_tokens, command.eval_episodes, command.budget, command.haystacks),
+        eval=EvalConfig(command.eval_tokens, command.eval_episodes, command.budget, command.beam, command.haystacks),
     )
-    open_run_dir(config, command.run_dir)
+    check_run_dir(config, command.run_dir)
+    sets = official_sets(config) if command.official else test_sets(config)
     write_text(command.run_dir / "config.json", config.to_json())
-    rows = final_evaluation(config, command.run_dir, retriever)
+    rows = evaluate.evaluate(config, command.run_dir, retriever, sets)
     write_report(command.run_dir, rows)
 
 

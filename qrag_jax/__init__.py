@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qrag_jax.retrieve.index import Index
     from qrag_jax.retrieve.retriever import Retriever
 
 __version__ = "0.1.0"
-__all__ = ["Retriever", "__version__"]
+__all__ = ["Index", "Retriever", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """``Retriever`` is imported when first used, so that importing a configuration does not start JAX."""
+    """Imported when first used, so that importing a configuration does not start JAX."""
     if name == "Retriever":
         from qrag_jax.retrieve.retriever import Retriever
 
         return Retriever
+    if name == "Index":
+        from qrag_jax.retrieve.index import Index
+
+        return Index
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

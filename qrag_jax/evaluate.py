@@ -1,4 +1,4 @@
-"""Evaluation: greedy episodes -> per-episode JSONL -> rows of results.json. The same function during training and at its end."""
+"""Evaluation: episodes -> per-episode JSONL -> rows of results.json. The same function during training and at its end."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from qrag_jax.config import RunConfig
+from qrag_jax.evaluation_sets import EvaluationSet
 from qrag_jax.files import write_json, write_text
 from qrag_jax.metrics import calibrate_threshold, fact_em, fact_f1, stopped, wilson_interval
 from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.runlog import say
 from qrag_jax.types import QAExample
 
 SCHEMA = 1
@@ -35,9 +38,11 @@ class EpisodeRecord:
     fact_f1: float
 
 
-def run_episodes(retriever: Retriever, examples: Sequence[QAExample], budget: int, *, label: str | None = None) -> list[EpisodeRecord]:
-    """Greedy episodes of ``budget`` picks, scored. Raises ValueError on an example without supporting chunks."""
-    found = retriever.run(examples, budget, label=label)
+def run_episodes(
+    retriever: Retriever, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None
+) -> list[EpisodeRecord]:
+    """Episodes of ``budget`` picks, scored. Raises ValueError on an example without supporting chunks."""
+    found = retriever.run(examples, budget, beam=beam, label=label)
     return [
         EpisodeRecord(
             id=example.id,
@@ -62,18 +67,22 @@ def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:
     return calibrate_threshold([r.picked for r in records], [r.q for r in records], [r.support for r in records])
 
 
-def evaluate_length(
-    retriever: Retriever, groups: Sequence[Sequence[QAExample]], budget: int, threshold: float | None, *, label: str
-) -> tuple[list[EpisodeRecord], dict[str, Any]]:
-    """Episodes and the metrics of one context length. ``groups``: examples that share a haystack; each group is embedded once."""
-    start = time.perf_counter()
-    records = [
-        record
-        for i, examples in enumerate(groups)
-        for record in run_episodes(retriever, examples, budget, label=f"{label} haystack {i + 1}/{len(groups)}")
-    ]
-    seconds = time.perf_counter() - start
-    return records, {**summary(records, threshold), "seconds_per_episode": seconds / len(records)}
+def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    """Episodes and one row of results.json for each set; the threshold stays the one calibrated on validation."""
+    rows = []
+    for questions in sets:
+        start = time.perf_counter()
+        records: list[EpisodeRecord] = []
+        for i, examples in enumerate(questions):
+            label = f"test {questions.name} {i + 1}/{len(questions.groups)}"
+            records += run_episodes(retriever, examples, config.eval.budget, beam=config.eval.beam, label=label)
+        seconds = (time.perf_counter() - start) / len(records)
+        write_episodes(run_dir / "episodes" / f"{questions.name}.jsonl", records)
+        named = {"benchmark": questions.benchmark, "task": questions.task, "split": "test", "context_tokens": questions.context_tokens}
+        found = summary(records, retriever.threshold)
+        rows.append({**named, **found, "seconds_per_episode": seconds, "checkpoint_step": retriever.step})
+        say(f"{questions.name}: Fact EM {found['fact_em']:.3f} on {found['episodes']} questions, {seconds:.2f} s each")
+    return rows
 
 
 def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
             (
                 row["task"],
                 row["split"],
-                f"{row['context_tokens']:,}",
+                "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
                 f"{row['chunks']:,}",
                 str(row["episodes"]),
                 str(row["budget"]),

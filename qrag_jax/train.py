@@ -22,19 +22,17 @@ import numpy as np
 from qrag_jax import data, plots
 from qrag_jax.checkpoint import Checkpoints
 from qrag_jax.config import RunConfig, Stage
-from qrag_jax.data.splits import Split
 from qrag_jax.evaluate import (
-    evaluate_length,
+    evaluate,
     results_table,
     run_episodes,
     summary,
     threshold_of,
-    write_episodes,
     write_results,
 )
+from qrag_jax.evaluation_sets import test_sets, validation_set
 from qrag_jax.export import read_export, write_export
 from qrag_jax.files import write_text
-from qrag_jax.lengths import context_chunks, format_tokens, parse_tokens
 from qrag_jax.models.embedder import Embedder, make_embedder
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig, Pooling
@@ -74,9 +72,11 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     """
     run_dir = Path(run_dir)
     devices = choose_devices(config.train, config.optim.batch)
-    open_run_dir(config, run_dir)
+    check_run_dir(config, run_dir)
+    tests = test_sets(config)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     model = build_model(config, run_dir, [examples for _, examples in stages])
+    run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.json", config.to_json())
     if not (run_dir / "tokenizer.json").exists():
         model.tokenizer.save(run_dir / "tokenizer.json")
@@ -84,7 +84,7 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
 
     params, threshold, step = train(config, run_dir, model, stages, devices)
     retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, step)
-    rows = final_evaluation(config, run_dir, retriever)
+    rows = evaluate(config, run_dir, retriever, tests)
     plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}")
     write_export(
         run_dir / "export",
@@ -102,19 +102,19 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """What an evaluation leaves: results.json, results.md, context.png; and the table for whoever waits."""
+    """What an evaluation leaves: results.json, results.md, context.png where there are lengths; and the table for whoever waits."""
     write_results(run_dir, rows)
-    plots.context(rows, run_dir / "context.png")
+    if all(row["context_tokens"] is not None for row in rows):
+        plots.context(rows, run_dir / "context.png")
     say(f"\n{results_table(rows)}\n\nresults are in {run_dir}")
 
 
-def open_run_dir(config: RunConfig, run_dir: Path) -> None:
-    """Makes the folder, or checks that it holds this very run. Raises ValueError, touching nothing, when it holds something else."""
+def check_run_dir(config: RunConfig, run_dir: Path) -> None:
+    """Raises ValueError when the folder holds something else than this very run."""
     path = run_dir / "config.json"
     if not path.exists():
         if run_dir.exists() and any(run_dir.iterdir()):
             raise ValueError(f"{run_dir}: not empty and not a run (no config.json); choose another --run-dir")
-        run_dir.mkdir(parents=True, exist_ok=True)
         return
     old, new = (_flat(c) for c in (RunConfig.from_json(path.read_text(encoding="utf-8")), config))
     changed = [f"{name} was {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name] and name not in MAY_CHANGE]
@@ -222,7 +222,7 @@ def train(
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
     parallel = make_parallel(learner.update, config.train.parallel, devices)
-    validation = list(examples_of(config, "validation", config.data.chunks, config.train.eval_episodes)[0])
+    validation = [example for group in validation_set(config) for example in group]
     batches = Batches(config, model.tokenizer, stages)
 
     state = learner.init(jax.random.key(config.train.seed), model.params)
@@ -237,7 +237,9 @@ def train(
     def check(state: TrainState, step: int) -> None:
         """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint."""
         params = parallel.fetch(state.params)
-        records = run_episodes(Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget)
+        records = run_episodes(
+            Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget, beam=config.eval.beam
+        )
         progress_info["threshold"] = threshold_of(records)
         found = summary(records, progress_info["threshold"])
         log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped")})
@@ -316,25 +318,3 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         signal.signal(signal.SIGTERM, old)
-
-
-def examples_of(config: RunConfig, split: Split, chunks: int, episodes: int) -> list[list[QAExample]]:
-    """``episodes`` examples of a split, grouped by the haystack they share."""
-    haystacks = min(config.eval.haystacks, episodes)
-    examples = data.load(config.data, split, seed=config.train.seed, chunks=chunks, haystacks=haystacks)
-    return [[examples[i] for i in range(g, episodes, haystacks)] for g in range(haystacks)]
-
-
-def final_evaluation(config: RunConfig, run_dir: Path, retriever: Retriever) -> list[dict[str, Any]]:
-    """Test episodes at every context length: one row each; the threshold stays the one calibrated on validation."""
-    rows = []
-    for text in config.eval.tokens:
-        tokens = parse_tokens(text)
-        groups = examples_of(config, "test", context_chunks(tokens), config.eval.episodes)
-        name = f"{config.data.benchmark}-{config.data.task}-{format_tokens(tokens)}"
-        records, values = evaluate_length(retriever, groups, config.eval.budget, retriever.threshold, label=f"test {format_tokens(tokens)}")
-        write_episodes(run_dir / "episodes" / f"{name}.jsonl", records)
-        row = {"benchmark": config.data.benchmark, "task": config.data.task, "split": "test", "context_tokens": tokens, **values}
-        rows.append({**row, "checkpoint_step": retriever.step})
-        say(f"{name}: Fact EM {values['fact_em']:.3f} on {values['episodes']} questions, {values['seconds_per_episode']:.2f} s each")
-    return rows

@@ -22,7 +22,7 @@ class QAExample:
     """One question over one document, on the host.
 
     ``chunks`` are in document order; ``support`` holds the indices of the supporting chunks, ascending and without
-    repeats. ``support`` is empty only where the data has no labels.
+    repeats. ``support`` is empty only where the data has no labels. ``aliases`` are further right answers.
     """
 
     id: str
@@ -30,6 +30,7 @@ class QAExample:
     chunks: tuple[str, ...]
     answer: str
     support: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.chunks:

@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from qrag_jax import lengths
 from qrag_jax.config import DataConfig
-from qrag_jax.data import babilong
+from qrag_jax.data import babilong, hotpotqa, mixture, musique, own, ruler, twowiki
 from qrag_jax.data.splits import Split
 from qrag_jax.types import QAExample
 
-BENCHMARKS: dict[str, Callable[..., Sequence[QAExample]]] = {
-    "babilong": babilong.load,
+
+@dataclass(frozen=True)
+class Benchmark:
+    """``load(config, split, *, seed, chunks=None, group=None, haystacks=None)``; ``chunks(task, tokens)``: how many fill a context,
+    None where documents come as they are."""
+
+    load: Callable[..., Sequence[QAExample]]
+    chunks: Callable[[str, int], int] | None = None
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "babilong": Benchmark(babilong.load, lambda task, tokens: lengths.context_chunks(tokens)),
+    "hotpotqa": Benchmark(hotpotqa.load),
+    "musique": Benchmark(musique.load),
+    "own": Benchmark(own.load),
+    "ruler": Benchmark(ruler.load, ruler.context_chunks),
+    "twowiki": Benchmark(twowiki.load),
 }
-"""name -> load(config, split, *, seed, chunks=None, group=None, haystacks=None)"""
 
 
 def load(config: DataConfig, split: Split, **options: Any) -> Sequence[QAExample]:
-    """Examples of ``config.benchmark``. ``options`` are those of the benchmark's own ``load``. Raises ValueError on an unknown name."""
-    if config.benchmark not in BENCHMARKS:
-        raise ValueError(f"data.benchmark = {config.benchmark!r}: unknown; known: {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[config.benchmark](config, split, **options)
+    """Examples of ``config.benchmark``, or of several: "hotpotqa:2+musique". ``options`` are those of the benchmark's own ``load``.
+    Raises ValueError on an unknown name."""
+    if "+" in config.benchmark:
+        return mixture.load({name: entry.load for name, entry in BENCHMARKS.items()}, config, split, **options)
+    return benchmark(config.benchmark).load(config, split, **options)
+
+
+def benchmark(name: str) -> Benchmark:
+    """Raises ValueError on an unknown name."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"data.benchmark = {name!r}: unknown; known: {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def parts(config: DataConfig) -> list[DataConfig]:
+    """The benchmarks of a mixture, one by one."""
+    return [replace(config, benchmark=name) for name in mixture.parse_mixture(config.benchmark, tuple(BENCHMARKS))]

@@ -49,11 +49,11 @@ def split_sentences(text: str) -> list[str]:
     for paragraph in _PARAGRAPH.split(text):
         folded = " ".join(paragraph.split())
         if len(folded) >= HEADER_CHARACTERS or not _HEADER.match(folded):
-            found.extend(sentence for sentence in _cut(folded) if _is_prose(sentence))
+            found.extend(sentence for sentence in cut_sentences(folded) if _is_prose(sentence))
     return found
 
 
-def _cut(paragraph: str) -> Iterator[str]:
+def cut_sentences(paragraph: str) -> Iterator[str]:
     start = 0
     for end in _END.finditer(paragraph):
         if end["mark"] == "." and _abbreviates(paragraph, end.start(), end["next"]):

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets builders of bAbI and of the sentences of the books, in array_record files and without TensorFlow.
+"""TensorFlow Datasets builders of bAbI, book sentences and multi-hop questions, in array_record files and without TensorFlow.
 
 Importing this file imports tensorflow_datasets, which takes a second; the readers do it only where a data folder was prepared.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,21 @@ from tqdm import tqdm
 
 from qrag_jax.config import BABI_TASKS
 from qrag_jax.data import babi, haystack
+from qrag_jax.data.hotpotqa import HOTPOTQA
+from qrag_jax.data.multihop import Benchmark, find_files, split_files
+from qrag_jax.data.musique import MUSIQUE
 from qrag_jax.data.prepared import FOLDER, VERSION, fingerprint
-from qrag_jax.data.splits import SPLITS
+from qrag_jax.data.records import Record
+from qrag_jax.data.splits import SPLITS, Split
+from qrag_jax.data.twowiki import TWOWIKI
 
 PAGE = 256
 """Sentences a record: a page is read at once, and a book ends with a shorter one."""
+MULTIHOP = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder):
-    """What both builders share: records in the order they are made in, and a note of the text files they were made from."""
+    """What the builders share: records in the order they are made in, and a note of the text files they were made from."""
 
     VERSION = tfds.core.Version(VERSION)
     code_path = None  # as inherited, it needs the package importlib_resources, which tfds does not install
@@ -107,16 +113,67 @@ class BookSentences(_TextBuilder):
                 key += 1
 
 
-def prepare(data_dir: str | Path, out_dir: str | Path | None = None) -> list[Path]:
-    """Writes what ``data_dir`` holds (bAbI tasks, books) to ``out_dir``/tfds, by default into ``data_dir`` itself, where the readers
-    find it. What is there and up to date is kept. Returns the folders. Raises ValueError if ``data_dir`` holds neither."""
+class MultihopBuilder(_TextBuilder):
+    """A benchmark of multi-hop questions, a question a record, a configuration for each benchmark, in the three splits of the readers.
+
+    Without ``source_dir``, the official files are downloaded, where the benchmark has them as plain files (else ValueError).
+    """
+
+    name = "multihop"
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in MULTIHOP]  # noqa: RUF012  (the interface of tfds)
+
+    def __init__(self, source_dir: str | Path | None, benchmark: Benchmark, data_dir: str | Path, *, skip_bad: bool = False) -> None:
+        self.benchmark, self.skip_bad = benchmark, skip_bad
+        self.sources = []
+        if source_dir is not None:
+            self.sources = list(find_files(benchmark, source_dir) or ())
+        if not self.sources and not (source_dir is None and benchmark.downloads):
+            raise ValueError(f"source_dir = {source_dir}: {benchmark.wanted}")
+        super().__init__(config=benchmark.name, data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
+        features = dict.fromkeys(("id", "question", "answer", "type"), text) | dict.fromkeys(("aliases", "title", "text"), texts)
+        return self._describe(
+            f"Multi-hop questions with their paragraphs, from {self.benchmark.home}",
+            {**features, "support": tfds.features.Sequence(np.int32)},
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[Split, Iterator[tuple[int, dict[str, Any]]]]:
+        train, test = self.sources or map(Path, dl_manager.download(list(self.benchmark.downloads or ())))
+        sides = split_files(self.benchmark, (train, test), self.skip_bad)
+        return {split: self._generate_examples(sides[split]) for split in SPLITS}
+
+    def _generate_examples(self, records: Sequence[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, record in enumerate(records):
+            yield (
+                key,
+                {
+                    **{name: getattr(record, name) for name in ("id", "question", "answer", "type", "aliases", "support")},
+                    "title": [title for title, _ in record.paragraphs],
+                    "text": [text for _, text in record.paragraphs],
+                },
+            )
+
+
+def prepare(data_dir: str | Path, out_dir: str | Path | None = None, *, download: Sequence[str] = (), skip_bad: bool = False) -> list[Path]:
+    """Writes what ``data_dir`` holds (bAbI tasks, books, multi-hop questions) to ``out_dir``/tfds, by default into ``data_dir`` itself,
+    where the readers find it, and so the benchmarks of ``download``, from their official address. What is there and up to date is kept.
+    Returns the folders. Raises ValueError if there is nothing to write and on bad records, unless they are to be left out."""
     target = Path(data_dir if out_dir is None else out_dir, FOLDER)
     tasks = [task for task in BABI_TASKS if list(Path(data_dir, "babi", "en-10k").glob(f"{task}_*.txt"))]
     makers: list[Callable[[], _TextBuilder]] = [partial(BabiBuilder, data_dir, task, target) for task in tasks]
     if Path(data_dir, "books").is_dir():
         makers.append(partial(BookSentences, data_dir, target))
+    if unknown := [name for name in download if name not in MULTIHOP]:
+        raise ValueError(f"download = {unknown[0]!r}: unknown; known: {', '.join(MULTIHOP)}")
+    for name, benchmark in MULTIHOP.items():
+        if name in download or find_files(benchmark, data_dir):
+            source = None if name in download else data_dir
+            makers.append(partial(MultihopBuilder, source, benchmark, target, skip_bad=skip_bad))
     if not makers:
-        raise ValueError(f"data_dir = {str(data_dir)!r}: holds neither babi/en-10k/*.txt nor books/; there is nothing to prepare")
+        folders = "".join(f" nor {benchmark.folder}/" for benchmark in MULTIHOP.values())
+        raise ValueError(f"data_dir = {str(data_dir)!r}: holds neither babi/en-10k/*.txt nor books/{folders}; there is nothing to prepare")
     tfds.disable_progress_bar()
     return [_up_to_date(make) for make in tqdm(makers, desc="preparing data", unit="set")]
 

@@ -14,11 +14,12 @@ _END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s)|\n\s*\n")
 
 @dataclass(frozen=True)
 class Chunk:
-    """``text`` is the source from character ``start`` to ``end``."""
+    """``text`` is the source (a file, by name) from character ``start`` to ``end``; all None for a chunk given as such."""
 
     text: str
-    start: int
-    end: int
+    start: int | None = None
+    end: int | None = None
+    source: str | None = None
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:

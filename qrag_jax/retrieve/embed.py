@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
+from qrag_jax.config import RunConfig
+from qrag_jax.models.embedder import Embedder, encoders
+from qrag_jax.models.registry import backbone_of
 from qrag_jax.runlog import progress
 from qrag_jax.tokens import TextTokenizer
 
@@ -43,3 +54,42 @@ def embed_texts(
     bar.close()
     assert out is not None
     return out
+
+
+@runtime_checkable
+class ChunkEmbedder(Protocol):
+    """What a :class:`~qrag_jax.retrieve.retriever.Retriever` is to an index: chunks in, un-rotated vectors out."""
+
+    config: RunConfig
+    embedder: Embedder
+    params: Any
+    tokenizer: TextTokenizer
+
+    def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]: ...
+
+
+def model_hash(retriever: ChunkEmbedder) -> str:
+    """Hex SHA-256 of everything a chunk's vector depends on beside its text.
+
+    These are the action encoder's parameters (as float32), its network, pooling, divisor and compute type, the tokenizer, and the tokens
+    a chunk is cut to; not the state encoder, nor anything about positions: an index serves every retriever that differs only there.
+    """
+    embedder = retriever.embedder
+    network = dataclasses.asdict(embedder.config) | {"hidden_dropout_prob": None}
+    settings = {
+        "backbone": backbone_of(embedder.config),
+        "network": network,
+        "pooling": embedder.pooling,
+        "divisor": embedder.divisor,
+        "compute_dtype": jnp.dtype(embedder.dtype).name,
+        "chunk_tokens": retriever.config.data.chunk_tokens,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        retriever.tokenizer.save(Path(folder, "tokenizer.json"))
+        digest.update(Path(folder, "tokenizer.json").read_bytes())
+    for path, leaf in sorted(flatten_dict(encoders(retriever.params)[1], sep="/").items()):
+        array = np.ascontiguousarray(leaf, np.dtype("<f4"))
+        digest.update(f"{path} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

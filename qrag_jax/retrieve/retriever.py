@@ -1,52 +1,36 @@
-"""The product: a trained retriever over any chunks or text, in any number of steps."""
+"""The product: a trained retriever over a text, a list of chunks or an index, in any number of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from qrag_jax.config import QHeadConfig, RunConfig
+from qrag_jax.config import RunConfig
 from qrag_jax.metrics import stopped
 from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
-from qrag_jax.retrieve.chunking import chunk_text
+from qrag_jax.retrieve.chunking import Chunk, chunk_text
+from qrag_jax.retrieve.device_scan import DeviceScorer
+from qrag_jax.retrieve.documents import MemoryDocument, PoolRows
 from qrag_jax.retrieve.embed import embed_texts
-from qrag_jax.rl import policy
-from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.rollout import rollout
-from qrag_jax.tokens import Pool, TextTokenizer, bucket, make_batch
-from qrag_jax.types import Episode, QAExample, TaskBatch
+from qrag_jax.retrieve.results import Candidate, Document, Pick, Step, Trajectory
+from qrag_jax.retrieve.scan import HostScorer, runs
+from qrag_jax.retrieve.search import Path as SearchPath
+from qrag_jax.retrieve.search import Scorer, search
+from qrag_jax.rl.env import StateLayout, state_row
+from qrag_jax.tokens import TextTokenizer
+from qrag_jax.types import PAD, QAExample
 
-GATHER_FLOATS = 2**26  # chunk embeddings gathered for the episodes searched at once: 256 MB
+STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compiles
 
-
-@dataclass(frozen=True)
-class Pick:
-    """One retrieved chunk: its index in the document and its text; its Q and its position (eq. 6) when it was picked; and its characters
-    in the source if that was a text."""
-
-    chunk: int
-    text: str
-    q: float
-    position: float
-    start: int | None = None
-    end: int | None = None
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """The greedy picks of one question, in the order they were made, their Q values, and their positions (eq. 6) when picked."""
-
-    picked: tuple[int, ...]
-    q: tuple[float, ...]
-    positions: tuple[float, ...]
+Source = str | Sequence[str] | Document
+"""A text, the chunks of a document in order, or an index."""
 
 
 @partial(jax.jit, static_argnames="embedder")
@@ -54,13 +38,17 @@ def _embed_actions(params: Any, ids: Int[Array, "R L"], *, embedder: Embedder) -
     return embed_actions(embedder, params, ids)
 
 
-@partial(jax.jit, static_argnames=("embedder", "budget", "layout", "qhead"))
-def _greedy(
-    params: Any, pool: Float[Array, "U D"], batch: TaskBatch, *, embedder: Embedder, budget: int, layout: StateLayout, qhead: QHeadConfig
-) -> Episode:
-    keys = jax.random.split(jax.random.key(0), batch.chunk_index.shape[0])
-    act = lambda key, q, available: policy.greedy(q, available)  # noqa: E731
-    return rollout(partial(embed_states, embedder, params), pool, batch, keys, act, budget=budget, layout=layout, qhead=qhead)
+@partial(jax.jit, static_argnames=("embedder", "layout"))
+def _embed_states(
+    params: Any,
+    question_ids: Int[Array, "R Lq"],
+    chunk_rows: Int[Array, "R T Lc"],
+    taken: Bool[Array, "R T"],
+    *,
+    embedder: Embedder,
+    layout: StateLayout,
+) -> Float[Array, "R D"]:
+    return embed_states(embedder, params, jax.vmap(partial(state_row, layout=layout))(question_ids, chunk_rows, taken))
 
 
 class Retriever:
@@ -88,75 +76,177 @@ class Retriever:
         export = read_export(path / "export" if (path / "export").is_dir() else path)
         return cls(export.config, export.embedder(), export.params, export.tokenizer, export.threshold, export.step)
 
-    def search(self, question: str, source: str | Sequence[str], budget: int = 4, *, stop: bool = False) -> list[Pick]:
+    def search(self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False) -> list[Pick]:
         """The ``budget`` chunks picked for a question, in document order.
 
         Args:
             question: the question.
-            source: a text, cut into chunks of whole sentences here, or the chunks of a document in order.
+            source: a text, cut into chunks of whole sentences here; the chunks of a document in order; or an index.
             budget: how many chunks to pick.
+            beam: how many paths to keep at each step ("Plan Q-RAG"); 1 is greedy.
             stop: pick fewer when the best Q falls below the calibrated threshold.
 
-        Raises ValueError when the question or the source is empty, there are fewer chunks than ``budget``, or ``stop`` is asked of a
-        retriever without a threshold.
+        Raises ValueError when the question or the source is empty, there are fewer chunks than ``budget``, the index was built with another
+        model, or ``stop`` is asked of a retriever without a threshold.
         """
-        if not question.strip():
-            raise ValueError("question is empty")
-        spans: list[tuple[int, int]] | None = None
-        if isinstance(source, str):
-            chunks = chunk_text(source, self.tokenizer, self.config.data.chunk_tokens)
-            spans = [(chunk.start, chunk.end) for chunk in chunks]
-            texts = tuple(chunk.text for chunk in chunks)
-        else:
-            texts = tuple(source)
-        if stop and self.threshold is None:
-            raise ValueError("stop = True: this retriever has no calibrated threshold; evaluate it with a budget of 2 or more first")
-        found = self.run([QAExample("question", question, texts, "", ())], budget)[0]
-        kept = len(stopped(found.picked, found.q, self.threshold)) if stop and self.threshold is not None else budget
-        picks = [
-            Pick(chunk, texts[chunk], found.q[t], found.positions[t], *(spans[chunk] if spans else (None, None)))
-            for t, chunk in enumerate(found.picked[:kept])
-        ]
-        return sorted(picks, key=lambda pick: pick.chunk)
+        return self.search_batch([question], source, budget, beam=beam, stop=stop)[0]
 
-    def run(self, examples: Sequence[QAExample], budget: int, *, label: str | None = None) -> list[Trajectory]:
-        """Greedy episodes for questions whose documents may share texts: each distinct text is embedded once.
+    def search_batch(
+        self, questions: Sequence[str], source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False
+    ) -> list[list[Pick]]:
+        """:meth:`search` for many questions over one source, which is read once a step for all of them."""
+        if isinstance(questions, str):
+            raise ValueError(f"questions = {questions!r}: must be a list of questions; search takes one")
+        document = self.document(source)
+        *_, paths = self._paths(questions, [document] * len(questions), budget, beam=beam, stop=stop)
+        found = []
+        for path, *_rest in paths:
+            kept = stopped(path.picked, path.q, self.threshold) if stop and self.threshold is not None else path.picked
+            found.append(sorted((self._pick(document, path, t) for t in range(len(kept))), key=lambda pick: pick.chunk))
+        return found
+
+    def stream(
+        self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False, runners_up: int = 4, bins: int = 0
+    ) -> Iterator[Step]:
+        """The steps of a search, each as soon as it is made; with ``beam`` above 1, those of the best path, all at the end.
+
+        ``stop`` ends it after the first step that falls below the threshold. ``bins`` asks for the score curve in as many stretches.
+        Raises ValueError as :meth:`search` does, before the first step.
+        """
+        document = self.document(source)
+        found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
+
+        def steps() -> Iterator[Step]:
+            clock = time.perf_counter()
+            for ((path, *_rest),) in found:
+                t = len(path.picked) - 1
+                if beam > 1 and t + 1 < budget:
+                    continue
+                spent = (time.perf_counter() - clock) / (t + 1 if beam > 1 else 1)
+                for number in range(t + 1) if beam > 1 else (t,):
+                    step = self._step(document, path, number, spent, beam + runners_up)
+                    yield step
+                    if stop and step.stop:
+                        return
+                clock = time.perf_counter()
+
+        return steps()
+
+    def run(self, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None) -> list[Trajectory]:
+        """Searches for questions whose documents may share texts: each distinct text is embedded once.
 
         ``label`` shows progress of the embedding. Raises ValueError when a document has fewer chunks than ``budget``.
         """
         if not examples:
             raise ValueError("examples is empty: nothing to search")
         for example in examples:
-            if not 1 <= budget <= len(example.chunks):
-                raise ValueError(f"budget = {budget}: must be in 1..{len(example.chunks)}, the chunks of {example.id!r}")
-        data = self.config.data
-        layout = StateLayout.make(data, budget, self.tokenizer.prefix, self.tokenizer.suffix)
-        if layout.tokens > self.embedder.config.max_tokens:
-            raise ValueError(
-                f"budget = {budget}: a state of {layout.tokens} tokens is longer than the encoder's {self.embedder.config.max_tokens}; "
-                "lower the budget, data.state_chunk_tokens, or set data.state_tokens"
-            )
-        pool = Pool.build(examples, self.tokenizer, data.chunk_tokens)
-        vectors = self.embed_chunks(list(pool.rows), label=label)
-        padded = jnp.asarray(np.pad(vectors, ((0, len(pool.ids) - len(vectors)), (0, 0))))
-        count = bucket(max(len(example.chunks) for example in examples))
-        size = max(1, min(32, len(examples), GATHER_FLOATS // (count * vectors.shape[1])))
-        device_ids = jnp.asarray(pool.ids)
-        found: list[Trajectory] = []
-        for start in range(0, len(examples), size):
-            part = list(examples[start : start + size])
-            full = part + part[-1:] * (size - len(part))  # one shape, so one compile; the repeats are dropped
-            batch = replace(make_batch(full, 0, self.tokenizer, data, chunks=count, pool=pool), chunk_pool_ids=device_ids)
-            episode = jax.device_get(
-                _greedy(self.params, padded, batch, embedder=self.embedder, budget=budget, layout=layout, qhead=self.config.qhead)
-            )
-            found += [
-                Trajectory(tuple(map(int, p)), tuple(map(float, q)), tuple(map(float, at)))
-                for p, q, at in zip(episode.picked, episode.q, episode.positions, strict=True)
-            ][: len(part)]
-        return found
+            _check_budget(budget, len(example.chunks), f"the chunks of {example.id!r}")
+        pool: dict[str, int] = {}
+        index = [np.array([pool.setdefault(text, len(pool)) for text in example.chunks], np.int32) for example in examples]
+        vectors = self.embed_chunks(list(pool), label=label)
+        documents = [
+            MemoryDocument(tuple(map(Chunk, example.chunks)), PoolRows(vectors, rows), self)
+            for example, rows in zip(examples, index, strict=True)
+        ]
+        *_, paths = self._paths([example.question for example in examples], documents, budget, beam=beam)
+        return [
+            Trajectory(path.picked, path.q, tuple(self._position(document, path, t) for t in range(budget)))
+            for (path, *_rest), document in zip(paths, documents, strict=True)
+        ]
+
+    def document(self, source: Source) -> Document:
+        """A source as something to search: an index is checked, texts are chunked and embedded."""
+        if isinstance(source, str):
+            chunks: Sequence[Chunk] = chunk_text(source, self.tokenizer, self.config.data.chunk_tokens)
+        elif isinstance(source, Sequence):
+            chunks = [Chunk(text) for text in source]
+            if not chunks:
+                raise ValueError("source is empty: nothing to search")
+        else:
+            source.check(self)
+            return source
+        pool: dict[str, int] = {}
+        index = np.array([pool.setdefault(chunk.text, len(pool)) for chunk in chunks], np.int32)
+        return MemoryDocument(chunks, PoolRows(self.embed_chunks(list(pool)), index), self)
 
     def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
         """Un-rotated action embeddings, one a text."""
         embed = lambda rows: _embed_actions(self.params, rows, embedder=self.embedder)  # noqa: E731
         return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, label=label)
+
+    def embed_states(self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int) -> Float[np.ndarray, "P D"]:
+        """State embeddings: each a question and its picked chunks' texts, in document order. ``budget`` sets how long a state may be."""
+        data = self.config.data
+        layout = StateLayout.make(data, budget, self.tokenizer.prefix, self.tokenizer.suffix)
+        asked = self.tokenizer.rows(questions, data.question_tokens)
+        taken = np.array([[t < len(texts) for t in range(budget - 1)] for texts in picked]).reshape(len(picked), budget - 1)
+        rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
+        rows[taken] = self.tokenizer.rows([text for texts in picked for text in texts], data.chunk_tokens)
+        found = []
+        for start in range(0, len(asked), STATES[-1]):
+            part = slice(start, start + STATES[-1])
+            count = len(asked[part])
+            size = next(size for size in STATES if size >= count)
+            pad = lambda x, empty: np.pad(x, ((0, size - count), *[(0, 0)] * (x.ndim - 1)), constant_values=empty)  # noqa: B023, E731
+            arrays = pad(asked[part], PAD), pad(rows[part], PAD), pad(taken[part], False)
+            found.append(np.asarray(_embed_states(self.params, *arrays, embedder=self.embedder, layout=layout))[:count])
+        return np.concatenate(found)
+
+    def _paths(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Document],
+        budget: int,
+        *,
+        beam: int = 1,
+        stop: bool = False,
+        runners_up: int = 0,
+        bins: int = 0,
+    ) -> Iterator[list[list[SearchPath]]]:
+        """The engine behind every search: checks what was asked, then :func:`qrag_jax.retrieve.search.search`."""
+        for question in questions:
+            if not question.strip():
+                raise ValueError("question is empty")
+        for document in documents:
+            _check_budget(budget, len(document), "the chunks of the document")
+        if beam < 1:
+            raise ValueError(f"beam = {beam}: must be >= 1, the paths kept at each step")
+        if stop and self.threshold is None:
+            raise ValueError("stop = True: this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
+        layout = StateLayout.make(self.config.data, budget, self.tokenizer.prefix, self.tokenizer.suffix)
+        if layout.tokens > self.embedder.config.max_tokens:
+            raise ValueError(
+                f"budget = {budget}: a state of {layout.tokens} tokens is longer than the encoder's {self.embedder.config.max_tokens}; "
+                "lower the budget, data.state_chunk_tokens, or set data.state_tokens"
+            )
+
+        def encode(states: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
+            texts = [[documents[number].chunk(i).text for i in sorted(picks)] for number, picks in states]
+            return self.embed_states([questions[number] for number, _ in states], texts, budget)
+
+        scorers = {id(document): self.scorer(document) for document in documents}
+        return search(encode, [scorers[id(document)] for document in documents], budget, beam=beam, runners_up=runners_up, bins=bins)
+
+    def scorer(self, document: Document) -> Scorer:
+        """How a document is read: where it lies on a CPU, split over the local devices elsewhere."""
+        on_host = jax.default_backend() == "cpu"
+        return HostScorer(document.rows, self.config.qhead) if on_host else DeviceScorer(document.rows, self.config.qhead)
+
+    def _position(self, document: Document, path: SearchPath, t: int) -> float:
+        return runs(path.picked[:t], len(document), self.config.qhead).position(path.picked[t])
+
+    def _pick(self, document: Document, path: SearchPath, t: int) -> Pick:
+        chunk = document.chunk(path.picked[t])
+        return Pick(path.picked[t], chunk.text, path.q[t], self._position(document, path, t), chunk.start, chunk.end, chunk.source, t)
+
+    def _step(self, document: Document, path: SearchPath, t: int, seconds: float, kept: int) -> Step:
+        seen = path.looks[t]
+        others = [(i, q) for i, q in zip(seen.chunks, seen.q, strict=True) if i != path.picked[t]][: kept - 1]
+        below = t > 0 and self.threshold is not None and path.q[t] < self.threshold
+        runners = tuple(Candidate(i, document.chunk(i).text, q) for i, q in others)
+        return Step(t, self._pick(document, path, t), runners, below, seconds, seen.curve)
+
+
+def _check_budget(budget: int, chunks: int, what: str) -> None:
+    if not 1 <= budget <= chunks:
+        raise ValueError(f"budget = {budget}: must be in 1..{chunks}, {what}")

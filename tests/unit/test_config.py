@@ -54,7 +54,7 @@ def test_unknown_preset_lists_the_known():
         (lambda: EvalConfig(tokens=("4x",)), r"context length '4x'"),
         (lambda: EvalConfig(episodes=1, haystacks=2), r"eval\.haystacks = 2"),
         (lambda: RunConfig(rl=RLConfig(budget=50)), r"rl\.budget = 50: must be <= data\.chunks \(40\)"),
-        (lambda: RunConfig(eval=EvalConfig(tokens=("100",), budget=9)), r"eval\.budget = 9: must be <= 4"),
+        (lambda: EvalConfig(beam=0), r"eval\.beam = 0: must be >= 1"),
     ],
 )
 def test_bad_values_name_field_value_and_what_is_allowed(make, message):

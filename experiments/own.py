@@ -1,0 +1,16 @@
+"""Your own questions over your own documents.
+
+    python -m experiments.own --data-dir questions.jsonl
+    python -m experiments.own --data-dir FOLDER                      # with train.jsonl, validation.jsonl and test.jsonl
+
+A line is {"id": "q1", "question": "...", "chunks": ["...", "..."], "support": [1], "answer": "..."}: the document in order, and the indices
+of the chunks that answer. The answer may be missing. Of a single file, a tenth is validation and a tenth is test.
+"""
+
+from __future__ import annotations
+
+from experiments.cli import main
+from qrag_jax.data.multihop import ALL
+
+if __name__ == "__main__":
+    raise SystemExit(main("own", (ALL,), ALL, __doc__ or ""))

@@ -1,0 +1,17 @@
+"""2WikiMultihopQA: two or four supporting paragraphs among ten (Ho et al. 2020).
+
+    python -m experiments.twowiki --data-dir DIR                     # from scratch, on the CPU
+    python -m experiments.twowiki --data-dir DIR --task bridge_comparison
+
+DIR holds 2wikimultihopqa/train.json and 2wikimultihopqa/dev.json, from https://github.com/Alab-NII/2wikimultihop (data_ids_april7.zip).
+The dev file is test; a tenth of the train file is validation.
+"""
+
+from __future__ import annotations
+
+from experiments.cli import main
+from qrag_jax.data.multihop import ALL
+from qrag_jax.data.twowiki import TYPES
+
+if __name__ == "__main__":
+    raise SystemExit(main("twowiki", (ALL, *TYPES), ALL, __doc__ or ""))

@@ -1,0 +1,92 @@
+"""Metrics of answers, on the host: SQuAD's EM and F1, BabiLong's accuracy, RULER's string match. Each is of one question."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+CLOSED = frozenset({"yes", "no", "noanswer"})
+"""Answers that share no credit with any other."""
+
+PLACES = frozenset({"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"})
+BABILONG_LABELS = {
+    "qa1": PLACES,
+    "qa2": PLACES,
+    "qa3": PLACES,
+    "qa4": PLACES,
+    "qa5": frozenset({"bill", "fred", "jeff", "mary", "apple", "football", "milk"}),
+}
+"""Everything that is an answer to some question of a task, in lower case."""
+ECHOES = re.compile(r"\.|<context>|<example>")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation and English articles, single spaces (SQuAD, Rajpurkar et al. 2016, evaluate-v1.1.py)."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+
+
+def answer_em(prediction: str, golds: Sequence[str]) -> float:
+    """1 if the prediction equals one of the right answers ``golds`` after normalisation, else 0. Raises ValueError without golds."""
+    _check(golds, "golds")
+    return float(normalize_answer(prediction) in {normalize_answer(gold) for gold in golds})
+
+
+def answer_f1(prediction: str, golds: Sequence[str]) -> float:
+    """F1 of the bags of normalised words, the best over ``golds``. Raises ValueError without golds.
+
+    "yes", "no" and "noanswer" are right or wrong as a whole (HotpotQA, Yang et al. 2018, hotpot_evaluate_v1.py). Where nothing is left of
+    one side, F1 is 1 if nothing is left of the other and else 0 (SQuAD 2.0), so EM 1 means F1 1.
+    """
+    _check(golds, "golds")
+    return max(_f1(normalize_answer(prediction), normalize_answer(gold)) for gold in golds)
+
+
+def _f1(prediction: str, gold: str) -> float:
+    if prediction == gold:
+        return 1.0
+    if prediction in CLOSED or gold in CLOSED:
+        return 0.0
+    ours, theirs = Counter(prediction.split()), Counter(gold.split())
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+
+
+def babilong_correct(prediction: str, target: str, question: str, task: str) -> bool:
+    """BabiLong's rule (Kuratov et al. 2024, github.com/booydar/babilong, babilong/metrics.py), for qa1 to qa5.
+
+    What counts are the labels of the task that occur, in whatever case and inside words too, in the prediction up to its first full stop
+    (or first "<context>" or "<example>", where a model goes on inventing questions) and do not occur in the question. The prediction is
+    correct if these are the target and nothing else; a target "a,b" needs both. Line ends do not cut the prediction. Raises ValueError
+    for an unknown task and for a target that is no label of the task.
+    """
+    if task not in BABILONG_LABELS:
+        raise ValueError(f"task = {task!r}: BabiLong's rule is known for {', '.join(BABILONG_LABELS)}")
+    labels = BABILONG_LABELS[task]
+    targets = {part.strip() for part in target.lower().split(",")}
+    if not targets <= labels:
+        raise ValueError(f"target = {target!r}: must be among the answers of {task}: {', '.join(sorted(labels))}")
+    said, asked = ECHOES.split(prediction.lower(), maxsplit=1)[0], question.lower()
+    return {label for label in labels if label in said and label not in asked} == targets
+
+
+def string_match_all(prediction: str, references: Sequence[str]) -> float:
+    """Fraction of ``references`` that occur in the prediction, in whatever case: RULER's score of needles (Hsieh et al. 2024)."""
+    return sum(_contained(prediction, references)) / len(references)
+
+
+def string_match_part(prediction: str, references: Sequence[str]) -> float:
+    """1 if any of ``references`` occurs in the prediction, in whatever case, else 0: RULER's score of its question answering."""
+    return float(any(_contained(prediction, references)))
+
+
+def _contained(prediction: str, references: Sequence[str]) -> list[bool]:
+    _check(references, "references")
+    return [reference.lower() in prediction.lower() for reference in references]
+
+
+def _check(answers: Sequence[str], name: str) -> None:
+    if isinstance(answers, str) or not answers:
+        raise ValueError(f"{name} = {answers!r}: must be a list of one or more right answers; leave a question without any out")

@@ -1,0 +1,212 @@
+"""Questions over separate paragraphs as files hold them: one strict reading of JSON and JSONL, whatever the benchmark.
+
+A record that breaks its format is an error that names the file, the place and the reason; where the caller asks to skip bad records,
+they are counted by reason and the count is handed back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class BadRecord(ValueError):
+    """``reason`` is the same for all records with the same fault; ``detail`` says what is wrong with this one."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Record:
+    """A question and the paragraphs, (title, text) each, that answer it or distract. ``support``: indices of those that answer it,
+    ascending. ``aliases`` are answers as good as ``answer``. ``type`` is the benchmark's own name for a kind of question."""
+
+    id: str
+    question: str
+    answer: str
+    aliases: tuple[str, ...]
+    paragraphs: tuple[tuple[str, str], ...]
+    support: tuple[int, ...]
+    type: str
+
+    @property
+    def hops(self) -> int:
+        return len(self.support)
+
+    @property
+    def chunks(self) -> tuple[str, ...]:
+        """A chunk is a paragraph, its title before it."""
+        return tuple(f"{title}. {text}" if title else text for title, text in self.paragraphs)
+
+
+@dataclass
+class Report:
+    """What came of reading a file: records ``kept``; records ``skipped``, by reason; and ``notes``, what was put up with, how often."""
+
+    path: Path
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        parts = [f"{self.kept} questions"]
+        if self.skipped:
+            parts.append(f"{self.skipped.total()} left out ({_counts(self.skipped)})")
+        if self.notes:
+            parts.append(f"noted: {_counts(self.notes)}")
+        return f"{self.path}: {'; '.join(parts)}"
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.most_common())
+
+
+Parse = Callable[[Any, Counter[str]], Record]
+"""A JSON value -> its record. Raises BadRecord; counts what it puts up with."""
+
+
+def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+    """The records of a file that is one JSON list. Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad
+    record, unless they are to be skipped; and on a file that is not a JSON list, is missing, or leaves no record."""
+    path = Path(path)
+    try:
+        tree = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(tree, list):
+        raise ValueError(f"{path}: must be a JSON list of records, not {_kind(tree)}")
+    return _collect(path, ((f"{path}: record {n}", value) for n, value in enumerate(tree, start=1)), parse, skip_bad)
+
+
+def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+    """As :func:`read_json_list`, of a file with a JSON object a line: ValueError('file:line: reason: detail')."""
+    path = Path(path)
+    # Not splitlines: a JSON string may hold U+2028 and its like, which are line ends there.
+    lines = _text(path).removesuffix("\n").split("\n")
+    pieces = ((f"{path}:{n}", line) for n, line in enumerate(lines, start=1))
+    return _collect(path, pieces, lambda line, notes: parse(_loads(line), notes), skip_bad)
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
+    if not text.strip():
+        raise ValueError(f"{path}: is empty")
+    return text
+
+
+def _loads(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadRecord("malformed line", f"not JSON: {error}") from error
+
+
+def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_bad: bool) -> tuple[tuple[Record, ...], Report]:
+    report = Report(path)
+    records: dict[str, Record] = {}
+    for where, value in pieces:
+        notes: Counter[str] = Counter()
+        try:
+            record = parse(value, notes)
+            if record.id in records:
+                raise BadRecord("duplicate id", f"{record.id!r} is the id of an earlier record")
+        except BadRecord as error:
+            if not skip_bad:
+                raise ValueError(f"{where}: {error}. Mend it, or have bad records left out (skip_bad)") from error
+            report.skipped[error.reason] += 1
+        else:
+            records[record.id] = record
+            report.notes += notes
+    report.kept = len(records)
+    if not records:
+        raise ValueError(f"{path}: no record is left; {_counts(report.skipped) or 'the list is empty'}")
+    return tuple(records.values()), report
+
+
+# The parts of a record ----------------------------------------------------------------------------------------------------------
+
+_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _kind(value: Any) -> str:
+    return _NAMES.get(type(value), "null")
+
+
+def check(value: Any, kind: type[T], name: str) -> T:
+    """``value`` as what it must be. Raises BadRecord, naming it; true and false are not numbers."""
+    if type(value) is not kind:
+        raise BadRecord(f"wrong type of {name}", f"must be {_NAMES[kind]}, not {_kind(value)} ({str(value)[:60]!r})")
+    return value
+
+
+def get(tree: Any, name: str, kind: type[T]) -> T:
+    """A field of an object. Raises BadRecord if it is not there or is something else."""
+    if name not in check(tree, dict, "record"):
+        raise BadRecord(f"no {name}", f"the field {name!r} is missing; there are {', '.join(tree) or 'none'}")
+    return check(tree[name], kind, name)
+
+
+def get_text(tree: Any, name: str) -> str:
+    """A field that is text with something in it, without the blanks around it."""
+    text = get(tree, name, str).strip()
+    if not text:
+        raise BadRecord(f"empty {name}", f"the field {name!r} has no text")
+    return text
+
+
+def make_record(
+    tree: Any,
+    id_name: str,
+    kind: str,
+    paragraphs: Iterable[tuple[str, str, bool]],
+    notes: Counter[str],
+    aliases: Iterable[str] = (),
+) -> Record:
+    """A record of an object with the fields ``id_name``, question and answer, and of (title, text, supports) paragraphs.
+
+    A paragraph that is there twice, title and text, is one paragraph, and supports if one of the two does. Raises BadRecord on an empty
+    title or text, on no paragraphs and on no support.
+    """
+    merged: dict[tuple[str, str], bool] = {}
+    for number, (title, text, supports) in enumerate(paragraphs):
+        if not title.strip() or not text.strip():
+            raise BadRecord("empty paragraph", f"paragraph {number} ({title!r}) has no {'text' if title.strip() else 'title'}")
+        key = (title.strip(), text.strip())
+        if key in merged:
+            notes["paragraph repeated word for word, read once"] += 1
+        merged[key] = supports or merged.get(key, False)
+    if not merged:
+        raise BadRecord("no paragraphs", "the document is empty")
+    support = tuple(index for index, supports in enumerate(merged.values()) if supports)
+    if not support:
+        raise BadRecord("no support", "no paragraph supports the answer")
+    return Record(
+        id=get_text(tree, id_name),
+        question=get_text(tree, "question"),
+        answer=get_text(tree, "answer"),
+        aliases=tuple(aliases),
+        paragraphs=tuple(merged),
+        support=support,
+        type=kind,
+    )
+
+
+def rows(tree: Any, name: str, *kinds: type) -> Iterator[list[Any]]:
+    """A field that is a list of lists of these types, such as [title, sentences]."""
+    for row in get(tree, name, list):
+        if len(check(row, list, name)) != len(kinds):
+            raise BadRecord(f"wrong type of {name}", f"its entries must have {len(kinds)} parts, not {len(row)} ({str(row)[:60]!r})")
+        yield [check(part, kind, name) for part, kind in zip(row, kinds, strict=True)]

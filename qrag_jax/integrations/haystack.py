@@ -1,0 +1,57 @@
+"""A Haystack component: a pipeline with it can be written to YAML and read again, since it holds two paths."""
+
+import asyncio
+from typing import Any
+
+from qrag_jax.integrations import Index, Retriever, identity, load, metadata, missing
+
+try:
+    from haystack import Document, component, default_from_dict, default_to_dict
+except ImportError as error:
+    raise missing("haystack-ai") from error
+
+
+@component
+class QRAGRetriever:
+    """Chunks picked in several steps, in document order; the score of a document is its Q when it was picked.
+
+    ``retriever_dir``: a run directory or an export folder. ``index_dir``: a folder written by ``Index``. Both are opened by
+    :meth:`warm_up`, which a pipeline calls by itself. ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`.
+    ``meta`` are the fields of :class:`~qrag_jax.retrieve.results.Pick`.
+    """
+
+    def __init__(self, retriever_dir: str, index_dir: str, budget: int = 4, beam: int = 1, stop: bool = False) -> None:
+        self.retriever_dir = retriever_dir
+        self.index_dir = index_dir
+        self.budget = budget
+        self.beam = beam
+        self.stop = stop
+        self._opened: tuple[Retriever, Index] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("retriever_dir", "index_dir", "budget", "beam", "stop")
+        return default_to_dict(self, **{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "QRAGRetriever":
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Opens both folders, once. Raises ValueError when either is not what it should be."""
+        if self._opened is None:
+            self._opened = load(self.retriever_dir, self.index_dir)
+
+    @component.output_types(documents=list[Document])
+    def run(self, query: str, budget: int | None = None) -> dict[str, list[Document]]:
+        """Raises ValueError on an empty query, or a budget above the number of chunks."""
+        self.warm_up()
+        assert self._opened is not None
+        retriever, index = self._opened
+        picks = retriever.search(query, index, self.budget if budget is None else budget, beam=self.beam, stop=self.stop)
+        documents = [Document(id=identity(pick), content=pick.text, score=pick.q, meta=metadata(pick)) for pick in picks]
+        return {"documents": documents}
+
+    @component.output_types(documents=list[Document])
+    async def run_async(self, query: str, budget: int | None = None) -> dict[str, list[Document]]:
+        """:meth:`run` in a thread."""
+        return await asyncio.to_thread(self.run, query, budget)

@@ -1,0 +1,97 @@
+"""A LangChain retriever: any runnable chain can start with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.integrations import identity, load, metadata, missing
+from qrag_jax.retrieve.results import Pick
+from qrag_jax.retrieve.retriever import Retriever, Source
+
+try:
+    from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+    from langchain_core.documents import Document
+    from langchain_core.retrievers import BaseRetriever
+    from langchain_core.runnables import RunnableConfig
+    from pydantic import ConfigDict, Field, SkipValidation
+except ImportError as error:
+    raise missing("langchain-core") from error
+
+Found = dict[str, list[Pick]]
+Configs = RunnableConfig | list[RunnableConfig] | None
+
+
+class QRAGRetriever(BaseRetriever):
+    """Chunks picked in several steps, in document order.
+
+    ``source``: an ``Index``, the chunks of a document in order, or a text. ``budget``, ``beam`` and ``stop`` are those of
+    :meth:`qrag_jax.Retriever.search`; ``invoke`` and ``batch`` (and their async forms) also take a ``budget`` for one call.
+    The metadata of a document are the fields of :class:`~qrag_jax.retrieve.results.Pick`.
+
+    Raises ValueError on an empty question, or a budget above the number of chunks.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    retriever: Retriever = Field(repr=False)
+    source: SkipValidation[Source] = Field(repr=False)
+    budget: int = 4
+    beam: int = 1
+    stop: bool = False
+
+    def model_post_init(self, context: Any) -> None:
+        """Chunks and texts are embedded here, once."""
+        super().model_post_init(context)
+        self.source = self.retriever.document(self.source)
+
+    @classmethod
+    def from_pretrained(cls, retriever_dir: str | Path, index_dir: str | Path, **fields: Any) -> QRAGRetriever:
+        """From a run directory or an export folder, and a folder written by ``Index``."""
+        retriever, index = load(retriever_dir, index_dir)
+        return cls(retriever=retriever, source=index, **fields)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, budget: int | None = None, found: Found | None = None
+    ) -> list[Document]:
+        return self._documents(query, budget, found)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, budget: int | None = None, found: Found | None = None
+    ) -> list[Document]:
+        return await asyncio.to_thread(self._documents, query, budget, found)
+
+    def batch(
+        self, inputs: list[str], config: Configs = None, *, return_exceptions: bool = False, budget: int | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Documents for each question, or its exception with ``return_exceptions``. One pass over the source serves all questions; each
+        keeps its own run, with its configuration and callbacks."""
+        found = self._search_together(inputs, budget)
+        return super().batch(inputs, config, return_exceptions=return_exceptions, budget=budget, found=found, **kwargs)
+
+    async def abatch(
+        self, inputs: list[str], config: Configs = None, *, return_exceptions: bool = False, budget: int | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """:meth:`batch`, searching in a thread."""
+        found = await asyncio.to_thread(self._search_together, inputs, budget)
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, budget=budget, found=found, **kwargs)
+
+    def _search_together(self, questions: Sequence[str], budget: int | None) -> Found:
+        """The picks of each question. One missing here is searched in its own run, which then reports what is wrong with it."""
+        usable = [question for question in dict.fromkeys(questions) if question.strip()]
+        if len(usable) < 2:
+            return {}
+        budget = self.budget if budget is None else budget
+        try:
+            return dict(zip(usable, self.retriever.search_batch(usable, self.source, budget, beam=self.beam, stop=self.stop), strict=True))
+        except ValueError:
+            return {}
+
+    def _documents(self, question: str, budget: int | None, found: Found | None) -> list[Document]:
+        picks = (found or {}).get(question)
+        if picks is None:
+            budget = self.budget if budget is None else budget
+            picks = self.retriever.search(question, self.source, budget, beam=self.beam, stop=self.stop)
+        return [Document(page_content=pick.text, id=identity(pick), metadata=metadata(pick)) for pick in picks]

@@ -1,0 +1,72 @@
+"""A LlamaIndex retriever: any query engine can stand on it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.integrations import identity, load, metadata, missing
+from qrag_jax.retrieve.results import Pick
+from qrag_jax.retrieve.retriever import Retriever, Source
+
+try:
+    from llama_index.core.callbacks import CallbackManager
+    from llama_index.core.retrievers import BaseRetriever
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+except ImportError as error:
+    raise missing("llama-index-core") from error
+
+
+class QRAGRetriever(BaseRetriever):
+    """Chunks picked in several steps, in document order; the score of a node is its Q when it was picked.
+
+    ``source``: an ``Index``, the chunks of a document in order, or a text. ``budget``, ``beam`` and ``stop`` are those of
+    :meth:`qrag_jax.Retriever.search`. The metadata of a node are the fields of :class:`~qrag_jax.retrieve.results.Pick`; a prompt
+    and an embedding made from the node see the source alone.
+
+    Raises ValueError on an empty question, or a budget above the number of chunks.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        source: Source,
+        *,
+        budget: int = 4,
+        beam: int = 1,
+        stop: bool = False,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        super().__init__(callback_manager)
+        self.retriever = retriever
+        self.source = retriever.document(source)  # chunks and texts are embedded here, once
+        self.budget = budget
+        self.beam = beam
+        self.stop = stop
+
+    @classmethod
+    def from_pretrained(cls, retriever_dir: str | Path, index_dir: str | Path, **fields: Any) -> QRAGRetriever:
+        """From a run directory or an export folder, and a folder written by ``Index``."""
+        return cls(*load(retriever_dir, index_dir), **fields)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        picks = self.retriever.search(query_bundle.query_str, self.source, self.budget, beam=self.beam, stop=self.stop)
+        return [NodeWithScore(node=_node(pick), score=pick.q) for pick in picks]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
+
+def _node(pick: Pick) -> TextNode:
+    fields = metadata(pick)
+    hidden = [name for name in fields if name != "source" or pick.source is None]
+    return TextNode(
+        id_=identity(pick),
+        text=pick.text,
+        start_char_idx=pick.start,
+        end_char_idx=pick.end,
+        metadata=fields,
+        excluded_llm_metadata_keys=hidden,
+        excluded_embed_metadata_keys=hidden,
+    )

@@ -1,0 +1,38 @@
+"""What a reader is: a frozen LLM that answers from retrieved text, behind one method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is told. ``system`` None: no system message."""
+
+    system: str | None
+    user: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said. Counts are in its own tokens, None where they were not reported. ``finish``: "stop" (it came to an end) or
+    "length" (it was cut off)."""
+
+    text: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    finish: str
+
+
+class Reader(Protocol):
+    name: str
+    """The model and every setting that changes its answers."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """One answer a prompt, in order. Raises ReaderError when a prompt cannot be answered: nothing stands in for a missing answer."""
+
+
+class ReaderError(RuntimeError):
+    """A prompt was refused, or an outage outlasted its retries: which endpoint, which prompt, the last failure, what to do."""

@@ -1,0 +1,122 @@
+"""The scan on accelerators: rows split over the local devices, the best chunks of each device merged on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from qrag_jax.config import QHeadConfig
+from qrag_jax.retrieve.results import Rows
+from qrag_jax.retrieve.scan import Look, runs, stretches
+from qrag_jax.rl.qhead import q_halves, rotate
+
+BLOCK = 2**16  # rows a device reads at once
+RESIDENT = 0.6  # share of the devices' memory that an index may keep; a larger one is streamed at every step
+AXIS = "rows"
+
+
+class DeviceScorer:
+    """Scores a document on ``devices`` (default: all local ones). Rows stay there if they fit, else they are streamed block by block."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        config: QHeadConfig,
+        devices: Sequence[jax.Device] | None = None,
+        *,
+        block: int = BLOCK,
+        resident: bool | None = None,
+    ) -> None:
+        self._rows, self._config = rows, config
+        self._mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
+        self._block = block * self._mesh.size
+        self._step = _make_step(self._mesh, config)
+        if resident is None:
+            memory = [(device.memory_stats() or {}).get("bytes_limit") for device in self._mesh.devices.flat]
+            limit = float("inf") if None in memory else RESIDENT * sum(memory)  # type: ignore[arg-type]
+            resident = len(rows) * rows.width * 4 <= limit
+        self._kept = list(self._blocks()) if resident else None
+
+    def _blocks(self) -> Iterator[jax.Array]:
+        """Blocks of one shape, the last padded with zeros. The next is sent while the devices work on the one before."""
+        sharding = NamedSharding(self._mesh, P(AXIS))
+        for start in range(0, len(self._rows), self._block):
+            block = self._rows.block(start, min(start + self._block, len(self._rows)))
+            yield jax.device_put(np.pad(block, ((0, self._block - len(block)), (0, 0))), sharding)
+
+    def __call__(self, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], top: int, bins: int = 0) -> list[Look]:
+        """As :class:`~qrag_jax.retrieve.scan.HostScorer`."""
+        length = len(self._rows)
+        top = min(top, length - max(len(picks) for picks in picked))
+        cut = [runs(picks, length, self._config) for picks in picked]
+        size = 2 ** int(np.ceil(np.log2(max(len(found.start) for found in cut))))  # few shapes, so few compiles
+        fill = lambda values, empty: np.pad(values, (0, size - len(values)), constant_values=empty)  # noqa: E731
+        starts = np.stack([fill(found.start, length) for found in cut]).astype(np.int32)
+        first, grows = (np.stack([fill(getattr(found, name), 0) for found in cut]).astype(np.float32) for name in ("first", "step"))
+        taken = np.full((len(picked), max(1, *(len(picks) for picks in picked))), length, np.int32)
+        for row, picks in enumerate(picked):
+            taken[row, : len(picks)] = picks
+        edges = jnp.asarray(stretches(length, bins) if bins else np.zeros(1), jnp.int32)
+        best = (
+            jnp.full((len(picked), top), -jnp.inf),
+            jnp.full((len(picked), top), length, jnp.int32),
+            jnp.full((len(picked), len(edges)), -jnp.inf),
+        )
+        for number, block in enumerate(self._kept or self._blocks()):
+            best = self._step(block, number * self._block, length, jnp.asarray(states), starts, first, grows, taken, edges, best)
+        q, chunks, curve = jax.device_get(best)
+        curve = np.where(np.isneginf(curve), np.nan, curve)
+        return [Look(tuple(c.tolist()), tuple(v.tolist()), row if bins else None) for c, v, row in zip(chunks, q, curve, strict=True)]
+
+
+def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
+    """One block for B states: (block, its first row, N, states, runs, picks, edges of the curve, best so far) -> best so far."""
+    constant = config.positions == "none" or (config.positions == "relative" and config.position_resolution == "integer")
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(AXIS), *[P()] * 9), out_specs=P(), check_vma=False)
+    def step(
+        block: Float[Array, "R D"],
+        begin: Int[Array, ""],
+        length: Int[Array, ""],
+        states: Float[Array, "B D"],
+        starts: Int[Array, "B S"],
+        first: Float[Array, "B S"],
+        grows: Float[Array, "B S"],
+        taken: Int[Array, "B T"],
+        edges: Int[Array, " bins"],
+        best: tuple[Array, Array, Array],
+    ) -> tuple[Array, Array, Array]:
+        count = block.shape[0]
+        row = begin + jax.lax.axis_index(AXIS) * count + jnp.arange(count)
+        stretch = jnp.searchsorted(edges, row, side="right") - 1
+        top = best[0].shape[1]
+
+        def one(question: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+            state, start, at, grow, picks = question
+            run = jnp.searchsorted(start, row, side="right") - 1
+            if constant:
+                turned = rotate(jnp.broadcast_to(state, (len(at), len(state))), -at, config)
+                every = jnp.matmul(block, turned.T, precision=jax.lax.Precision.HIGHEST)
+                q = jnp.take_along_axis(every, run[:, None], axis=1)[:, 0]
+            else:
+                q = q_halves(state, block, at[run] + grow[run] * (row - start[run]), config).sum(-1)
+            q = jnp.where((row < length) & (row[:, None] != picks).all(1), q, -jnp.inf)
+            value, place = jax.lax.top_k(q, min(top, count))
+            return value, row[place], jnp.full(edges.shape, -jnp.inf).at[stretch].max(q)
+
+        q, chunk, curve = jax.lax.map(one, (states, starts, first, grows, taken))
+        gather = lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True)  # noqa: E731
+        q, chunk = jnp.concatenate([best[0], gather(q)], axis=1), jnp.concatenate([best[1], gather(chunk)], axis=1)
+        q, place = jax.lax.top_k(q, top)
+        return q, jnp.take_along_axis(chunk, place, axis=1), jnp.maximum(best[2], jax.lax.pmax(curve, AXIS))
+
+    return step

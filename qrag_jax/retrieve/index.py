@@ -1,0 +1,294 @@
+"""An index: the chunks of any amount of text with their vectors, in a folder, built once and asked many questions.
+
+    meta.json        what made it (model, sources), its shards, and the size and SHA-256 of every file; written last
+    building.json    the same of an unfinished build or addition: the shards that are done
+    vectors-, scales-, texts-, offsets-00000...    a shard each (:mod:`qrag_jax.retrieve.storage`)
+
+Vectors are un-rotated, so an index knows no positions: every question, budget and state reads the same bytes. Those bytes are a function
+of source, model and settings, however often the build was killed. Additions begin a new shard, so an index that grew has other shard
+borders than one built at once; each is a function of its own history. Memory: one file's text, one shard, and 16 bytes (with their
+entry in a table, about 150) for each distinct text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from qrag_jax.decode import decode
+from qrag_jax.files import read_json, write_json
+from qrag_jax.retrieve.chunking import Chunk
+from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
+from qrag_jax.retrieve.sources import ChunkStream, Source
+from qrag_jax.retrieve.storage import TEMPORARY, Dtype, Shard, StoredRows, check_dtype, merge, record
+from qrag_jax.runlog import progress
+
+FORMAT, VERSION = "qrag-jax-index", 1
+META, JOURNAL = "meta.json", "building.json"
+PIECE = 2048  # texts embedded between two looks at the progress bar
+
+
+@dataclass(frozen=True)
+class Model:
+    """What embedded the chunks: its :func:`~qrag_jax.retrieve.embed.model_hash`, and the folder it was loaded from if that is known."""
+
+    hash: str
+    chunk_tokens: int
+    retriever: str | None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The content of meta.json and building.json. ``kept``: shards that were there before the unfinished addition."""
+
+    model: Model
+    dtype: Dtype
+    width: int
+    shard_chunks: int
+    shards: tuple[Shard, ...] = ()
+    sources: tuple[Source, ...] = ()
+    kept: int = 0
+
+    def write(self, path: Path) -> None:
+        tree = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
+        tree |= {"shard_chunks": self.shard_chunks, "chunks": sum(shard.chunks for shard in self.shards), "kept": self.kept}
+        tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [dataclasses.asdict(source) for source in self.sources]}
+        write_json(path, tree | {"sha256": _checksum(tree)})
+
+    @classmethod
+    def read(cls, path: Path) -> Meta:
+        """Raises ValueError, naming the file, on anything that :meth:`write` did not write, and on files that are missing or cut short."""
+        tree = read_json(path)
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            raise ValueError(f"{path}: is not of the format {FORMAT!r}")
+        if tree.get("version") != VERSION:
+            raise ValueError(
+                f"{path}: version = {tree.get('version')!r}; this qrag-jax reads version {VERSION}: update it, or build the index again"
+            )
+        if _checksum({name: value for name, value in tree.items() if name != "sha256"}) != tree.get("sha256"):
+            raise ValueError(f"{path}: its SHA-256 differs from the one it was written with; it is damaged: build the index again")
+        check_dtype(tree["dtype"])
+        shards = (Shard.from_tree(path.parent, shard, i, tree["width"], tree["dtype"]) for i, shard in enumerate(tree["shards"]))
+        return cls(
+            decode(Model, tree["model"], "model"),
+            tree["dtype"],
+            tree["width"],
+            tree["shard_chunks"],
+            tuple(shards),
+            tuple(decode(Source, source, "sources") for source in tree["sources"]),
+            tree["kept"],
+        )
+
+
+class Index:
+    """Chunks and their vectors on disk, written by one process at a time: a :class:`~qrag_jax.retrieve.results.Document`."""
+
+    def __init__(self, path: Path, meta: Meta) -> None:
+        self.path, self.meta = path, meta
+        self.rows = StoredRows(meta.shards, meta.width)
+        self._checked: tuple[Any, Any] = (None, None)
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = False) -> Index:
+        """Reads meta.json and the sizes of the files; no model, no device. ``verify``: as :meth:`verify`.
+
+        Raises ValueError when the folder is no index or an unfinished one, comes from a newer version, or a file is missing, or shorter or
+        longer than it was written, naming it.
+        """
+        path = Path(path)
+        if not (path / META).is_file():
+            if (path / JOURNAL).is_file():
+                raise ValueError(f"{path}: the build was not finished; the same build command goes on with it")
+            raise ValueError(f"{path}: not an index (it has no {META}); build one with `python -m qrag_jax index build`")
+        index = cls(path, Meta.read(path / META))
+        if verify:
+            index.verify()
+        return index
+
+    @classmethod
+    def build(
+        cls,
+        retriever: ChunkEmbedder,
+        source: Path | Iterable[str],
+        path: str | Path,
+        *,
+        dtype: Dtype = "float32",
+        shard_chunks: int = 16384,
+        retriever_path: str | Path | None = None,
+    ) -> Index:
+        """Cuts a text file, a folder of .txt and .md files, or chunks given as such, embeds each distinct text once, and writes an index.
+
+        Killed at any moment, the same call goes on where it was, and ends with the same bytes; on a finished index it checks that the
+        source is still the same and changes nothing.
+
+        Args:
+            retriever: embeds the chunks; its ``data.chunk_tokens`` is their longest length.
+            source: see :class:`~qrag_jax.retrieve.sources.ChunkStream`.
+            path: folder of the index: new, empty, or of an unfinished build.
+            dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter; :func:`~qrag_jax.retrieve.storage.pack` says their errors.
+            shard_chunks: chunks of a shard, the unit that a killed build loses at most.
+            retriever_path: kept in meta.json for those who ask the index later.
+
+        Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when source, model or settings are not
+        those of the unfinished build.
+        """
+        check_dtype(dtype)
+        if shard_chunks < 1:
+            raise ValueError(f"shard_chunks = {shard_chunks}: must be 1 or more")
+        path = Path(path)
+        whole, unfinished = (path / META).is_file(), (path / JOURNAL).is_file()
+        if path.exists() and not (whole or unfinished or (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir()))):
+            raise ValueError(f"{path}: exists and is not an index; choose another folder or remove it")
+        home = None if retriever_path is None else str(Path(retriever_path).resolve())
+        chunk_tokens = retriever.config.data.chunk_tokens
+        meta = Meta(Model(model_hash(retriever), chunk_tokens, home), dtype, retriever.embedder.config.width, shard_chunks)
+        stream = ChunkStream(source, retriever.tokenizer, chunk_tokens)
+        found = Meta.read(path / (META if whole else JOURNAL)) if whole or unfinished else meta
+        if found.shards:
+            _check_model(path, found.model.hash, meta.model.hash)
+            for name in ("dtype", "shard_chunks"):
+                if (old := getattr(found, name)) != (new := getattr(meta, name)):
+                    raise ValueError(f"{path}: was begun with {name} = {old}, now {new}; build with {old}, or remove the folder")
+            meta = found
+        if whole:
+            _unfinished(path, meta)
+        return _write(path, replace(meta, kept=0), retriever, stream, whole=whole)
+
+    def add(self, retriever: ChunkEmbedder, source: Path | Iterable[str]) -> Index:
+        """The index with the chunks of another source after its own, in new shards. This object goes on with the old ones.
+
+        Killed at any moment, the old index stays valid; the same call goes on where it was. Raises ValueError as :meth:`build` does, and on
+        a file name that the index has already: a chunk's source would be ambiguous.
+        """
+        meta = Meta.read(self.path / META)
+        _check_model(self.path, meta.model.hash, model_hash(retriever))
+        stream = ChunkStream(source, retriever.tokenizer, meta.model.chunk_tokens)
+        if twice := sorted({name for name, _ in stream.files} & {old.name for old in meta.sources if old.name}):
+            raise ValueError(f"{self.path}: has {twice[0]!r} already ({len(twice)} such files); rename what is to be added, or build again")
+        begun = _unfinished(self.path, meta) or replace(meta, kept=len(meta.shards))
+        return _write(self.path, begun, retriever, stream)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def chunk(self, i: int) -> Chunk:
+        """Text, characters and source of chunk ``i``, read from its place in the file. Raises ValueError outside 0..N - 1."""
+        if not 0 <= i < len(self):
+            raise ValueError(f"chunk {i}: must be in 0..{len(self) - 1}")
+        shard, row = self.rows.place(i)
+        return shard.chunk(row)
+
+    def check(self, retriever: ChunkEmbedder) -> None:
+        """Raises ValueError, naming both models, unless the retriever embeds chunks as those of the index were."""
+        now = (retriever, retriever.params)
+        if any(a is not b for a, b in zip(now, self._checked, strict=True)):  # hashing a large model takes seconds
+            _check_model(self.path, self.meta.model.hash, model_hash(retriever))
+            self._checked = now
+
+    def verify(self) -> None:
+        """Reads every file. Raises ValueError, naming the file, when a checksum differs."""
+        for shard in progress(self.meta.shards, unit="shard", desc="verifying", leave=False):
+            shard.verify()
+
+
+def _write(path: Path, meta: Meta, retriever: ChunkEmbedder, stream: ChunkStream, *, whole: bool = False) -> Index:
+    """``meta.shards[:meta.kept]``, then a shard for each ``shard_chunks`` chunks of the stream: those that ``meta`` lists beyond are
+    compared, the others written. ``whole``: all must be there."""
+    for leftover in path.glob(TEMPORARY):
+        leftover.unlink()
+    shards = list(meta.shards[: meta.kept])
+    known: dict[bytes, int] = {}  # the first row of each text
+    for row, text in enumerate(chunk.text for shard in shards for chunk in map(shard.chunk, range(shard.chunks))):
+        known.setdefault(_key(text), row)
+    chunks, start = iter(stream), sum(shard.chunks for shard in shards)
+    with progress(unit="chunk", desc="index") as bar:
+        while group := list(islice(chunks, meta.shard_chunks)):
+            bar.total = stream.expected
+            keys, lines = [_key(chunk.text) for chunk in group], [record(chunk) for chunk in group]
+            if len(shards) < len(meta.shards):
+                shard = meta.shards[len(shards)]
+                if shard.files["texts"].sha256 != hashlib.sha256(b"".join(lines)).hexdigest():
+                    raise ValueError(_changed(path, meta, len(shards), whole))
+                shard.verify()
+                bar.update(len(group))
+            elif whole:
+                raise ValueError(_changed(path, meta, len(shards), whole))
+            else:
+                if len(shards) == meta.kept:
+                    meta.write(path / JOURNAL)
+                old = {i: known[key] for i, key in enumerate(keys) if key in known}
+                fresh = {key: chunk.text for key, chunk in zip(keys, group, strict=True) if key not in known}
+                place = {key: row for row, key in enumerate(fresh)}
+                bar.update(len(group) - len(fresh))
+                vectors = np.concatenate([np.empty((0, meta.width), np.float32), *_embed(retriever, list(fresh.values()), bar)])
+                new = {i: place[key] for i, key in enumerate(keys) if key in place}
+                raw, scales = merge(StoredRows(shards, meta.width), old, vectors, new, len(group), meta.dtype)
+                shard = Shard.write(path, len(shards), lines, raw, scales, meta.dtype)
+                replace(meta, shards=(*shards, shard)).write(path / JOURNAL)
+            for row, key in enumerate(keys, start):
+                known.setdefault(key, row)
+            shards.append(shard)
+            start += len(group)
+        bar.total = stream.expected
+    if len(shards) < len(meta.shards):
+        raise ValueError(_changed(path, meta, len(shards), whole))
+    if not whole:
+        replace(meta, shards=tuple(shards), sources=meta.sources + tuple(stream.read), kept=0).write(path / META)
+        (path / JOURNAL).unlink(missing_ok=True)
+    return Index.open(path)
+
+
+def _unfinished(path: Path, meta: Meta) -> Meta | None:
+    """The unfinished addition to a whole index. What a finished build or addition was killed before removing is removed."""
+    journal = path / JOURNAL
+    if not journal.is_file():
+        return None
+    begun = Meta.read(journal)
+    if begun.kept == len(meta.shards) and [shard.tree() for shard in begun.shards[: begun.kept]] == [shard.tree() for shard in meta.shards]:
+        return begun
+    journal.unlink()
+    return None
+
+
+def _embed(retriever: ChunkEmbedder, texts: list[str], bar: Any) -> Iterator[Float[np.ndarray, "U D"]]:
+    for start in range(0, len(texts), PIECE):
+        piece = texts[start : start + PIECE]
+        vectors = retriever.embed_chunks(piece)
+        if not np.isfinite(vectors).all():
+            bad = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+            raise ValueError(f"the vector of {piece[bad][:60]!r} is not finite: the retriever's parameters are damaged")
+        bar.update(len(piece))
+        yield vectors
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _checksum(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _check_model(path: Path, index: str, retriever: str) -> None:
+    if index != retriever:
+        raise ValueError(
+            f"{path}: was built with model {index[:12]}, this retriever is model {retriever[:12]}; "
+            "vectors of two models cannot be mixed: use the retriever it was built with, or build another index"
+        )
+
+
+def _changed(path: Path, meta: Meta, number: int, whole: bool) -> str:
+    first = (number - meta.kept) * meta.shard_chunks
+    if whole:
+        return f"{path}: holds an index of another source (it differs at chunk {first} or after); use add, or choose another folder"
+    remove = path / JOURNAL if meta.kept else path
+    return f"{path}: the source has changed since {JOURNAL} was written (at chunk {first} or after); to begin anew, remove {remove}"

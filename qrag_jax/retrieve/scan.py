@@ -1,0 +1,165 @@
+"""The rotated-state scan: <s, R(p) e> = <R(-p) s, e>, so the state is turned into the positions in play and the index is read once.
+
+Positions are constant, or grow evenly, over long runs of chunks: at most span + 1 runs an interval with integer positions, one run an
+interval with continuous ones. A run of constant position is one matrix product with a turned state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Complex64, Float, Int
+
+from qrag_jax.config import QHeadConfig
+from qrag_jax.retrieve.results import Rows
+
+TURNED = 256  # rows for which a state is turned one by one
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A document cut where positions stop being even: run i begins at chunk ``start[i]`` with position ``first[i]``, which grows by
+    ``step[i]`` a chunk."""
+
+    start: Int[np.ndarray, " S"]
+    first: Float[np.ndarray, " S"]
+    step: Float[np.ndarray, " S"]
+
+    def position(self, chunk: int) -> float:
+        i = int(np.searchsorted(self.start, chunk, side="right")) - 1
+        return float(self.first[i] + self.step[i] * (chunk - self.start[i]))
+
+
+def runs(picked: Sequence[int], length: int, config: QHeadConfig) -> Runs:
+    """What :func:`qrag_jax.rl.positions.chunk_positions` gives for a document of ``length`` chunks with ``picked`` taken, as runs.
+
+    Positions "random" are the index itself here: an offset is drawn in training only.
+    """
+    if config.positions != "relative":
+        grows = 0.0 if config.positions == "none" else 1.0
+        return Runs(np.zeros(1, np.int64), np.zeros(1), np.full(1, grows))
+    cuts = sorted(picked)
+    start, first, step = [], [], []
+    for j, (begin, end) in enumerate(zip([0, *cuts], [*cuts, length], strict=True)):
+        count = end - begin
+        if not count:
+            continue
+        if config.position_resolution == "continuous":
+            start.append(np.array([begin]))
+            first.append(np.array([j * config.delta]))
+            step.append(np.array([config.span / count]))
+            continue
+        span = int(config.span)
+        # floor(span * k / (count - 1)) reaches v at k = ceil(v * (count - 1) / span); in short intervals it skips some v.
+        k = np.arange(count) if count <= span else -(-np.arange(span + 1) * (count - 1) // span)
+        start.append(begin + k)
+        first.append(j * config.delta + span * k // max(count - 1, 1))
+        step.append(np.zeros(len(k)))
+    return Runs(np.concatenate(start), np.concatenate(first).astype(float), np.concatenate(step))
+
+
+def rotations(positions: Float[np.ndarray, " P"], width: int, config: QHeadConfig) -> Complex64[np.ndarray, "P W"]:
+    """exp(-i p w) of every coordinate pair, for vectors of ``width`` seen as width / 2 complex numbers."""
+    half = width // config.halves
+    frequency = config.theta ** (-np.arange(0, half, 2) / half)
+    return np.exp(-1j * np.outer(positions, np.tile(frequency, config.halves))).astype(np.complex64)
+
+
+def turn(state: Float[np.ndarray, " D"], positions: Float[np.ndarray, " P"], config: QHeadConfig) -> Float[np.ndarray, "P D"]:
+    """R(-p) s for every p."""
+    pairs = np.ascontiguousarray(state, np.float32).view(np.complex64)
+    return (pairs * rotations(positions, len(state), config)).view(np.float32)
+
+
+def scan(rows: Rows, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], config: QHeadConfig) -> Float[np.ndarray, "B N"]:
+    """Q of every chunk of one document in each of B states, picked chunks included: one pass over ``rows``, part by part."""
+    q = np.empty((len(states), len(rows)), np.float32)
+    cut = [runs(picks, len(rows), config) for picks in picked]
+    turned = [turn(state, found.first, config) for state, found in zip(states, cut, strict=True)]
+    even = not any(found.step.any() for found in cut)
+    # Where some question's position changes, and which of its turned states each question uses from there on.
+    starts = np.unique(np.concatenate([found.start for found in cut]))
+    at = np.stack([np.searchsorted(found.start, starts, side="right") - 1 for found in cut], axis=1)
+    columns, offsets = np.concatenate(turned), np.cumsum([0, *(len(vectors) for vectors in turned[:-1])])
+    tables: dict[float, np.ndarray] = {}
+    for begin, end in rows.parts():
+        block = rows.block(begin, end)
+        first, last = (int(np.searchsorted(starts, x, side=side)) for x, side in ((begin, "right"), (end, "left")))  # type: ignore[call-overload]
+        edges = [begin, *starts[first:last].tolist(), end]
+        for i, (a, b) in enumerate(pairwise(edges), first - 1):
+            part = block[a - begin : b - begin]
+            if not even:
+                for row, (found, vectors, k) in enumerate(zip(cut, turned, at[i], strict=True)):
+                    _graded(part, vectors[k], a - int(found.start[k]), float(found.step[k]), tables, config, q[row, a:b])
+            elif len(states) == 1:
+                np.dot(part, columns[i], out=q[0, a:b])
+            else:
+                q[:, a:b] = (part @ columns[at[i] + offsets].T).T
+    return q
+
+
+def _graded(
+    part: Float[np.ndarray, "R D"],
+    vector: Float[np.ndarray, " D"],
+    offset: int,
+    step: float,
+    tables: dict[float, np.ndarray],
+    config: QHeadConfig,
+    out: Float[np.ndarray, " R"],
+) -> None:
+    """Rows whose positions grow by ``step``: the state is turned for each. ``vector`` is turned into the run's first position, ``offset``
+    rows before ``part``."""
+    if step not in tables:
+        tables.clear()
+        tables[step] = rotations(step * np.arange(TURNED), part.shape[1], config)
+    for a in range(0, len(part), TURNED):
+        rows = part[a : a + TURNED]
+        begin = turn(vector, np.array([step * (offset + a)]), config)[0].view(np.complex64)
+        np.einsum("rd,rd->r", rows, (begin * tables[step][: len(rows)]).view(np.float32), out=out[a : a + TURNED])
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one state sees of its document: the best available chunks, best first, and (if asked for) the highest Q of each of equal
+    stretches of the document, NaN where nothing is available."""
+
+    chunks: tuple[int, ...]
+    q: tuple[float, ...]
+    curve: Float[np.ndarray, " bins"] | None = None
+
+
+class HostScorer:
+    """Scores a document on the CPU, reading its rows where they lie."""
+
+    def __init__(self, rows: Rows, config: QHeadConfig) -> None:
+        self._rows, self._config = rows, config
+
+    def __call__(self, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], top: int, bins: int = 0) -> list[Look]:
+        """``top`` chunks for each of B states whose picks are given; fewer where fewer are left."""
+        q = scan(self._rows, states, picked, self._config)
+        return [look(row, picks, top, bins) for row, picks in zip(q, picked, strict=True)]
+
+
+def look(q: Float[np.ndarray, " N"], picked: Sequence[int], top: int, bins: int) -> Look:
+    """The best chunks but for the picked ones; ties go to the first. Overwrites Q of the picked ones."""
+    q[list(picked)] = -np.inf
+    top = min(top, len(q) - len(picked))
+    if top == 1:
+        best = np.array([np.argmax(q)])
+    else:
+        best = np.argpartition(-q, top - 1)[:top]
+        best = best[np.lexsort((best, -q[best]))]
+    curve = None
+    if bins:
+        curve = np.maximum.reduceat(q, stretches(len(q), bins))
+        curve[np.isneginf(curve)] = np.nan
+    return Look(tuple(best.tolist()), tuple(q[best].tolist()), curve)
+
+
+def stretches(length: int, bins: int) -> Int[np.ndarray, " bins"]:
+    """Where each of ``bins`` equal stretches of a document begins; at most one for each chunk."""
+    bins = min(bins, length)
+    return np.arange(bins) * length // bins

@@ -1,0 +1,247 @@
+"""Shards of an index on disk: vectors, the texts they stand for, and where each text begins.
+
+    vectors-00000.bin   [n, D] row after row: float32, bfloat16 or int8
+    scales-00000.bin    [n] float32, beside int8 only: a row is its integers times its scale
+    texts-00000.jsonl   {"text", "start", "end", "source"} a chunk
+    offsets-00000.bin   [n + 1] int64: chunk i is the bytes from offset i to offset i + 1 of the texts
+
+Numbers are little-endian. Everything is memory-mapped read-only, so what is not asked for is not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Int, Num, UInt8
+
+from qrag_jax.decode import decode
+from qrag_jax.retrieve.chunking import Chunk
+
+Dtype = Literal["float32", "bfloat16", "int8"]
+RAW: dict[Dtype, np.dtype] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2"), "int8": np.dtype("i1")}
+CONVERTED = 2048  # rows converted to float32 at once
+TEMPORARY = ".*.tmp"
+"""Pattern of the files that a killed writer leaves behind."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """``name`` in the folder of the index, its size, and the hex SHA-256 of its content."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def write_bytes(path: Path, data: bytes | np.ndarray) -> StoredFile:
+    """Writes beside the target and renames, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = data if isinstance(data, bytes) else data.tobytes()
+    temporary.write_bytes(data)
+    temporary.replace(path)
+    return StoredFile(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def pack(vectors: Float[np.ndarray, "R D"], dtype: Dtype) -> tuple[Num[np.ndarray, "R D"], Float[np.ndarray, " R"] | None]:
+    """Rows as they are stored, and their scales if the type has some.
+
+    bfloat16 rounds to the nearest (relative error at most 2**-8); int8 to the nearest of 255 steps up to the row's largest magnitude
+    (error at most half a scale, the largest magnitude / 127).
+    """
+    if dtype == "float32":
+        return vectors.astype(RAW[dtype], copy=False), None
+    if dtype == "bfloat16":
+        return vectors.astype(ml_dtypes.bfloat16).view(RAW[dtype]), None
+    scales = (np.abs(vectors).max(axis=1) / 127).astype("<f4")
+    steps = vectors / np.where(scales > 0, scales, 1)[:, None]
+    return np.rint(steps).clip(-127, 127).astype(RAW[dtype]), scales
+
+
+def unpack(raw: Num[np.ndarray, "R D"], scales: Float[np.ndarray, " R"] | None, dtype: Dtype) -> Float[np.ndarray, "R D"]:
+    """The inverse of :func:`pack`, float32: of float32 the same array, else a new one."""
+    if dtype == "bfloat16":
+        wide = raw.astype(np.uint32)  # a bfloat16 is the upper half of a float32
+        wide <<= 16
+        return wide.view(np.float32)
+    return raw if scales is None else raw * scales[:, None]
+
+
+def record(chunk: Chunk) -> bytes:
+    """A line of the texts."""
+    return json.dumps(dataclasses.asdict(chunk), ensure_ascii=False).encode() + b"\n"
+
+
+class Shard:
+    """Consecutive chunks of an index: ``files`` by kind (vectors, scales, texts, offsets), mapped when first read."""
+
+    def __init__(self, folder: Path, chunks: int, width: int, dtype: Dtype, files: dict[str, StoredFile]) -> None:
+        self.folder, self.chunks, self.width, self.dtype, self.files = folder, chunks, width, dtype, files
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        number: int,
+        lines: Sequence[bytes],
+        raw: Num[np.ndarray, "R D"],
+        scales: Float[np.ndarray, " R"] | None,
+        dtype: Dtype,
+    ) -> Shard:
+        """``lines``, ``raw`` and ``scales`` as :func:`record` and :func:`pack` make them."""
+        content: dict[str, bytes | np.ndarray] = {"vectors": raw}
+        if scales is not None:
+            content["scales"] = scales
+        content |= {"texts": b"".join(lines), "offsets": np.cumsum([0, *map(len, lines)], dtype="<i8")}
+        files = {kind: write_bytes(folder / _name(kind, number), data) for kind, data in content.items()}
+        return cls(folder, len(lines), raw.shape[1], dtype, files)
+
+    @classmethod
+    def from_tree(cls, folder: Path, tree: Any, number: int, width: int, dtype: Dtype) -> Shard:
+        """The inverse of :meth:`tree`. Raises ValueError on wrong fields, names and sizes that contradict each other, and when a file is
+        missing or not as long as it was, naming it and both sizes."""
+        kinds = {"vectors", "texts", "offsets"} | ({"scales"} if dtype == "int8" else set())
+        if not isinstance(tree, dict) or set(tree) != {"chunks", *kinds} or type(tree["chunks"]) is not int or tree["chunks"] < 1:
+            raise ValueError(f"shards[{number}]: must be an object with a whole number of chunks and the files {', '.join(sorted(kinds))}")
+        try:
+            files = {kind: decode(StoredFile, tree[kind], f"shards[{number}].{kind}") for kind in tree if kind != "chunks"}
+        except TypeError as error:
+            raise ValueError(f"shards[{number}]: {error}") from error
+        n = tree["chunks"]
+        sizes = {"vectors": n * width * RAW[dtype].itemsize, "scales": 4 * n, "offsets": 8 * (n + 1)}
+        for kind, file in files.items():
+            if file.name != _name(kind, number) or sizes.get(kind, file.bytes) != file.bytes:
+                raise ValueError(f"shards[{number}].{kind}: {file.name} of {file.bytes} bytes does not hold {n} chunks of width {width}")
+            path = folder / file.name
+            if not path.is_file():
+                raise ValueError(f"{path}: no such file; the index is incomplete: build it again")
+            if (size := path.stat().st_size) != file.bytes:
+                raise ValueError(f"{path}: has {size} bytes, was written with {file.bytes}; the index is damaged: build it again")
+        return cls(folder, n, width, dtype, files)
+
+    def tree(self) -> dict[str, Any]:
+        return {"chunks": self.chunks} | {kind: dataclasses.asdict(file) for kind, file in self.files.items()}
+
+    def verify(self) -> None:
+        """Raises ValueError, naming the file, when a checksum differs."""
+        for file in self.files.values():
+            path = self.folder / file.name
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != file.sha256:
+                raise ValueError(
+                    f"{path}: SHA-256 {found[:12]}..., was written with {file.sha256[:12]}...; it is damaged: build the index again"
+                )
+
+    @cached_property
+    def vectors(self) -> Num[np.ndarray, "R D"]:
+        return self._map("vectors", RAW[self.dtype]).reshape(self.chunks, self.width)
+
+    @cached_property
+    def scales(self) -> Float[np.ndarray, " R"] | None:
+        return self._map("scales", "<f4") if "scales" in self.files else None
+
+    @cached_property
+    def texts(self) -> UInt8[np.ndarray, " bytes"]:
+        return self._map("texts", "u1")
+
+    @cached_property
+    def offsets(self) -> Int[np.ndarray, " edges"]:
+        return self._map("offsets", "<i8")
+
+    def _map(self, kind: str, dtype: Any) -> np.ndarray:
+        return np.asarray(np.memmap(self.folder / self.files[kind].name, dtype, mode="r"))
+
+    def block(self, start: int, end: int) -> Float[np.ndarray, "R D"]:
+        """Rows of this shard, float32."""
+        return unpack(self.vectors[start:end], None if self.scales is None else self.scales[start:end], self.dtype)
+
+    def chunk(self, i: int) -> Chunk:
+        return Chunk(**json.loads(self.texts[self.offsets[i] : self.offsets[i + 1]].tobytes()))
+
+
+class StoredRows:
+    """The vectors of an index in blocks, across its shards: a :class:`~qrag_jax.retrieve.results.Rows`."""
+
+    def __init__(self, shards: Sequence[Shard], width: int) -> None:
+        self.shards = tuple(shards)
+        self.ends = tuple(accumulate(shard.chunks for shard in shards))
+        self._width = width
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Ranges best read at once: of float32, whole shards, which are views; of what has to be converted, as much as a cache holds."""
+        found = []
+        for shard, end in zip(self.shards, self.ends, strict=True):
+            size = shard.chunks if shard.dtype == "float32" else CONVERTED
+            begin = end - shard.chunks
+            found += [(start, min(start + size, end)) for start in range(begin, end, size)]
+        return found
+
+    def place(self, i: int) -> tuple[Shard, int]:
+        """The shard that holds row ``i``, and its row there."""
+        number = bisect_right(self.ends, i)
+        return self.shards[number], i - (self.ends[number] - self.shards[number].chunks)
+
+    def block(self, start: int, end: int) -> Float[np.ndarray, "R D"]:
+        """Rows ``start`` to ``end``, float32; a view of the file where they are float32 in one shard.
+
+        Raises ValueError when they are not among the rows.
+        """
+        if not 0 <= start <= end <= len(self):
+            raise ValueError(f"rows {start} to {end}: must lie in 0..{len(self)}")
+        blocks = list(self._blocks(start, end))
+        if len(blocks) == 1:
+            return blocks[0]
+        return np.concatenate(blocks) if blocks else np.empty((0, self.width), np.float32)
+
+    def _blocks(self, start: int, end: int) -> Iterator[Float[np.ndarray, "R D"]]:
+        while start < end:
+            shard, first = self.place(start)
+            last = min(shard.chunks, first + end - start)
+            yield shard.block(first, last)
+            start += last - first
+
+
+def merge(
+    rows: StoredRows, old: Mapping[int, int], fresh: Float[np.ndarray, "F D"], new: Mapping[int, int], count: int, dtype: Dtype
+) -> tuple[Num[np.ndarray, "R D"], Float[np.ndarray, " R"] | None]:
+    """``count`` rows as they are stored: row i is row ``new[i]`` of ``fresh``, else a copy of the stored row ``old[i]``."""
+    packed, scales = pack(fresh, dtype)
+    out = np.empty((count, rows.width), RAW[dtype])
+    out_scales = None if dtype != "int8" else np.empty(count, "<f4")
+    out[list(new)] = packed[list(new.values())]
+    if out_scales is not None and scales is not None:
+        out_scales[list(new)] = scales[list(new.values())]
+    for i, row in old.items():
+        shard, place = rows.place(row)
+        out[i] = shard.vectors[place]
+        if out_scales is not None and shard.scales is not None:
+            out_scales[i] = shard.scales[place]
+    return out, out_scales
+
+
+def check_dtype(value: str) -> None:
+    if value not in RAW:
+        raise ValueError(f"dtype = {value!r}: must be one of {', '.join(get_args(Dtype))}")
+
+
+def _name(kind: str, number: int) -> str:
+    return f"{kind}-{number:05d}.{'jsonl' if kind == 'texts' else 'bin'}"

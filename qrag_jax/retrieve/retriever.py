@@ -213,16 +213,17 @@ class Retriever:
             raise ValueError(f"beam = {beam}: must be >= 1, the paths kept at each step")
         if stop and self.threshold is None:
             raise ValueError("stop = True: this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
-        layout = StateLayout.make(self.config.data, budget, self.tokenizer.prefix, self.tokenizer.suffix)
+        states = budget if beam == 1 else budget + 1  # a beam also looks at what its last picks led to
+        layout = StateLayout.make(self.config.data, states, self.tokenizer.prefix, self.tokenizer.suffix)
         if layout.tokens > self.embedder.config.max_tokens:
             raise ValueError(
                 f"budget = {budget}: a state of {layout.tokens} tokens is longer than the encoder's {self.embedder.config.max_tokens}; "
                 "lower the budget, data.state_chunk_tokens, or set data.state_tokens"
             )
 
-        def encode(states: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
-            texts = [[documents[number].chunk(i).text for i in sorted(picks)] for number, picks in states]
-            return self.embed_states([questions[number] for number, _ in states], texts, budget)
+        def encode(paths: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
+            texts = [[documents[number].chunk(i).text for i in sorted(picks)] for number, picks in paths]
+            return self.embed_states([questions[number] for number, _ in paths], texts, states)
 
         scorers = {id(document): self.scorer(document) for document in documents}
         return search(encode, [scorers[id(document)] for document in documents], budget, beam=beam, runners_up=runners_up, bins=bins)

@@ -147,7 +147,9 @@ def look(q: Float[np.ndarray, " N"], picked: Sequence[int], top: int, bins: int)
     """The best chunks but for the picked ones; ties go to the first. Overwrites Q of the picked ones."""
     q[list(picked)] = -np.inf
     top = min(top, len(q) - len(picked))
-    if top == 1:
+    if top == 0:
+        best = np.zeros(0, int)
+    elif top == 1:
         best = np.array([np.argmax(q)])
     else:
         best = np.argpartition(-q, top - 1)[:top]

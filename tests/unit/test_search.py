@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import jax
@@ -14,7 +15,7 @@ from qrag_jax.models.embedder import embed_actions, embed_states
 from qrag_jax.retrieve.chunking import Chunk
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.scan import Look
-from qrag_jax.retrieve.search import search
+from qrag_jax.retrieve.search import Path, plan_score, search
 from qrag_jax.rl import policy
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.rollout import rollout
@@ -114,21 +115,39 @@ class Table:
         return found
 
 
+def test_plan_score_by_hand() -> None:
+    see = lambda *q: Look(tuple(range(len(q))), q)  # noqa: E731
+    # Found at the second pick: Q 0.9 then 1.0, and nothing worth 0.1 afterwards. Earned max(0.9 - 1.0, 1.0 - 0.1) = 0.9.
+    found = Path((0, 1), (0.9, 1.0), (see(0.9), see(1.0), see(0.1)))
+    # The first pick was second best (0.1 given away) and the next state is worth less than it promised.
+    lost = Path((2, 3), (0.8, 0.5), (see(0.9), see(0.5), see(0.5)))
+    assert plan_score(found) == pytest.approx(0.9)
+    assert plan_score(lost) == pytest.approx(0.3 - 2 * 0.1)
+    assert plan_score(replace(lost, looks=lost.looks[:2])) == pytest.approx(0.5 - 2 * 0.1), "the last pick counts with its Q until seen"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_wide_beam_is_exhaustive(seed: int) -> None:
     table, steps = Table(5, seed), 3
+
+    def score(order: tuple[int, ...]) -> float:
+        q = [table.q(order[:t]) for t in range(steps + 1)]
+        best = [max(np.delete(values, list(order[:t]))) for t, values in enumerate(q)]
+        earned = max(q[t][order[t]] - best[t + 1] for t in range(steps))
+        return float(earned - 2 * sum(best[t] - q[t][order[t]] for t in range(steps)))
+
     *_, paths = search(lambda states: np.zeros((len(states), 1)), [table], steps, beam=60)
-    totals = {order: sum(float(table.q(order[:t])[order[t]]) for t in range(steps)) for order in itertools.permutations(range(5), steps)}
-    assert paths[0][0].picked == max(totals, key=lambda order: totals[order])
-    assert len(paths[0]) == 10, "5 choose 3 sets of picks, each kept once"
-    *_, greedy = search(lambda states: np.zeros((len(states), 1)), [table], steps)
-    assert sum(paths[0][0].q) >= sum(greedy[0][0].q)
+    # Orders of the same picks are one state: the one that led on the way is the one that is ranked at the end.
+    sets = {frozenset(order) for order in itertools.permutations(range(5), steps)}
+    assert {frozenset(path.picked) for path in paths[0]} == sets
+    assert [score(path.picked) for path in paths[0]] == pytest.approx(sorted((score(path.picked) for path in paths[0]), reverse=True))
+    assert [plan_score(path) for path in paths[0]] == pytest.approx([score(path.picked) for path in paths[0]])
 
 
 def test_questions_share_a_pass() -> None:
     table = Table(6, 0)
     list(search(lambda states: np.zeros((len(states), 1)), [table, table, table], 2, beam=2))
-    assert table.calls == 2
+    assert table.calls == 3, "two steps and a look at what came of them"
 
 
 def test_beam_through_the_retriever() -> None:

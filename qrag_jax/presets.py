@@ -31,7 +31,8 @@ def tiny(benchmark: str, task: str) -> RunConfig:
             config,
             data=replace(config.data, chunks=100),
             rl=replace(config.rl, budget=5),
-            train=replace(config.train, steps=4000, curriculum=("qa2:40:800",)),
+            train=replace(config.train, steps=2000, curriculum=("qa2:40:600",)),
+            eval=replace(config.eval, beam=4),
         )
     if benchmark == "babilong":
         return config

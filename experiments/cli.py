@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from experiments.compare import write_comparison
 from qrag_jax.config import RunConfig
 from qrag_jax.presets import PRESETS, preset
 
@@ -33,6 +34,7 @@ SHORT = {
     "--curriculum": "--train.curriculum",
     "--eval-tokens": "--eval.tokens",
     "--eval-episodes": "--eval.episodes",
+    "--reader": "--eval.reader",
 }
 
 
@@ -80,14 +82,19 @@ def _long(word: str) -> str:
 
 
 def main(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Runs an experiment and returns its exit code: 0 done, 64 bad configuration, 75 preempted and saved."""
+    """Runs an experiment and returns its exit code: 0 done, 64 bad configuration, 75 preempted, or a reader out of reach, and saved."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         command = parse(benchmark, tasks, default_task, description, argv)
         from qrag_jax import train
+        from qrag_jax.reader.protocol import ReaderError
 
         try:
-            train.run(command.config, command.run_dir)
+            rows = train.run(command.config, command.run_dir)
+            write_comparison(command.run_dir, rows, command.config, command.config)
+        except ReaderError as error:
+            sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the rest\n")
+            return EXIT_PREEMPTED
         except train.Preempted as stop:
             sys.stderr.write(f"preempted: {stop}\n")
             return EXIT_PREEMPTED

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from experiments.cli import EXIT_BAD_CONFIGURATION, read
+from experiments.cli import EXIT_BAD_CONFIGURATION, EXIT_PREEMPTED, read
+from experiments.compare import write_comparison
 from qrag_jax.config import EvalConfig
 
 DEFAULTS = EvalConfig()
@@ -24,7 +26,7 @@ class Command:
     retriever: tyro.conf.Positional[Path]
     """Run directory or export of the retriever."""
     run_dir: Path
-    """Folder for results.json, results.md, context.png and episodes/; must not hold another run."""
+    """Folder for results.json, results.md, comparison.md, context.png and episodes/; must not hold another run."""
     benchmark: str | None = None
     """Benchmark; none: the one it was trained on."""
     task: str | None = None
@@ -43,13 +45,24 @@ class Command:
     """Paths kept at each step of a search; 1 is greedy."""
     haystacks: int = DEFAULTS.haystacks
     """Distinct haystacks at each length."""
+    reader: str = DEFAULTS.reader
+    """The frozen LLM that answers: none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL."""
+    reader_context: Literal["retrieved", "gold", "none"] = DEFAULTS.reader_context
+    """What the reader is given: the picked chunks, the supporting ones, or the question alone."""
+    reader_tokens: int = DEFAULTS.reader_tokens
+    """Longest answer, in tokens of the reader."""
     seed: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 64 bad input."""
+    """Runs the command and returns its exit code: 0 done, 64 bad input, 75 the reader is out of reach (run it again to ask the rest)."""
+    from qrag_jax.reader.protocol import ReaderError
+
     try:
         run(read(Command, argv, "experiments.evaluate", __doc__ or ""))
+    except ReaderError as error:
+        sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the rest\n")
+        return EXIT_PREEMPTED
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION
@@ -74,13 +87,23 @@ def run(command: Command) -> None:
             data_dir=command.data_dir,
         ),
         train=replace(old.train, seed=command.seed, curriculum=()),
-        eval=EvalConfig(command.eval_tokens, command.eval_episodes, command.budget, command.beam, command.haystacks),
+        eval=EvalConfig(
+            tokens=command.eval_tokens,
+            episodes=command.eval_episodes,
+            budget=command.budget,
+            beam=command.beam,
+            haystacks=command.haystacks,
+            reader=command.reader,
+            reader_context=command.reader_context,
+            reader_tokens=command.reader_tokens,
+        ),
     )
     check_run_dir(config, command.run_dir)
     sets = official_sets(config) if command.official else test_sets(config)
     write_text(command.run_dir / "config.json", config.to_json())
     rows = evaluate.evaluate(config, command.run_dir, retriever, sets)
     write_report(command.run_dir, rows)
+    write_comparison(command.run_dir, rows, config, old)
 
 
 if __name__ == "__main__":

@@ -281,6 +281,12 @@ class EvalConfig:
     """Paths kept at each step of a search ("Plan Q-RAG"); 1 is greedy."""
     haystacks: int = 2
     """Distinct haystacks at each length; questions are dealt over them (each haystack is embedded once)."""
+    reader: str = "none"
+    """The frozen LLM that answers: none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL."""
+    reader_context: Literal["retrieved", "gold", "none"] = "retrieved"
+    """What the reader is given: the picked chunks, the supporting ones, or the question alone."""
+    reader_tokens: int = 32
+    """Longest answer, in tokens of the reader."""
 
     def __post_init__(self) -> None:
         _require(len(self.tokens) > 0, "eval.tokens", self.tokens, "at least one length such as 4k")
@@ -295,6 +301,13 @@ class EvalConfig:
             self.haystacks,
             f"in 1..eval.episodes ({self.episodes})",
         )
+        _require(
+            re.fullmatch(r"none|flax:.+|openai:https?://[^,]+,[^,]+", self.reader) is not None,
+            "eval.reader",
+            self.reader,
+            "none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL",
+        )
+        _require(self.reader_tokens >= 1, "eval.reader_tokens", self.reader_tokens, ">= 1")
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qrag_jax.config import RunConfig
-from qrag_jax.evaluation_sets import EvaluationSet
+from qrag_jax.answers import answer_em, answer_f1, babilong_correct, string_match_all, string_match_part
+from qrag_jax.config import EvalConfig, RunConfig
+from qrag_jax.data.ruler import full_name
+from qrag_jax.data.ruler_needles import VALUES_SEPARATOR
+from qrag_jax.data.ruler_qa import QA_TASKS
+from qrag_jax.evaluation_sets import OFFICIAL, EvaluationSet
 from qrag_jax.files import write_json, write_text
 from qrag_jax.metrics import calibrate_threshold, fact_em, fact_f1, stopped, wilson_interval
+from qrag_jax.reader.prompts import closed_book, make_prompt
+from qrag_jax.reader.protocol import Reader
+from qrag_jax.reader.readers import make_reader
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.runlog import say
 from qrag_jax.types import QAExample
@@ -36,6 +43,10 @@ class EpisodeRecord:
     texts: tuple[str, ...]
     fact_em: float
     fact_f1: float
+    prompt: str | None = None
+    prediction: str | None = None
+    answer_em: float | None = None
+    answer_f1: float | None = None
 
 
 def run_episodes(
@@ -60,6 +71,38 @@ def run_episodes(
     ]
 
 
+def read_answers(
+    reader: Reader, records: Sequence[EpisodeRecord], questions: EvaluationSet, config: EvalConfig, examples: Sequence[QAExample]
+) -> list[EpisodeRecord]:
+    """The records with what the reader answered. An outage is an error (ReaderError), never an answer."""
+    prompts, benchmark = [], questions.benchmark.removesuffix(OFFICIAL)
+    for record, example in zip(records, examples, strict=True):
+        chosen = sorted(record.picked) if config.reader_context == "retrieved" else example.support
+        if config.reader_context == "none":
+            prompts.append(closed_book(benchmark, questions.task, example.question))
+        else:
+            prompts.append(make_prompt(benchmark, questions.task, example.question, [example.chunks[i] for i in chosen]))
+    found = []
+    for record, example, prompt, answer in zip(records, examples, prompts, reader.answer(prompts), strict=True):
+        em, f1 = score_answer(benchmark, questions.task, answer.text, example)
+        asked = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt.messages)
+        found.append(replace(record, prompt=asked, prediction=answer.text, answer_em=em, answer_f1=f1))
+    return found
+
+
+def score_answer(benchmark: str, task: str, prediction: str, example: QAExample) -> tuple[float, float | None]:
+    """Answer EM and F1. On BabiLong EM is its own rule (accuracy), on RULER the share of the values that the answer holds (RULER-QA: any);
+    neither has an F1."""
+    if benchmark == "babilong":
+        return float(babilong_correct(prediction, example.answer, example.question, task)), None
+    if benchmark == "ruler":
+        if full_name(task) in QA_TASKS:
+            return string_match_part(prediction, [example.answer, *example.aliases]), None
+        return string_match_all(prediction, example.answer.split(VALUES_SEPARATOR)), None
+    golds = [example.answer, *example.aliases]
+    return float(answer_em(prediction, golds)), answer_f1(prediction, golds)
+
+
 def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:
     """The stop threshold of highest Fact F1 on validation episodes; None at a budget of 1, where there is nothing to stop."""
     if len(records[0].picked) < 2:
@@ -70,18 +113,23 @@ def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:
 def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
     """Episodes and one row of results.json for each set; the threshold stays the one calibrated on validation."""
     rows = []
+    reader = make_reader(config.eval.reader, run_dir / "answers", config.eval.reader_tokens)
     for questions in sets:
-        start = time.perf_counter()
+        seconds = 0.0
         records: list[EpisodeRecord] = []
         for i, examples in enumerate(questions):
+            start = time.perf_counter()
             label = f"test {questions.name} {i + 1}/{len(questions.groups)}"
-            records += run_episodes(retriever, examples, config.eval.budget, beam=config.eval.beam, label=label)
-        seconds = (time.perf_counter() - start) / len(records)
+            part = run_episodes(retriever, examples, config.eval.budget, beam=config.eval.beam, label=label)
+            seconds += time.perf_counter() - start
+            records += part if reader is None else read_answers(reader, part, questions, config.eval, examples)
+        seconds /= len(records)
         write_episodes(run_dir / "episodes" / f"{questions.name}.jsonl", records)
         named = {"benchmark": questions.benchmark, "task": questions.task, "split": "test", "context_tokens": questions.context_tokens}
         found = summary(records, retriever.threshold)
         rows.append({**named, **found, "seconds_per_episode": seconds, "checkpoint_step": retriever.step})
-        say(f"{questions.name}: Fact EM {found['fact_em']:.3f} on {found['episodes']} questions, {seconds:.2f} s each")
+        answered = "" if found["answer_em"] is None else f", answer EM {found['answer_em']:.3f}"
+        say(f"{questions.name}: Fact EM {found['fact_em']:.3f}{answered} on {found['episodes']} questions, {seconds:.2f} s each")
     return rows
 
 
@@ -99,10 +147,16 @@ def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[s
         "fact_f1": float(np.mean([record.fact_f1 for record in records])),
         "fact_f1_stopped": shortened,
         "stop_threshold": threshold,
-        "answer_em": None,
-        "answer_f1": None,
+        "answer_em": _mean([record.answer_em for record in records]),
+        "answer_f1": _mean([record.answer_f1 for record in records]),
         "ci95": list(wilson_interval(sum(em), len(em))),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where a value was not measured."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def write_episodes(path: Path, records: Sequence[EpisodeRecord]) -> None:
@@ -117,7 +171,20 @@ def write_results(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as a Markdown table; what was not measured is a dash."""
-    heads = ("task", "split", "tokens", "chunks", "episodes", "budget", "Fact EM", "95 %", "Fact F1", "Fact F1 stopped", "s / episode")
+    heads = (
+        "task",
+        "split",
+        "tokens",
+        "chunks",
+        "episodes",
+        "budget",
+        "Fact EM",
+        "95 %",
+        "Fact F1",
+        "Fact F1 stopped",
+        "answer EM",
+        "s / episode",
+    )
     show = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
     lines = [heads, ("---",) * len(heads)]
     for row in rows:
@@ -134,6 +201,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{low:.3f}-{high:.3f}",
                 show(row["fact_f1"]),
                 show(row["fact_f1_stopped"]),
+                show(row["answer_em"]),
                 show(row["seconds_per_episode"]),
             )
         )

@@ -12,6 +12,7 @@ from qrag_jax.data.splits import Split
 from qrag_jax.lengths import format_tokens, parse_tokens
 from qrag_jax.types import QAExample
 
+OFFICIAL = "-official"  # ends the name of a benchmark whose own records are read
 GROUP = 256  # questions whose own paragraphs are embedded together
 
 
@@ -87,6 +88,6 @@ def official_sets(config: RunConfig) -> list[EvaluationSet]:
         examples = ruler.load_official(config.data.data_dir, task, length)
         groups = tuple(range(i, i + 1) for i in range(len(examples)))
         sets.append(
-            EvaluationSet(f"ruler-official-{config.data.task}-{length}", "ruler-official", config.data.task, length, examples, groups)
+            EvaluationSet(f"ruler{OFFICIAL}-{config.data.task}-{length}", f"ruler{OFFICIAL}", config.data.task, length, examples, groups)
         )
     return sets

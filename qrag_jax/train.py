@@ -47,7 +47,10 @@ from qrag_jax.types import QAExample, TaskBatch
 VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
 POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
 # What the same run directory may change between two calls: nothing that training depends on.
-MAY_CHANGE = ("eval.tokens", "eval.episodes", "train.parallel", "train.devices")
+MAY_CHANGE = (
+    *("eval.tokens", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
+    *("train.parallel", "train.devices"),
+)
 
 
 class Preempted(Exception):

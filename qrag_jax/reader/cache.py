@@ -21,8 +21,8 @@ FILE_NAME = "responses.jsonl"
 
 
 def response_key(reader: str, prompt: Prompt) -> str:
-    """SHA-256 of the reader's name and the prompt, in hexadecimal."""
-    return hashlib.sha256(json.dumps([reader, prompt.system, prompt.user]).encode()).hexdigest()
+    """SHA-256 of the reader's name and the conversation, in hexadecimal."""
+    return hashlib.sha256(json.dumps([reader, prompt.messages]).encode()).hexdigest()
 
 
 class ResponseCache:

@@ -36,10 +36,10 @@ def chat_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
 
     Raises ValueError when the template refuses the prompt (some know no system message).
     """
-    system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
-    messages = [*system, {"role": "user", "content": prompt.user}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=DATE)
+        text = tokenizer.apply_chat_template(
+            prompt.messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=DATE
+        )
     except TemplateError as error:
         raise ValueError(f"the model's chat template refuses the prompt: {error}") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -163,13 +163,10 @@ class OpenAIReader:
     def _request(self, client: Any, prompt: Prompt) -> Answer:
         """One request. Raises _Failure."""
         openai = _openai()
-        messages = [{"role": "user", "content": prompt.user}]
-        if prompt.system is not None:
-            messages.insert(0, {"role": "system", "content": prompt.system})
         try:
             response = client.chat.completions.with_raw_response.create(
                 model=self.model,
-                messages=messages,
+                messages=prompt.messages,
                 temperature=self.temperature,
                 max_tokens=self.max_new_tokens,
                 extra_body=self.extra_body,

@@ -1,4 +1,4 @@
-"""What a frozen reader is told: the task, examples, the retrieved chunks, the question, the form of the answer.
+"""What a frozen reader is told: the task, examples as earlier turns, the retrieved chunks, the question, the form of the answer.
 
 The wording is our own. BabiLong's own prompts ask for a whole sentence in qa1 to qa3 and name no answers to choose from; here all five
 tasks ask for one word, which its rule scores alike, and name none either. People, things and places of the examples are no answers of
@@ -121,11 +121,12 @@ def make_prompt(benchmark: str, task: str, question: str, chunks: Sequence[str])
     template = _template(benchmark, task)
     if isinstance(chunks, str) or not chunks:
         raise ValueError(f"chunks = {chunks!r}: must be a list of one or more texts; for a question without any, call closed_book")
-    shown = [f"Example\n\nText:\n{text}\n\nQuestion: {asked}\nAnswer: {answer}\n\n" for text, asked, answer in template.examples]
-    if shown:
-        shown.append("Now the document itself\n\n")
-    text = "\n".join(chunks)
-    return Prompt(template.instruction, f"{''.join(shown)}Text:\n{text}\n\nQuestion: {question.strip()}\n{template.form}")
+    shots = tuple((_asked(text, example, template.form), answer) for text, example, answer in template.examples)
+    return Prompt(template.instruction, _asked("\n".join(chunks), question, template.form), shots)
+
+
+def _asked(text: str, question: str, form: str) -> str:
+    return f"Text:\n{text}\n\nQuestion: {question.strip()}\n{form}"
 
 
 def closed_book(benchmark: str, task: str, question: str) -> Prompt:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is told. ``system`` None: no system message."""
+    """What the model is told. ``system`` None: no system message. ``shots``: earlier questions and their answers, as examples."""
 
     system: str | None
     user: str
+    shots: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation, as chat templates and endpoints take it."""
+        system = [] if self.system is None else [("system", self.system)]
+        turns = [turn for asked, answer in self.shots for turn in (("user", asked), ("assistant", answer))]
+        return [{"role": role, "content": text} for role, text in (*system, *turns, ("user", self.user))]
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Answer:
     finish: str
 
 
+@runtime_checkable
 class Reader(Protocol):
     name: str
     """The model and every setting that changes its answers."""

@@ -294,8 +294,9 @@ def test_keys_tell_readers_and_prompts_apart() -> None:
     cases = [("r", None, "u"), ("s", None, "u"), ("r", "", "u"), ("r", "u", "")]
     keys = {response_key(name, Prompt(system, user)) for name, system, user in cases}
     assert len(keys) == 4
-    # printf '["r", null, "u"]' | sha256sum
-    assert response_key("r", Prompt(None, "u")) == "c6bf404dfd8875c03e57334f7c89f9219493d7f29cedc9dfa33f0ae87057136a"
+    assert response_key("r", Prompt(None, "u", (("a", "b"),))) not in keys
+    # printf '["r", [{"role": "user", "content": "u"}]]' | sha256sum
+    assert response_key("r", Prompt(None, "u")) == "003246bb3ac1d2f9aa8cee4a69bceb9f9c5fe6decccb37db5591f784b8e98725"
 
 
 @pytest.mark.parametrize(

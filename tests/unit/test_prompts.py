@@ -46,10 +46,16 @@ def test_every_benchmark_has_a_prompt() -> None:
 def test_every_babilong_task_has_a_prompt_with_examples() -> None:
     assert tuple(BABILONG) == BABI_TASKS
     for task, template in BABILONG.items():
-        user = make_prompt("babilong", task, "Where?", CHUNKS).user
-        assert user.count("\nAnswer: ") == len(template.examples) >= 2
-        assert "<context>" not in user  # the rule cuts an answer there
-        assert "<example>" not in user
+        prompt = make_prompt("babilong", task, "Where?", CHUNKS)
+        roles = [message["role"] for message in prompt.messages]
+        assert roles == ["system", *["user", "assistant"] * len(template.examples), "user"]
+        assert len(template.examples) >= 2
+        for asked, answer in prompt.shots:
+            assert asked.endswith(template.form)
+            assert len(answer.split()) == 1
+        whole = str(prompt.messages)
+        assert "<context>" not in whole  # the rule cuts an answer there
+        assert "<example>" not in whole
 
 
 def test_examples_name_no_answer_of_the_benchmark() -> None:

@@ -132,6 +132,12 @@ def state_tokens(config: RunConfig) -> int:
     return data.state_tokens or data.question_tokens + (max(config.rl.budget, config.eval.budget) - 1) * data.state_chunk_tokens
 
 
+def find_export(path: str | Path) -> Path:
+    """The export folder that a run directory or an export folder means."""
+    path = Path(path)
+    return path / "export" if (path / "export").is_dir() else path
+
+
 def is_export(folder: Path) -> bool:
     try:
         return read_object(folder / "qrag.json").get("format") == FORMAT

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from qrag_jax.export import is_export, read_export
+from qrag_jax.export import find_export, read_export
 from qrag_jax.importer import import_reference
 from qrag_jax.to_torch import TOLERANCE, Format, difference, to_torch
 
@@ -68,8 +68,7 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = write_l
 
 
 def _to_torch(command: ToTorch, say: Callable[[str], None]) -> int:
-    inside = command.run / "export"
-    export = read_export(inside if is_export(inside) else command.run)
+    export = read_export(find_export(command.run))
     out = to_torch(export, command.out_dir, command.format)
     say(f"{out}: written ({command.format})")
     found = difference(export, out, command.format)

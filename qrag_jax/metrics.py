@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,6 +46,45 @@ def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[fl
     scores = [np.mean([fact_f1(stopped(p, v, threshold), s) for p, v, s in zip(picked, q, support, strict=True)]) for threshold in middles]
     best = max(range(len(middles)), key=lambda i: (round(float(scores[i]), 9), gaps[i]))
     return float(middles[best])
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What stopping below each threshold gives (Tables 5 and 6 of the paper): means over episodes; ``length`` in picks; ``perfect``: the
+    share that stops right after its last supporting chunk. ``roc_auc``: of "a supporting chunk is still missing" by Q; None if it always
+    or never is."""
+
+    threshold: tuple[float, ...]
+    fact_f1: tuple[float, ...]
+    fact_em: tuple[float, ...]
+    length: tuple[float, ...]
+    perfect: tuple[float, ...]
+    roc_auc: float | None
+
+
+def stopping(
+    picked: Sequence[Sequence[int]], q: Sequence[Sequence[float]], support: Sequence[Sequence[int]], points: int = 101
+) -> Stopping:
+    """The trade-off over ``points`` thresholds that span the Q of second and later picks."""
+    later = np.concatenate([np.asarray(row[1:], float) for row in q])
+    missing = np.concatenate([[fact_em(p[:t], s) == 0 for t in range(1, len(p))] for p, s in zip(picked, support, strict=True)])
+    thresholds = np.linspace(later.min() - 1e-6, later.max() + 1e-6, points)
+    rows = []
+    for threshold in thresholds:
+        kept = [stopped(p, v, threshold) for p, v in zip(picked, q, strict=True)]
+        done = [fact_em(k, s) for k, s in zip(kept, support, strict=True)]
+        f1 = [fact_f1(k, s) for k, s in zip(kept, support, strict=True)]
+        perfect = [em and not fact_em(k[:-1], s) for k, s, em in zip(kept, support, done, strict=True)]
+        rows.append([np.mean(f1), np.mean(done), np.mean([len(k) for k in kept]), np.mean(perfect)])
+    auc = None
+    if 0 < missing.sum() < len(missing):
+        # The chance that a state with something missing has the higher Q; ties count half.
+        _, rank, count = np.unique(later, return_inverse=True, return_counts=True)
+        middle = (np.cumsum(count) - (count - 1) / 2)[rank]
+        ones = int(missing.sum())
+        auc = float((middle[missing].sum() - ones * (ones + 1) / 2) / (ones * (len(missing) - ones)))
+    columns = [tuple(map(float, column)) for column in zip(*rows, strict=True)]
+    return Stopping(tuple(thresholds.tolist()), columns[0], columns[1], columns[2], columns[3], auc)
 
 
 def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:

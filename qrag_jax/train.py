@@ -31,7 +31,7 @@ from qrag_jax.evaluate import (
     write_results,
 )
 from qrag_jax.evaluation_sets import test_sets, validation_set
-from qrag_jax.export import read_export, write_export
+from qrag_jax.export import find_export, read_export, write_export
 from qrag_jax.files import write_text
 from qrag_jax.models.embedder import Embedder, make_embedder
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
@@ -142,8 +142,7 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
     """Encoders and tokenizer: from another run, from pretrained weights, or from scratch with a vocabulary of the training text."""
     pooling: Pooling | None = None
     if config.train.init_from is not None:
-        source = Path(config.train.init_from)
-        export = read_export(source / "export" if (source / "export").is_dir() else source)
+        export = read_export(find_export(config.train.init_from))
         backbone, pooling, tokenizer, start = export.backbone, export.pooling, export.tokenizer, export.params
         embedder = make_embedder(config, backbone, pooling)
     elif config.model.embedder != "tiny":

@@ -70,10 +70,9 @@ class Retriever:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
         """From a run directory or an export folder. Raises ValueError when it is neither."""
-        from qrag_jax.export import read_export
+        from qrag_jax.export import find_export, read_export
 
-        path = Path(path)
-        export = read_export(path / "export" if (path / "export").is_dir() else path)
+        export = read_export(find_export(path))
         return cls(export.config, export.embedder(), export.params, export.tokenizer, export.threshold, export.step)
 
     def search(self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False) -> list[Pick]:

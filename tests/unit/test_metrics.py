@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qrag_jax.metrics import calibrate_threshold, fact_em, fact_f1, stopped, wilson_interval
+from qrag_jax.metrics import calibrate_threshold, fact_em, fact_f1, stopped, stopping, wilson_interval
 
 
 def test_fact_em_and_f1_by_hand():
@@ -43,3 +43,16 @@ def test_wilson_interval_by_hand():
     assert high == 1.0
     with pytest.raises(ValueError, match="at least one episode"):
         wilson_interval(0.0, 0)
+
+
+def test_stopping_by_hand():
+    # Episode A needs chunk 1 and finds it first; episode B needs chunks 5 and 6 and finds them in two picks.
+    found = stopping([[1, 2], [5, 6]], [[0.9, 0.1], [0.9, 0.8]], [[1], [5, 6]], points=3)
+    assert found.threshold == pytest.approx((0.1, 0.45, 0.8), abs=1e-5)
+    # Below every Q: both take two picks, F1 of A is 2 * 1 / (2 + 1). In between: A stops after one. Above every Q: so does B.
+    assert found.fact_f1 == pytest.approx(((2 / 3 + 1) / 2, 1.0, (1 + 2 / 3) / 2))
+    assert found.fact_em == pytest.approx((1.0, 1.0, 0.5))
+    assert found.length == pytest.approx((2.0, 1.5, 1.0))
+    assert found.perfect == pytest.approx((0.5, 1.0, 0.5))
+    assert found.roc_auc == 1.0, "the one state with something missing has the higher Q"
+    assert stopping([[5, 6]], [[0.9, 0.8]], [[5, 6]]).roc_auc is None

@@ -35,6 +35,7 @@ SHORT = {
     "--eval-tokens": "--eval.tokens",
     "--eval-episodes": "--eval.episodes",
     "--reader": "--eval.reader",
+    "--reward": "--rl.reward",
 }
 
 

@@ -7,6 +7,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from qrag_jax.types import VALUES_SEPARATOR, QAExample
+
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 CLOSED = frozenset({"yes", "no", "noanswer"})
@@ -90,3 +92,16 @@ def _contained(prediction: str, references: Sequence[str]) -> list[bool]:
 def _check(answers: Sequence[str], name: str) -> None:
     if isinstance(answers, str) or not answers:
         raise ValueError(f"{name} = {answers!r}: must be a list of one or more right answers; leave a question without any out")
+
+
+def score_answer(benchmark: str, task: str, prediction: str, example: QAExample) -> tuple[float, float | None]:
+    """Answer EM and F1. On BabiLong EM is its own rule (accuracy), on RULER the share of the values that the answer holds (RULER-QA: any);
+    neither has an F1."""
+    if benchmark == "babilong":
+        return float(babilong_correct(prediction, example.answer, example.question, task)), None
+    if benchmark == "ruler":
+        if task.startswith("qa"):
+            return string_match_part(prediction, [example.answer, *example.aliases]), None
+        return string_match_all(prediction, example.answer.split(VALUES_SEPARATOR)), None
+    golds = [example.answer, *example.aliases]
+    return float(answer_em(prediction, golds)), answer_f1(prediction, golds)

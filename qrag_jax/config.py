@@ -144,6 +144,9 @@ class RLConfig:
     """The soft value sums over this many chunks of highest Q; 0: all."""
     random_updates: int = 50
     """Updates at the start whose episodes are picked uniformly at random."""
+    reward: Literal["support", "answer_em", "answer_f1", "mixed"] = "support"
+    """support: 1 when all supporting chunks are picked. answer_em, answer_f1: the frozen reader's answer (eval.reader), no support labels.
+    mixed: the mean of support and answer_em."""
     penalize_extra_steps: bool = False
     """Reward 0.5 + 0.5 |F*| / |picked| on completion, in place of 1."""
     soft: bool = True
@@ -327,6 +330,8 @@ class RunConfig:
             self.rl.budget,
             f"<= data.chunks ({self.data.chunks}): an episode picks each chunk at most once",
         )
+        if self.rl.reward != "support":
+            _require(self.eval.reader != "none", "rl.reward", self.rl.reward, "support, or give the reader that answers (eval.reader)")
         for stage in self.train.stages(self.data):
             _require(
                 self.rl.budget <= stage.chunks,

@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qrag_jax.answers import answer_em, answer_f1, babilong_correct, string_match_all, string_match_part
+from qrag_jax.answers import score_answer
 from qrag_jax.config import EvalConfig, RunConfig
-from qrag_jax.data.ruler import full_name
-from qrag_jax.data.ruler_needles import VALUES_SEPARATOR
-from qrag_jax.data.ruler_qa import QA_TASKS
 from qrag_jax.evaluation_sets import OFFICIAL, EvaluationSet
 from qrag_jax.files import write_json, write_text
 from qrag_jax.metrics import calibrate_threshold, fact_em, fact_f1, stopped, wilson_interval
@@ -88,19 +85,6 @@ def read_answers(
         asked = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt.messages)
         found.append(replace(record, prompt=asked, prediction=answer.text, answer_em=em, answer_f1=f1))
     return found
-
-
-def score_answer(benchmark: str, task: str, prediction: str, example: QAExample) -> tuple[float, float | None]:
-    """Answer EM and F1. On BabiLong EM is its own rule (accuracy), on RULER the share of the values that the answer holds (RULER-QA: any);
-    neither has an F1."""
-    if benchmark == "babilong":
-        return float(babilong_correct(prediction, example.answer, example.question, task)), None
-    if benchmark == "ruler":
-        if full_name(task) in QA_TASKS:
-            return string_match_part(prediction, [example.answer, *example.aliases]), None
-        return string_match_all(prediction, example.answer.split(VALUES_SEPARATOR)), None
-    golds = [example.answer, *example.aliases]
-    return float(answer_em(prediction, golds)), answer_f1(prediction, golds)
 
 
 def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:

@@ -9,9 +9,8 @@ import dataclasses
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrag_jax import data, plots
+from qrag_jax import plots
+from qrag_jax.answer_update import AnswerUpdate
+from qrag_jax.batches import Batches, stage_examples
 from qrag_jax.checkpoint import Checkpoints
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate import (
     evaluate,
+    read_answers,
     results_table,
     run_episodes,
     summary,
@@ -41,11 +43,10 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, Params, TrainState, make_optimizer
 from qrag_jax.runlog import RunLog, progress, say, write_manifest
-from qrag_jax.tokens import Pool, TextTokenizer, bucket, make_batch, train_wordpiece
-from qrag_jax.types import QAExample, TaskBatch
+from qrag_jax.tokens import TextTokenizer, train_wordpiece
+from qrag_jax.types import QAExample
 
 VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
-POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
 # What the same run directory may change between two calls: nothing that training depends on.
 MAY_CHANGE = (
     *("eval.tokens", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
@@ -76,6 +77,8 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     run_dir = Path(run_dir)
     devices = choose_devices(config.train, config.optim.batch)
     check_run_dir(config, run_dir)
+    if config.rl.reward != "support" and len(devices) > 1:
+        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains on one device, here are {len(devices)}; use train.devices 1")
     tests = test_sets(config)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     model = build_model(config, run_dir, [examples for _, examples in stages])
@@ -133,11 +136,6 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
-    settings = dataclasses.replace(config.data, task=stage.task, chunks=stage.chunks)
-    return data.load(settings, "train", seed=config.train.seed, group=config.optim.batch)
-
-
 def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QAExample]]) -> Model:
     """Encoders and tokenizer: from another run, from pretrained weights, or from scratch with a vocabulary of the training text."""
     pooling: Pooling | None = None
@@ -178,39 +176,6 @@ def train_vocabulary(config: RunConfig, examples: Sequence[Sequence[QAExample]])
     return train_wordpiece(texts(), config.model.vocab_size)
 
 
-class Batches:
-    """Batch ``step`` of a run, a pure function of the step; the next one is made on a thread while the device works."""
-
-    def __init__(self, config: RunConfig, tokenizer: TextTokenizer, stages: Sequence[tuple[Stage, Sequence[QAExample]]]) -> None:
-        self._config, self._tokenizer, self._stages = config, tokenizer, stages
-        self._rows = [self._pool_rows(i) for i in range(len(stages))]
-
-    def _examples(self, stage: int, step: int) -> list[QAExample]:
-        size = self._config.optim.batch
-        return [self._stages[stage][1][i] for i in range(step * size, (step + 1) * size)]
-
-    def _pool_rows(self, stage: int) -> int:
-        """Room for the pool of nearly every batch of a stage, so that it compiles once."""
-        sizes = [len({text for e in self._examples(stage, step) for text in e.chunks}) for step in range(POOL_SAMPLE)]
-        return bucket(round(1.1 * max(sizes)))
-
-    def __getitem__(self, step: int) -> TaskBatch:
-        stage = next((i for i, (s, _) in enumerate(self._stages) if step < s.until), len(self._stages) - 1)
-        examples = self._examples(stage, step)
-        pool = Pool.build(examples, self._tokenizer, self._config.data.chunk_tokens, at_least=self._rows[stage])
-        first = step * self._config.optim.batch
-        return make_batch(examples, first, self._tokenizer, self._config.data, chunks=self._stages[stage][0].chunks, pool=pool)
-
-    def ahead(self, start: int, stop: int) -> Iterator[TaskBatch]:
-        with ThreadPoolExecutor(1) as worker:
-            coming = worker.submit(self.__getitem__, start)
-            for step in range(start, stop):
-                batch = coming.result()
-                if step + 1 < stop:
-                    coming = worker.submit(self.__getitem__, step + 1)
-                yield batch
-
-
 def train(
     config: RunConfig,
     run_dir: Path,
@@ -224,7 +189,9 @@ def train(
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
     parallel = make_parallel(learner.update, config.train.parallel, devices)
-    validation = [example for group in validation_set(config) for example in group]
+    answers = None if rl.reward == "support" else AnswerUpdate(learner, run_dir / "answers")
+    questions = validation_set(config)
+    validation = [example for group in questions for example in group]
     batches = Batches(config, model.tokenizer, stages)
 
     state = learner.init(jax.random.key(config.train.seed), model.params)
@@ -243,12 +210,14 @@ def train(
             Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget, beam=config.eval.beam
         )
         progress_info["threshold"] = threshold_of(records)
+        if answers is not None:
+            records = read_answers(answers.reader, records, questions, replace(config.eval, reader_context="retrieved"), validation)
         found = summary(records, progress_info["threshold"])
-        log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped")})
+        log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped", "answer_em")})
         target = config.train.stop_at
         progress_info["reached"] = progress_info["reached"] + 1 if target is not None and found["fact_em"] >= target else 0
         # The stopped F1 breaks ties: it also wants the values of finished episodes to be low.
-        score = found["fact_em"] + 1e-3 * (found["fact_f1_stopped"] or 0.0)
+        score = found["fact_em" if answers is None else "answer_em"] + 1e-3 * (found["fact_f1_stopped"] or 0.0)
         if score >= progress_info["best"]:
             progress_info["best"] = score
             checkpoints.save("best", step, {"params": params}, dict(progress_info))
@@ -262,7 +231,10 @@ def train(
     with stop_requests() as stop, progress(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
         clock = time.perf_counter()
         for step, batch in enumerate(batches.ahead(start, start if ended else steps), start + 1):
-            state, metrics = parallel.update(state, batch)
+            if answers is None:
+                state, metrics = parallel.update(state, batch)
+            else:
+                state, metrics = answers(state, batch, batches.examples(step - 1), batches.stage(step - 1).task)
             window.append(metrics)
             texts += 2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget
             bar.update()

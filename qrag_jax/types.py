@@ -14,6 +14,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int
 
 PAD = -1
+VALUES_SEPARATOR = ", "  # between the values of an answer that has several (RULER); no value holds it
 Array = Any  # numpy on the host, jax on the device
 
 

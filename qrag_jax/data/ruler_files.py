@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.data.ruler_needles import VALUES_SEPARATOR
 from qrag_jax.data.sentences import MAX_TOKENS, count_tokens, cut_sentences
-from qrag_jax.types import QAExample
+from qrag_jax.types import VALUES_SEPARATOR, QAExample
 
 FOLDER = "ruler"
 FILE = "validation.jsonl"

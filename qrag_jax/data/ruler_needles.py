@@ -16,9 +16,8 @@ import numpy as np
 
 from qrag_jax.data.ruler_documents import Item, Piece
 from qrag_jax.data.splits import SPLITS, Split, hashed_split
+from qrag_jax.types import VALUES_SEPARATOR
 
-VALUES_SEPARATOR = ", "
-"""Between the values of an answer that has several. No key or value holds it."""
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 _ITEM = 111  # first word of the keys of a random stream
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments import evaluate
+from experiments import cli, evaluate
 from qrag_jax.answers import BABILONG_LABELS
 from qrag_jax.export import write_export
 from tests.helpers import SMALL, small_learner, small_tokenizer
@@ -82,3 +82,24 @@ def test_bad_readers(retriever: Path, tmp_path: Path, reader: str, capsys: pytes
     assert evaluate.main([str(retriever), "--run-dir", str(tmp_path / "bad"), "--reader", reader]) == 64
     assert "eval.reader = " in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training from answers alone: the support labels of qa1 are never looked at, yet its facts are found."""
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    words = ["--task", "qa1", "--run-dir", str(tmp_path / "run"), "--reward", "answer_em", "--steps", "20", "--train.devices", "1"]
+    words += ["--data.chunks", "10", "--rl.budget", "2", "--eval.budget", "2", "--eval-tokens", "1k", "--eval-episodes", "4"]
+    words += ["--optim.batch", "8", "--train.eval-every", "10", "--train.eval-episodes", "8", "--model.layers", "1", "--model.width", "32"]
+    assert cli.main("babilong", ("qa1",), "qa1", "", words) == 64
+    assert "rl.reward = 'answer_em': must be support, or give the reader" in capsys.readouterr().err
+    with stub_server(lambda user, n: completion(last_place(user))) as server:
+        words += ["--reader", f"openai:{server.url},stub"]
+        assert cli.main("babilong", ("qa1",), "qa1", "", words) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    validation = [record for record in records if record["kind"] == "validation"]
+    assert [record["step"] for record in validation] == [0, 10, 20]
+    assert all(record["answer_em"] is not None for record in validation)
+    checkpoint = tmp_path / "run" / "export"
+    assert {path.name for path in checkpoint.iterdir()} == {
+        *("qrag.json", "tokenizer.json", "tokenizer_config.json", "state_encoder", "action_encoder", "README.md")
+    }, "the reader is no part of what is saved"

@@ -40,6 +40,9 @@ class DataConfig:
     """Chunks of a training document; where documents come as they are, the most one may have."""
     shared_noise: int = 32
     """Haystack sentences that the documents of one training batch share (each text is embedded once a batch)."""
+    chunk_by: Literal["sentence", "tokens"] = "sentence"
+    """What a chunk of a user's own text is: a sentence, as in BabiLong's documents, or whole sentences packed to data.chunk_tokens. Ask in
+    the kind of chunk that was trained on."""
     question_tokens: int = 16
     """Longest question, in tokens with the special ones; the rest is cut off."""
     chunk_tokens: int = 24

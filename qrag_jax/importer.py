@@ -173,6 +173,7 @@ def _run_config(settings: HydraConfig, critic: Mapping[str, np.ndarray], backbon
         benchmark=next((name for name in BENCHMARKS if name in target), "reference"),
         task=task.split("_")[0],
         chunks=max(train_budget, settings.get("envs.num_sentences", int, DataConfig.chunks)),
+        chunk_by="sentence" if "babilong" in target or "niah" in task else "tokens",
         question_tokens=text,
         chunk_tokens=settings.get("max_action_length", int),
         state_chunk_tokens=text,

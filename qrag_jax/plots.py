@@ -7,10 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.lengths import format_tokens
+from qrag_jax.metrics import Stopping
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
 # Table 3 of the paper: BabiLong QA3, supporting-fact F1 of Q-RAG.
 PAPER_QA3_F1 = {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
+
+
+def stopping(curve: Stopping, threshold: float, path: Path, title: str) -> None:
+    """Fact EM, Fact F1, perfect stops and the number of picks against the stop threshold."""
+    figure, axes = _figure(2)
+    axis = axes[0, 0]
+    for values, colour, line, label in (
+        (curve.fact_em, BLUE, "-", "Fact EM"),
+        (curve.fact_f1, ORANGE, "--", "Fact F1"),
+        (curve.perfect, GREEN, ":", "stops right after the last fact"),
+    ):
+        axis.plot(curve.threshold, values, color=colour, linestyle=line, label=label)
+    axis.set(xlabel="stop when Q is below", ylabel="score", ylim=(-0.02, 1.02))
+    axes[0, 1].plot(curve.threshold, curve.length, color=BLACK, label="picks")
+    axes[0, 1].set(xlabel="stop when Q is below", ylabel="chunks picked", ylim=(0, None))
+    for axis in axes[0]:
+        axis.axvline(threshold, color=BLACK, linewidth=0.8, linestyle="-.", label=f"calibrated: {threshold:.2f}")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(loc="lower left", fontsize=8)
+    figure.suptitle(title)
+    _save(figure, path)
 
 
 def _figure(columns: int) -> tuple[Any, Any]:
@@ -80,4 +102,39 @@ def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
     )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower left", fontsize=8)
+    _save(figure, path)
+
+
+def speed(report: dict[str, Any], path: Path) -> None:
+    """A search step beside its alternatives, whole questions, and index builds, on log axes, from speed.json."""
+    figure, axes = _figure(3)
+    styles = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (BLACK, "x", ":"))
+
+    def lines(axis: Any, x: str, series: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:
+        for (key, label), (colour, marker, style) in zip(series.items(), styles, strict=False):
+            found = [(row[x], row[key]) for row in rows if row[key] is not None]
+            if found:
+                seconds = [value["median_s"] if isinstance(value, dict) else value for _, value in found]
+                axis.plot([at for at, _ in found], seconds, color=colour, marker=marker, linestyle=style, label=label)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3, which="both")
+
+    names = {"step": "this library", "numpy": "re-rotation, NumPy", "pytorch": "re-rotation, PyTorch", "plain_dot": "plain dot product"}
+    lines(axes[0, 0], "tokens", names, report["search"])
+    axes[0, 0].set(ylabel="time of a search step (s)", title="one step, three picks made")
+    lines(axes[0, 1], "tokens", {"greedy": "greedy", "beam": "beam of 4"}, report["questions"])
+    axes[0, 1].set(ylabel="time of a question (s)", title="question to four picks")
+    for axis, rows in ((axes[0, 0], report["search"]), (axes[0, 1], report["questions"])):
+        axis.set_xticks([row["tokens"] for row in rows], [format_tokens(row["tokens"]) for row in rows])
+        axis.minorticks_off()
+        axis.set_xlabel("context length (tokens)")
+    lines(axes[0, 2], "chunks", {"median_s": "this library"}, report["build"])
+    if (theirs := report["compare"][0]["theirs_chunks_per_s"]) is not None:
+        sizes = [row["chunks"] for row in report["build"]]
+        label = "sentence-transformers, embedding only\n(its rate, drawn out)"
+        axes[0, 2].plot(sizes, [size / theirs for size in sizes], color=ORANGE, marker="s", linestyle="--", label=label)
+    axes[0, 2].set(xlabel="chunks", ylabel="time of an index build (s)", title="index build")
+    for axis in axes[0]:
+        axis.legend(fontsize=8)
     _save(figure, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
 
@@ -13,11 +14,18 @@ def ordered(benchmark: str, task: str) -> bool:
     return benchmark in ("babilong", "own") or (benchmark == "ruler" and not task.startswith("qa"))
 
 
+def chunk_by(benchmark: str, task: str) -> Literal["sentence", "tokens"]:
+    """What a benchmark's chunks are: sentences, or paragraphs."""
+    return "sentence" if benchmark != "own" and ordered(benchmark, task) else "tokens"
+
+
 def tiny(benchmark: str, task: str) -> RunConfig:
     """Two layers of 128 from scratch: minutes on two CPU cores, nothing to download."""
     steps = {"qa1": 300, "qa2": 1500, "qa4": 200, "qa5": 400}.get(task, 1000)
     config = RunConfig(
-        data=DataConfig(benchmark=benchmark, task=task, question_tokens=12, chunk_tokens=16, state_chunk_tokens=12),
+        data=DataConfig(
+            benchmark=benchmark, task=task, chunk_by=chunk_by(benchmark, task), question_tokens=12, chunk_tokens=16, state_chunk_tokens=12
+        ),
         # A narrow vector divided by 10 cannot reach Q = 1 without growing its layer norms first; 4 is 10 at a width of 768.
         model=ModelConfig(divisor=4.0),
         qhead=QHeadConfig(positions="relative" if ordered(benchmark, task) else "none"),
@@ -53,14 +61,20 @@ def tiny(benchmark: str, task: str) -> RunConfig:
 
 def minilm(benchmark: str, task: str) -> RunConfig:
     """all-MiniLM-L6-v2 (22 M parameters), fine-tuned on a CPU or one small accelerator."""
-    config = _paper(benchmark, task, "minilm", chunk_tokens=32, budget=4)
+    picks = 2 if benchmark == "hotpotqa" else 4
+    config = _paper(benchmark, task, "minilm", chunk_tokens=128, budget=picks)
+    sizes: dict[str, int] = {"chunks": 20}
+    if benchmark == "babilong":
+        sizes = {"chunks": 40, "chunk_tokens": 24, "state_chunk_tokens": 16}
+    elif benchmark == "ruler":
+        sizes = {"chunks": 40}
     return replace(
         config,
-        data=replace(config.data, chunks=40, chunk_tokens=24, state_chunk_tokens=16),
+        data=replace(config.data, **sizes),
         rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
         optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16, accumulate=1),
         train=TrainConfig(steps=300, eval_every=50, checkpoint_every=50),
-        eval=EvalConfig(tokens=("1k", "4k"), episodes=100),
+        eval=EvalConfig(tokens=("1k", "4k"), episodes=100, budget=picks),
     )
 
 
@@ -112,6 +126,7 @@ def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budge
         data=DataConfig(
             benchmark=benchmark,
             task=task,
+            chunk_by=chunk_by(benchmark, task),
             chunks=160,
             shared_noise=256,
             question_tokens=64,

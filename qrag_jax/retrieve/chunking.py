@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from qrag_jax.tokens import TextTokenizer
+
+ChunkBy = Literal["sentence", "tokens"]
 
 # The end of a sentence: closing punctuation (and quotes or brackets after it) before white space, or an empty line.
 _END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s)|\n\s*\n")
@@ -35,14 +38,18 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int) -> list[Chunk]:
-    """Packs consecutive sentences into chunks of at most ``max_tokens`` tokens (special ones included).
+def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy = "tokens") -> list[Chunk]:
+    """A text as chunks, in order; together they hold every character that is not white space.
 
-    A sentence is broken, between tokens, only when it is longer than that on its own. Raises ValueError on a text without words.
+    By "tokens": consecutive sentences are packed to at most ``max_tokens`` tokens (special ones included), and a sentence is broken,
+    between tokens, only when it is longer than that on its own. By "sentence": each sentence is a chunk, whole; what is past
+    ``max_tokens`` in it is kept and not embedded, as in training. Raises ValueError on a text without words.
     """
     room = max_tokens - len(tokenizer.prefix) - len(tokenizer.suffix)
     if room < 1:
         raise ValueError(f"max_tokens = {max_tokens}: must leave room for a token beside the special ones")
+    if by == "sentence":
+        return [Chunk(text[start:end], start, end) for start, end in _some(sentence_spans(text))]
     spans: list[tuple[int, int]] = []
     used = room + 1
     for start, end in sentence_spans(text):
@@ -58,6 +65,10 @@ def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int) -> list[Chu
         else:
             spans.append((start, end))
             used = len(tokens)
+    return [Chunk(text[start:end], start, end) for start, end in _some(spans)]
+
+
+def _some(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     if not spans:
         raise ValueError("the text has no sentences to search; it is empty or only white space")
-    return [Chunk(text[start:end], start, end) for start, end in spans]
+    return spans

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from qrag_jax.decode import decode
 from qrag_jax.files import read_json, write_json
-from qrag_jax.retrieve.chunking import Chunk
+from qrag_jax.retrieve.chunking import Chunk, ChunkBy
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.sources import ChunkStream, Source
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, Shard, StoredRows, check_dtype, merge, record
@@ -43,6 +43,7 @@ class Model:
 
     hash: str
     chunk_tokens: int
+    chunk_by: ChunkBy
     retriever: str | None
 
 
@@ -131,7 +132,7 @@ class Index:
         source is still the same and changes nothing.
 
         Args:
-            retriever: embeds the chunks; its ``data.chunk_tokens`` is their longest length.
+            retriever: embeds the chunks; its ``data.chunk_by`` and ``data.chunk_tokens`` say what a chunk of a text is.
             source: see :class:`~qrag_jax.retrieve.sources.ChunkStream`.
             path: folder of the index: new, empty, or of an unfinished build.
             dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter; :func:`~qrag_jax.retrieve.storage.pack` says their errors.
@@ -149,9 +150,11 @@ class Index:
         if path.exists() and not (whole or unfinished or (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir()))):
             raise ValueError(f"{path}: exists and is not an index; choose another folder or remove it")
         home = None if retriever_path is None else str(Path(retriever_path).resolve())
-        chunk_tokens = retriever.config.data.chunk_tokens
-        meta = Meta(Model(model_hash(retriever), chunk_tokens, home), dtype, retriever.embedder.config.width, shard_chunks)
-        stream = ChunkStream(source, retriever.tokenizer, chunk_tokens)
+        data = retriever.config.data
+        meta = Meta(
+            Model(model_hash(retriever), data.chunk_tokens, data.chunk_by, home), dtype, retriever.embedder.config.width, shard_chunks
+        )
+        stream = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, data.chunk_by)
         found = Meta.read(path / (META if whole else JOURNAL)) if whole or unfinished else meta
         if found.shards:
             _check_model(path, found.model.hash, meta.model.hash)
@@ -171,7 +174,7 @@ class Index:
         """
         meta = Meta.read(self.path / META)
         _check_model(self.path, meta.model.hash, model_hash(retriever))
-        stream = ChunkStream(source, retriever.tokenizer, meta.model.chunk_tokens)
+        stream = ChunkStream(source, retriever.tokenizer, meta.model.chunk_tokens, meta.model.chunk_by)
         if twice := sorted({name for name, _ in stream.files} & {old.name for old in meta.sources if old.name}):
             raise ValueError(f"{self.path}: has {twice[0]!r} already ({len(twice)} such files); rename what is to be added, or build again")
         begun = _unfinished(self.path, meta) or replace(meta, kept=len(meta.shards))

@@ -156,7 +156,7 @@ class Retriever:
     def document(self, source: Source) -> Document:
         """A source as something to search: an index is checked, texts are chunked and embedded."""
         if isinstance(source, str):
-            chunks: Sequence[Chunk] = chunk_text(source, self.tokenizer, self.config.data.chunk_tokens)
+            chunks: Sequence[Chunk] = chunk_text(source, self.tokenizer, self.config.data.chunk_tokens, self.config.data.chunk_by)
         elif isinstance(source, Sequence):
             chunks = [Chunk(text) for text in source]
             if not chunks:
@@ -178,7 +178,7 @@ class Retriever:
         data = self.config.data
         layout = StateLayout.make(data, budget, self.tokenizer.prefix, self.tokenizer.suffix)
         asked = self.tokenizer.rows(questions, data.question_tokens)
-        taken = np.array([[t < len(texts) for t in range(budget - 1)] for texts in picked]).reshape(len(picked), budget - 1)
+        taken = np.array([[t < len(texts) for t in range(budget - 1)] for texts in picked], bool).reshape(len(picked), budget - 1)
         rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
         rows[taken] = self.tokenizer.rows([text for texts in picked for text in texts], data.chunk_tokens)
         found = []

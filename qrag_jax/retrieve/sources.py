@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
-from qrag_jax.retrieve.chunking import Chunk, chunk_text
+from qrag_jax.retrieve.chunking import Chunk, ChunkBy, chunk_text
 from qrag_jax.tokens import TextTokenizer
 
 SUFFIXES = (".txt", ".md")
@@ -29,10 +29,10 @@ class ChunkStream:
     Raises ValueError on a source that is missing, empty, or not UTF-8, naming file and byte, and on empty chunks.
     """
 
-    def __init__(self, source: Path | Iterable[str], tokenizer: TextTokenizer, max_tokens: int) -> None:
+    def __init__(self, source: Path | Iterable[str], tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy) -> None:
         if isinstance(source, str):
             raise ValueError(f"source = {source[:40]!r}: give a pathlib.Path of a file or a folder, or a list of chunks")
-        self.source, self.tokenizer, self.max_tokens = source, tokenizer, max_tokens
+        self.source, self.tokenizer, self.max_tokens, self.by = source, tokenizer, max_tokens, by
         self.files = _files(source) if isinstance(source, Path) else []
         self.read: list[Source] = []
         self._bytes, self._total = 0, sum(path.stat().st_size for _, path in self.files)
@@ -52,7 +52,7 @@ class ChunkStream:
             return
         for name, path in self.files:
             text = _read(path)
-            chunks = chunk_text(text, self.tokenizer, self.max_tokens) if text.strip() else []
+            chunks = chunk_text(text, self.tokenizer, self.max_tokens, self.by) if text.strip() else []
             self.read.append(Source(name, len(text), len(chunks)))
             self._bytes += path.stat().st_size
             yield from (Chunk(chunk.text, chunk.start, chunk.end, name) for chunk in chunks)

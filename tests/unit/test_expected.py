@@ -52,7 +52,7 @@ def test_every_file_is_read_and_is_of_a_benchmark() -> None:
         assert known is not None
         assert known.source == "arXiv 2511.07328v2"
     assert expected("own") is None
-    assert expected("ruler-official") is expected("ruler")
+    assert expected("ruler-official") == expected("ruler")
 
 
 def test_figures_are_those_of_the_paper() -> None:
@@ -154,7 +154,11 @@ def test_what_differs_is_said() -> None:
 
 def test_figures_of_the_nearest_budget_and_training_set_are_taken() -> None:
     hotpot = paper_run("hotpotqa", "all", "gte")
-    at = lambda budget: {(c.figure.place, c.figure.budget) for c in compare([row("hotpotqa", "all", None, budget=budget)], hotpot, hotpot) if c.figure and c.figure.metric == "fact_em"}  # noqa: E501, E731  # fmt: skip
+
+    def at(budget: int) -> set[tuple[str, int | None]]:
+        figures = [c.figure for c in compare([row("hotpotqa", "all", None, budget=budget)], hotpot, hotpot)]
+        return {(figure.place, figure.budget) for figure in figures if figure and figure.metric == "fact_em"}
+
     assert at(2) == {("Table 2", 2), ("Table 4", 2)}
     assert at(4) == {("Table 4", 4)}
     assert at(9) == {("Table 4", 5)}
@@ -168,6 +172,19 @@ def test_figures_of_the_nearest_budget_and_training_set_are_taken() -> None:
     both = [c for c in compare([row("musique", "all", None)], there, other) if c.figure and c.figure.metric == "fact_em"]
     assert [c.verdict for c in both] == ["not comparable"] * 2
     assert "trained on twowiki, the paper's on musique" in both[0].why
+
+
+def test_training_elsewhere_is_said() -> None:
+    here = paper_run("babilong", "qa3", "contriever")
+    why = lambda trained: one([row("babilong", "qa3", 4_000)], here, trained, metric="fact_f1").why  # noqa: E731
+    assert why(here) == ""
+    assert why(changed(here, data={"data_dir": None})) == "trained on generated stories"
+    assert why(changed(here, data={"task": "qa2"})) == "trained on babilong qa2"
+    assert why(paper_run("ruler", "niah_s1", "contriever")) == "trained on ruler niah_s1"
+    # Nothing was trained for the paper's row without fine-tuning.
+    plain = row("hotpotqa", "all", None, budget=2, method="multi-step, no fine-tuning", fact_em=0.6)
+    tested, other = paper_run("hotpotqa", "all", "e5"), paper_run("babilong", "qa2", "tiny")
+    assert one([plain], tested, other, metric="fact_em").verdict == "OK"
 
 
 def test_methods_have_their_own_figures() -> None:
@@ -211,3 +228,13 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| qa1 | Q-RAG | 4,000 | 4 | - | - | - | - | no figure | no figure of the paper is on record for Q-RAG on babilong qa1" in text
     assert text.strip() in capsys.readouterr().out
     assert comparison_table(compare([row("own", "all", None)], config, config)).startswith("Beside the paper:\n")
+
+
+def test_every_experiment_ends_with_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.cli import main
+    from qrag_jax import train
+
+    monkeypatch.setattr(train, "run", lambda config, run_dir: [row("babilong", config.data.task, 4_000)])
+    assert main("babilong", ("qa2", "qa3"), "qa2", "", ["--task", "qa3", "--run-dir", str(tmp_path)]) == 0
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| fact_f1_stopped | 0.900 | 0.974 | -0.074 | not comparable | embedder tiny, the paper's contriever;" in text

@@ -386,7 +386,7 @@ from qrag_jax.retrieve import index as module
 module.model_hash = lambda retriever: "0" * 64
 vector = lambda text: np.frombuffer(text.encode().ljust(16, b"."), "u1")[:16].astype(np.float32)
 embed = lambda texts: np.stack([vector(text) for text in texts])
-config = SimpleNamespace(data=SimpleNamespace(chunk_tokens=16))
+config = SimpleNamespace(data=SimpleNamespace(chunk_tokens=16, chunk_by="tokens"))
 retriever = SimpleNamespace(
     config=config, embedder=SimpleNamespace(config=SimpleNamespace(width=16)), tokenizer=None, params=None, embed_chunks=embed
 )

@@ -157,6 +157,10 @@ def test_beam_through_the_retriever() -> None:
     assert all(len(step.runners_up) == 5 for step in steps), "a beam sees its own width besides"
 
 
+def test_one_pick() -> None:
+    assert retriever().search("Where is Mary?", examples()[0].chunks, 1)[0].step == 0
+
+
 def test_bad_input() -> None:
     one, chunks = retriever(), examples()[0].chunks
     for message, call in {

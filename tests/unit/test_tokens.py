@@ -113,6 +113,15 @@ def test_chunks_hold_the_whole_text_within_the_budget(text, budget):
     assert all(a.end <= b.start for a, b in pairwise(chunks))
 
 
+def test_a_sentence_a_chunk():
+    text = "Mary went to the garden. Yes. " + "Mary " * 30
+    chunks = chunk_text(text, small_tokenizer(), 12, "sentence")
+    assert [c.text for c in chunks] == ["Mary went to the garden.", "Yes.", ("Mary " * 30).strip()]
+    assert all(text[c.start : c.end] == c.text for c in chunks)
+    with pytest.raises(ValueError, match="no sentences"):
+        chunk_text(" \n ", small_tokenizer(), 12, "sentence")
+
+
 def test_sentences_are_broken_only_when_too_long():
     tokenizer = small_tokenizer()
     text = "Mary went to the garden. John went to the garden. " + "Mary " * 30

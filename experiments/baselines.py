@@ -1,0 +1,149 @@
+"""What retrieval without fine-tuning reaches on the test questions of a run: BM25, one look, many looks, chance.
+
+    python -m experiments.baselines                                                # BabiLong qa2 and MiniLM
+    python -m experiments.baselines --benchmark hotpotqa --data-dir DIR            # two paragraphs of ten
+    python -m experiments.baselines --preset runs/babilong-qa2-minilm --methods bm25 multi
+
+--preset takes the settings of a preset, or of a run (its folder or its export): the same questions, lengths and budget. Embedders are as
+they come, before any fine-tuning; "tiny" is one of random weights. BM25 needs pip install 'qrag-jax[baselines]'.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from experiments.cli import EXIT_BAD_CONFIGURATION, read
+from experiments.compare import write_comparison
+from qrag_jax.config import EvalConfig, RunConfig
+from qrag_jax.files import read_json, write_text
+from qrag_jax.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from qrag_jax.retrieve.retriever import Retriever
+
+TASKS = {"babilong": "qa2", "ruler": "niah_mk3"}  # of a benchmark where none is given; elsewhere all
+
+
+@dataclass(frozen=True)
+class Command:
+    benchmark: str | None = None
+    """Benchmark; none: the run's, or babilong."""
+    task: str | None = None
+    """Task; none: the run's, or qa2 of babilong, niah_mk3 of ruler, all elsewhere."""
+    preset: str = "minilm"
+    """Settings: a preset, or the folder of a run or an export."""
+    run_dir: Path | None = None
+    """Folder for results.json, results.md, comparison.md and episodes/. Default: runs/BENCHMARK-TASK-baselines."""
+    data_dir: str | None = None
+    """Folder with the benchmark's files; none: the run's."""
+    methods: tuple[str, ...] = ("bm25", "single", "multi", "random")
+    """Which: bm25, single (one look), multi (the multi-step search), random."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """What the one look compares by: as the embedder was trained, dot for contriever, cosine for most others."""
+    eval_tokens: tuple[str, ...] | None = None
+    """Context lengths; none: the run's."""
+    eval_episodes: int | None = None
+    """Questions at each length; none: the run's."""
+    budget: int | None = None
+    """T: chunks picked; none: the run's."""
+    seed: int | None = None
+    """Which test questions, and what is drawn at random; none: the run's."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 64 bad input."""
+    try:
+        run(read(Command, argv, "experiments.baselines", __doc__ or ""))
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_CONFIGURATION
+    return 0
+
+
+def run(command: Command) -> None:
+    from qrag_jax import baselines
+    from qrag_jax.evaluation_sets import test_sets
+    from qrag_jax.runlog import say
+    from qrag_jax.train import check_run_dir
+
+    if not command.methods or not set(command.methods) <= set(baselines.METHODS):
+        raise ValueError(f"methods = {command.methods}: must be one or more of {', '.join(baselines.METHODS)}")
+    config = configuration(command)
+    run_dir = command.run_dir or Path("runs", f"{config.data.benchmark}-{config.data.task}-baselines")
+    check_run_dir(config, run_dir)
+    check_results(run_dir)
+    sets = test_sets(config)
+    retriever = untrained(config, Path(command.preset)) if set(command.methods) & set(baselines.NEED_EMBEDDER) else None
+    found = [
+        (name, baselines.make(name, retriever=retriever, similarity=command.similarity, seed=config.train.seed)) for name in command.methods
+    ]
+    write_text(run_dir / "config.json", config.to_json())
+    rows = [row for name, find in found for row in baselines.evaluate_baseline(name, find, sets, config.eval.budget, run_dir)]
+    baselines.write_baselines(run_dir, rows)
+    say(f"\n{baselines.baselines_table(rows)}\n\nresults are in {run_dir}")
+    write_comparison(run_dir, rows, config, config)
+
+
+def configuration(command: Command) -> RunConfig:
+    """The settings of a preset or a run with what the command changes. Raises ValueError when it is neither."""
+    base = _base(command)
+    given = lambda value, else_: else_ if value is None else value  # noqa: E731
+    episodes = given(command.eval_episodes, base.eval.episodes)
+    return replace(
+        base,
+        data=replace(base.data, data_dir=given(command.data_dir, base.data.data_dir)),
+        train=replace(base.train, seed=given(command.seed, base.train.seed), init_from=None, curriculum=()),
+        eval=EvalConfig(
+            tokens=given(command.eval_tokens, base.eval.tokens),
+            episodes=episodes,
+            budget=given(command.budget, base.eval.budget),
+            haystacks=min(base.eval.haystacks, max(1, episodes)),
+        ),
+    )
+
+
+def _base(command: Command) -> RunConfig:
+    folder = Path(command.preset)
+    if not folder.is_dir():
+        if command.preset not in PRESETS:
+            raise ValueError(f"preset {command.preset!r}: neither a run nor a preset; known: {', '.join(PRESETS)}")
+        benchmark = command.benchmark or "babilong"
+        return preset(command.preset, benchmark, command.task or TASKS.get(benchmark, "all"))
+    if (file := folder / "config.json").is_file():
+        try:
+            base = RunConfig.from_json(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    else:
+        from qrag_jax.export import read_export
+
+        base = read_export(folder).config
+    data = base.data
+    return replace(base, data=replace(data, benchmark=command.benchmark or data.benchmark, task=command.task or data.task))
+
+
+def check_results(run_dir: Path) -> None:
+    """Raises ValueError when the folder holds results that are no baselines'."""
+    path = run_dir / "results.json"
+    results = read_json(path)["rows"] if path.exists() else []
+    if (run_dir / "checkpoints").exists() or any("method" not in row for row in results):
+        raise ValueError(f"{run_dir}: holds a run; baselines would overwrite its results, so choose another --run-dir")
+
+
+def untrained(config: RunConfig, run_dir: Path) -> Retriever:
+    """The embedder of a configuration before any fine-tuning. ``run_dir`` may hold the vocabulary of a from-scratch run."""
+    from qrag_jax.retrieve.retriever import Retriever
+    from qrag_jax.train import build_model, stage_examples
+
+    scratch = config.model.embedder == "tiny" and not (run_dir / "tokenizer.json").exists()
+    examples = [stage_examples(config, stage) for stage in config.train.stages(config.data)] if scratch else []
+    model = build_model(config, run_dir, examples)
+    return Retriever(config, model.embedder, model.params, model.tokenizer)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

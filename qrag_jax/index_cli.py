@@ -129,9 +129,8 @@ def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
     meta = index.meta
     files = [file for shard in meta.shards for file in shard.files.values()]
     size = sum(file.bytes for file in files)
-    say(
-        f"{index.path}: {len(index):,} chunks by {meta.model.chunk_by}, {meta.model.chunk_tokens} tokens embedded of each, {size / 1e6:,.1f} MB"
-    )
+    model = meta.model
+    say(f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens embedded of each, {size / 1e6:,.1f} MB")
     say(f"vectors: {meta.dtype}, {meta.width} wide, in {len(meta.shards)} shards")
     say(f"model: {meta.model.hash[:12]}, loaded from {meta.model.retriever or 'a place that was not recorded'}")
     for source in meta.sources[:SHOWN]:

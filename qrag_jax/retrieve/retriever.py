@@ -73,7 +73,8 @@ class Retriever:
         from qrag_jax.export import find_export, read_export
 
         export = read_export(find_export(path))
-        return cls(export.config, export.embedder(), export.params, export.tokenizer, export.threshold, export.step)
+        params = jax.device_put(export.params)  # once, not at every call
+        return cls(export.config, export.embedder(), params, export.tokenizer, export.threshold, export.step)
 
     def search(self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False) -> list[Pick]:
         """The ``budget`` chunks picked for a question, in document order.

@@ -10,13 +10,12 @@ they come, before any fine-tuning; "tiny" is one of random weights. BM25 needs p
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from experiments.cli import EXIT_BAD_CONFIGURATION, read
+from experiments.cli import execute, read
 from experiments.compare import write_comparison
 from qrag_jax.config import EvalConfig, RunConfig
 from qrag_jax.files import read_json, write_text
@@ -56,12 +55,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    try:
-        run(read(Command, argv, "experiments.baselines", __doc__ or ""))
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_CONFIGURATION
-    return 0
+    return execute(lambda: run(read(Command, argv, "experiments.baselines", __doc__ or "")))
 
 
 def run(command: Command) -> None:

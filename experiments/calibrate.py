@@ -10,14 +10,13 @@ threshold would have given is in calibration.json and calibration.png beside it 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
 
-from experiments.cli import EXIT_BAD_CONFIGURATION, read
+from experiments.cli import execute, read
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    try:
-        run(read(Command, argv, "experiments.calibrate", __doc__ or ""))
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_CONFIGURATION
-    return 0
+    return execute(lambda: run(read(Command, argv, "experiments.calibrate", __doc__ or "")))
 
 
 def run(command: Command) -> None:

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +17,8 @@ import tyro
 from experiments.compare import write_comparison
 from qrag_jax.config import RunConfig
 from qrag_jax.presets import PRESETS, preset
+from qrag_jax.reader.protocol import ReaderError
+from qrag_jax.runlog import Preempted
 
 T = TypeVar("T")
 EXIT_BAD_CONFIGURATION = 64
@@ -83,23 +85,30 @@ def _long(word: str) -> str:
 
 
 def main(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Runs an experiment and returns its exit code: 0 done, 64 bad configuration, 75 preempted, or a reader out of reach, and saved."""
+    """Runs an experiment and returns its exit code, as :func:`execute`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
+
+    def run() -> None:
         command = parse(benchmark, tasks, default_task, description, argv)
         from qrag_jax import train
-        from qrag_jax.reader.protocol import ReaderError
 
-        try:
-            rows = train.run(command.config, command.run_dir)
-            write_comparison(command.run_dir, rows, command.config, command.config)
-        except ReaderError as error:
-            sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the rest\n")
-            return EXIT_PREEMPTED
-        except train.Preempted as stop:
-            sys.stderr.write(f"preempted: {stop}\n")
-            return EXIT_PREEMPTED
+        rows = train.run(command.config, command.run_dir)
+        write_comparison(command.run_dir, rows, command.config, command.config)
+
+    return execute(run)
+
+
+def execute(run: Callable[[], None]) -> int:
+    """The exit code of a command: 0 done, 64 bad input, 75 preempted, or the reader is out of reach, with everything so far saved."""
+    try:
+        run()
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION
+    except Preempted as stop:
+        sys.stderr.write(f"preempted: {stop}\n")
+        return EXIT_PREEMPTED
+    except ReaderError as error:
+        sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the rest\n")
+        return EXIT_PREEMPTED
     return 0

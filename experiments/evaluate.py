@@ -6,7 +6,6 @@ python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/qa2-officia
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-from experiments.cli import EXIT_BAD_CONFIGURATION, EXIT_PREEMPTED, read
+from experiments.cli import execute, read
 from experiments.compare import write_comparison
 from qrag_jax.config import EvalConfig
 
@@ -56,17 +55,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input, 75 the reader is out of reach (run it again to ask the rest)."""
-    from qrag_jax.reader.protocol import ReaderError
-
-    try:
-        run(read(Command, argv, "experiments.evaluate", __doc__ or ""))
-    except ReaderError as error:
-        sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the rest\n")
-        return EXIT_PREEMPTED
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_CONFIGURATION
-    return 0
+    return execute(lambda: run(read(Command, argv, "experiments.evaluate", __doc__ or "")))
 
 
 def run(command: Command) -> None:

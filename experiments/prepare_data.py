@@ -1,4 +1,4 @@
-"""Writes a data folder's bAbI files and books to array_record files, which the readers then use in their place.
+"""Writes a data folder's bAbI files, books and multi-hop questions to array_record files, which the readers then use in their place.
 
     python -m experiments.prepare_data --data-dir DIR
 
@@ -7,11 +7,10 @@ Takes half a minute for 107 MB of books, which then load in under a second in pl
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.cli import EXIT_BAD_CONFIGURATION, read
+from experiments.cli import execute, read
 
 
 @dataclass(frozen=True)
@@ -20,19 +19,21 @@ class Command:
     """Folder with babi/en-10k/*.txt, books/{train,test}/*.txt, or both."""
     out_dir: str | None = None
     """Folder to write tfds/ into, if not data_dir itself; it can then serve as a data folder without the text files."""
+    download: tuple[str, ...] = ()
+    """Benchmarks to download first, where the published files are plain ones (hotpotqa)."""
+    skip_bad: bool = False
+    """Leave broken records of question files out, and say how many."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares a data folder and returns the exit code: 0 done, 64 bad input."""
+    return execute(lambda: run(read(Command, argv, "experiments.prepare_data", __doc__ or "")))
+
+
+def run(command: Command) -> None:
     from qrag_jax.data.tfds_builders import prepare
 
-    try:
-        command = read(Command, argv, "experiments.prepare_data", __doc__ or "")
-        prepare(command.data_dir, command.out_dir)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_CONFIGURATION
-    return 0
+    prepare(command.data_dir, command.out_dir, download=command.download, skip_bad=command.skip_bad)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import EXIT_BAD_CONFIGURATION, read
+from experiments.cli import execute, read
 from qrag_jax.config import ModelConfig, RunConfig
 from qrag_jax.lengths import context_chunks, format_tokens, parse_tokens
 
@@ -69,12 +68,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    try:
-        run(read(Command, argv, "experiments.speed", __doc__ or ""))
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_CONFIGURATION
-    return 0
+    return execute(lambda: run(read(Command, argv, "experiments.speed", __doc__ or "")))
 
 
 def run(command: Command) -> None:
@@ -189,13 +183,13 @@ def _texts(data_dir: str | None, count: int) -> tuple[list[str], dict[str, Any]]
 
 def _retriever(command: Command, texts: Sequence[str], folder: Path) -> Path:
     """The export to measure: a given one, or one made here."""
+    from qrag_jax.export import find_export, write_export
+
     if command.retriever is not None:
-        own = command.retriever / "export"
-        return own if own.is_dir() else command.retriever
+        return find_export(command.retriever)
     import jax
     import jax.numpy as jnp
 
-    from qrag_jax.export import write_export
     from qrag_jax.models.embedder import make_embedder
     from qrag_jax.models.pretrained import scratch_backbone
     from qrag_jax.tokens import train_wordpiece

@@ -21,10 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from qrag_jax.evaluate import SCHEMA, EpisodeRecord, results_table, summary, write_episodes
+from qrag_jax.evaluate import SCHEMA, EpisodeRecord, results_table, score_episodes, summary, write_episodes
 from qrag_jax.evaluation_sets import EvaluationSet
 from qrag_jax.files import write_json, write_text
-from qrag_jax.metrics import fact_em, fact_f1
 from qrag_jax.retrieve.documents import PoolRows
 from qrag_jax.retrieve.results import Trajectory
 from qrag_jax.retrieve.retriever import Retriever
@@ -137,7 +136,7 @@ def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], bu
             for example in examples:
                 if not 1 <= budget <= len(example.chunks):
                     raise ValueError(f"budget = {budget}: must be in 1..{len(example.chunks)}, the chunks of {example.id!r}")
-            records += [_record(*both) for both in zip(examples, find(examples, budget), strict=True)]
+            records += score_episodes(examples, find(examples, budget))
         seconds = (time.perf_counter() - start) / len(records)
         write_episodes(run_dir / "episodes" / f"{questions.name}-{method}.jsonl", records)
         named = {"benchmark": questions.benchmark, "task": questions.task, "split": "test", "context_tokens": questions.context_tokens}
@@ -158,21 +157,6 @@ def baselines_table(rows: Sequence[dict[str, Any]]) -> str:
     """The table of results.md with a column for the method."""
     first = ["method", "---", *(row["method"] for row in rows)]
     return "\n".join(f"| {name} {line}" for name, line in zip(first, results_table(rows).splitlines(), strict=True))
-
-
-def _record(example: QAExample, trajectory: Trajectory) -> EpisodeRecord:
-    return EpisodeRecord(
-        id=example.id,
-        question=example.question,
-        answer=example.answer,
-        chunks=len(example.chunks),
-        support=example.support,
-        picked=trajectory.picked,
-        q=trajectory.q,
-        texts=tuple(example.chunks[i] for i in trajectory.picked),
-        fact_em=fact_em(trajectory.picked, example.support),
-        fact_f1=fact_f1(trajectory.picked, example.support),
-    )
 
 
 def _trajectory(scores: Float[np.ndarray, " N"], budget: int) -> Trajectory:

@@ -19,6 +19,7 @@ from qrag_jax.metrics import calibrate_threshold, fact_em, fact_f1, stopped, wil
 from qrag_jax.reader.prompts import closed_book, make_prompt
 from qrag_jax.reader.protocol import Reader
 from qrag_jax.reader.readers import make_reader
+from qrag_jax.retrieve.results import Trajectory
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.runlog import say
 from qrag_jax.types import QAExample
@@ -50,7 +51,11 @@ def run_episodes(
     retriever: Retriever, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None
 ) -> list[EpisodeRecord]:
     """Episodes of ``budget`` picks, scored. Raises ValueError on an example without supporting chunks."""
-    found = retriever.run(examples, budget, beam=beam, label=label)
+    return score_episodes(examples, retriever.run(examples, budget, beam=beam, label=label))
+
+
+def score_episodes(examples: Sequence[QAExample], found: Sequence[Trajectory]) -> list[EpisodeRecord]:
+    """What was picked, scored. Raises ValueError on an example without supporting chunks."""
     return [
         EpisodeRecord(
             id=example.id,

@@ -18,6 +18,10 @@ from qrag_jax.files import write_json, write_text
 T = TypeVar("T")
 
 
+class Preempted(Exception):
+    """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
+
+
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     """A progress bar with rate and time left, on stderr; lines of a log file when stderr is not a terminal."""
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)

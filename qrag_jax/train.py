@@ -42,7 +42,7 @@ from qrag_jax.parallel import choose_devices, make_parallel
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, Params, TrainState, make_optimizer
-from qrag_jax.runlog import RunLog, progress, say, write_manifest
+from qrag_jax.runlog import Preempted, RunLog, progress, say, write_manifest
 from qrag_jax.tokens import TextTokenizer, train_wordpiece
 from qrag_jax.types import QAExample
 
@@ -52,10 +52,6 @@ MAY_CHANGE = (
     *("eval.tokens", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
     *("train.parallel", "train.devices"),
 )
-
-
-class Preempted(Exception):
-    """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
 
 
 @dataclass(frozen=True)

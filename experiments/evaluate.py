@@ -46,8 +46,9 @@ class Command:
     """Distinct haystacks at each length."""
     reader: str = DEFAULTS.reader
     """The frozen LLM that answers: none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL."""
-    reader_context: Literal["retrieved", "gold", "none"] = DEFAULTS.reader_context
-    """What the reader is given: the picked chunks, the supporting ones, or the question alone."""
+    reader_context: Literal["retrieved", "stopped", "gold", "none"] = DEFAULTS.reader_context
+    """What the reader is given: the picked chunks, those picked before Q fell below the stop threshold, the supporting ones, or only the
+    question."""
     reader_tokens: int = DEFAULTS.reader_tokens
     """Longest answer, in tokens of the reader."""
     seed: int = 0

@@ -289,8 +289,9 @@ class EvalConfig:
     """Distinct haystacks at each length; questions are dealt over them (each haystack is embedded once)."""
     reader: str = "none"
     """The frozen LLM that answers: none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL."""
-    reader_context: Literal["retrieved", "gold", "none"] = "retrieved"
-    """What the reader is given: the picked chunks, the supporting ones, or the question alone."""
+    reader_context: Literal["retrieved", "stopped", "gold", "none"] = "retrieved"
+    """What the reader is given: the picked chunks, those picked before Q fell below the stop threshold, the supporting ones, or only the
+    question."""
     reader_tokens: int = 32
     """Longest answer, in tokens of the reader."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qrag_jax.answers import score_answer
-from qrag_jax.config import EvalConfig, RunConfig
+from qrag_jax.config import RunConfig
 from qrag_jax.evaluation_sets import OFFICIAL, EvaluationSet
 from qrag_jax.files import write_json, write_text
 from qrag_jax.metrics import calibrate_threshold, fact_em, fact_f1, stopped, wilson_interval
@@ -74,16 +74,30 @@ def score_episodes(examples: Sequence[QAExample], found: Sequence[Trajectory]) -
 
 
 def read_answers(
-    reader: Reader, records: Sequence[EpisodeRecord], questions: EvaluationSet, config: EvalConfig, examples: Sequence[QAExample]
+    reader: Reader,
+    records: Sequence[EpisodeRecord],
+    questions: EvaluationSet,
+    context: str,
+    examples: Sequence[QAExample],
+    threshold: float | None = None,
 ) -> list[EpisodeRecord]:
-    """The records with what the reader answered. An outage is an error (ReaderError), never an answer."""
+    """The records with what the reader answered. ``context``: as ``EvalConfig.reader_context``; "stopped" needs the ``threshold``.
+
+    An outage is an error (ReaderError), never an answer.
+    """
     prompts, benchmark = [], questions.benchmark.removesuffix(OFFICIAL)
     for record, example in zip(records, examples, strict=True):
-        chosen = sorted(record.picked) if config.reader_context == "retrieved" else example.support
-        if config.reader_context == "none":
+        if context == "none":
             prompts.append(closed_book(benchmark, questions.task, example.question))
-        else:
-            prompts.append(make_prompt(benchmark, questions.task, example.question, [example.chunks[i] for i in chosen]))
+            continue
+        chosen = sorted(record.picked) if context == "retrieved" else example.support
+        if context == "stopped":
+            if threshold is None:
+                raise ValueError(
+                    "eval.reader_context = 'stopped': the retriever has no stop threshold; run python -m experiments.calibrate"
+                )
+            chosen = sorted(stopped(record.picked, record.q, threshold))
+        prompts.append(make_prompt(benchmark, questions.task, example.question, [example.chunks[i] for i in chosen]))
     found = []
     for record, example, prompt, answer in zip(records, examples, prompts, reader.answer(prompts), strict=True):
         em, f1 = score_answer(benchmark, questions.task, answer.text, example)
@@ -111,7 +125,9 @@ def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Seque
             label = f"test {questions.name} {i + 1}/{len(questions.groups)}"
             part = run_episodes(retriever, examples, config.eval.budget, beam=config.eval.beam, label=label)
             seconds += time.perf_counter() - start
-            records += part if reader is None else read_answers(reader, part, questions, config.eval, examples)
+            if reader is not None:
+                part = read_answers(reader, part, questions, config.eval.reader_context, examples, retriever.threshold)
+            records += part
         seconds /= len(records)
         write_episodes(run_dir / "episodes" / f"{questions.name}.jsonl", records)
         named = {"benchmark": questions.benchmark, "task": questions.task, "split": "test", "context_tokens": questions.context_tokens}

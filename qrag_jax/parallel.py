@@ -67,7 +67,10 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) 
     spread = partial(function, axis_name=AXIS)
     if kind == "pmap":
         step = jax.pmap(spread, AXIS, in_axes=(0, _BATCH_AXES), devices=devices, donate_argnums=0)
-        return Parallel("pmap", devices, partial(_replicate, count=count), partial(_call_pmap, step, count), _first)
+        # Placed as pmap returns it, or the second call would compile again.
+        spread_out = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS))
+        place = lambda state: jax.device_put(_replicate(state, count), spread_out)  # noqa: E731
+        return Parallel("pmap", devices, place, partial(_call_pmap, step, count), _first)
     mesh = Mesh(np.asarray(devices), (AXIS,))
     replicated, split = PartitionSpec(), PartitionSpec(AXIS)
     batch_spec = jax.tree.map(lambda axis: replicated if axis is None else split, _BATCH_AXES, is_leaf=lambda axis: axis is None)

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def train(
         )
         progress_info["threshold"] = threshold_of(records)
         if answers is not None:
-            records = read_answers(answers.reader, records, questions, replace(config.eval, reader_context="retrieved"), validation)
+            records = read_answers(answers.reader, records, questions, "retrieved", validation)
         found = summary(records, progress_info["threshold"])
         log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped", "answer_em")})
         target = config.train.stop_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def test_gold_chunks_are_answered_right(retriever: Path, tmp_path: Path, monkeyp
         assert code == 0
         assert {record["prediction"] for record in closed} == {"nowhere"}
         assert {record["answer_em"] for record in closed} == {0.0}
+
+
+def test_the_reader_of_a_stopped_search_is_given_what_was_kept(
+    retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with stub_server(lambda user, n: completion("nowhere")) as server:
+        assert run(retriever, tmp_path / "never", server.url, "stopped")[0] == 64
+        assert "has no stop threshold" in capsys.readouterr().err
+        calibrated = tmp_path / "calibrated"
+        shutil.copytree(retriever, calibrated)
+        tree = json.loads((calibrated / "qrag.json").read_text())
+        (calibrated / "qrag.json").write_text(json.dumps(tree | {"threshold": 1e9}))
+        code, records = run(calibrated, tmp_path / "stopped", server.url, "stopped")
+    assert code == 0
+    for record in records:
+        kept, left_out = record["texts"]
+        assert f"Text:\n{kept}\n\nQuestion" in record["prompt"], "above every Q, only the first pick is kept"
+        assert left_out not in record["prompt"] or left_out == kept
 
 
 def test_an_outage_is_no_answer(

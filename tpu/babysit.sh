@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Sees a command through to its end on a TPU that may be taken back at any time. Run it where it can stay: a small VM, tmux, a desktop.
+#
+#   ZONE=europe-west4-a RUN_BUCKET=gs://my-bucket/qa2 tpu/babysit.sh NAME -- python -m experiments.babilong --task qa2
+#
+# Settings are those of create.sh, setup.sh and run.sh, and:
+#   MAX_FAILURES      attempts in a row that come to nothing before it gives up, default 20
+#   BASE_DELAY        seconds before the first new attempt, doubled each time; default 15
+#   MAX_DELAY         at most this many seconds; default 900
+#   POLL              seconds between looks while all is well, default 60
+#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs RUN_BUCKET); default 0, and the TPU goes on costing money
+#   DRY_RUN           1: only print what it would do
+#
+# Missing, SUSPENDED, PREEMPTED or FAILED: deletes what is left, creates, sets up and starts again. Exit code 75 (preempted and saved),
+# 74 (runs could not be fetched or sent), 143, or a process that vanished: starts the same command again. Any other exit code ends it
+# with that code, 64 (bad configuration) too. It can itself be stopped and started again: a running job is found and watched.
+# Its own exit codes: 64 bad settings or another job on the TPU, 69 gave up.
+
+# shellcheck source=tpu/lib.sh
+source "$(dirname "$0")/lib.sh"
+arguments yes "$@"
+MAX_FAILURES=${MAX_FAILURES:-20}
+BASE_DELAY=${BASE_DELAY:-15}
+MAX_DELAY=${MAX_DELAY:-900}
+POLL=${POLL:-60}
+for setting in MAX_FAILURES BASE_DELAY MAX_DELAY POLL; do whole_number "$setting"; done
+DELETE_WHEN_DONE=${DELETE_WHEN_DONE:-0}
+[[ $DELETE_WHEN_DONE != 1 || -n $BUCKET ]] || die "DELETE_WHEN_DONE = 1: needs RUN_BUCKET, or the results go with the TPU"
+ID=$(job_id "${COMMAND[@]}")
+failures=0
+started=no
+
+# Before a new attempt: waits, or gives up.
+back_off() {
+  local delay=$BASE_DELAY i
+  failures=$((failures + 1))
+  ((failures <= MAX_FAILURES)) || die "$1: gave up after $MAX_FAILURES attempts in a row" "$EXIT_GAVE_UP"
+  for ((i = 1; i < failures && delay < MAX_DELAY; i++)); do delay=$((delay * 2)); done
+  if ((delay > MAX_DELAY)); then delay=$MAX_DELAY; fi
+  say "$NAME: $1; attempt $failures of $MAX_FAILURES in $delay s"
+  sleep "$delay"
+}
+
+create() {
+  if WAIT=0 "$HERE/create.sh" "$NAME"; then sleep "$POLL"; else back_off "create.sh failed"; fi
+}
+
+finish() {
+  if [[ $DELETE_WHEN_DONE == 1 ]]; then YES=1 "$HERE/delete.sh" "$NAME"; else say "$NAME is still there and costs money: tpu/delete.sh $NAME"; fi
+  exit 0
+}
+
+if [[ $DRY_RUN == 1 ]]; then
+  note "while the request is missing:"
+  "$HERE/create.sh" "$NAME"
+  note "SUSPENDED, PREEMPTED or FAILED: delete, then as when missing"
+  YES=1 "$HERE/delete.sh" "$NAME"
+  note "once ACTIVE, and not set up:"
+  "$HERE/setup.sh" "$NAME"
+  note "then, and after exit code 75:"
+  "$HERE/run.sh" "$NAME" -- "${COMMAND[@]}"
+  note "every $POLL s, until it says something other than RUNNING:"
+  on_workers "bash qrag/src/tpu/vm_job.sh status $ID"
+  exit 0
+fi
+
+while :; do
+  found=$(state)
+  case $found in
+    ACTIVE) ;;
+    MISSING)
+      create
+      continue
+      ;;
+    SUSPENDED | PREEMPTED | FAILED)
+      back_off "$found"
+      if YES=1 "$HERE/delete.sh" "$NAME"; then create; fi
+      continue
+      ;;
+    UNKNOWN)
+      back_off "gcloud failed"
+      continue
+      ;;
+    *)
+      say "$NAME: $found"
+      sleep "$POLL"
+      continue
+      ;;
+  esac
+
+  found=$(job "$ID")
+  if [[ $started == no && $found =~ ^[1-9] ]]; then found=NONE; fi # an ending from before; whoever calls again wants it tried again
+  case $found in
+    RUNNING)
+      failures=0
+      started=yes
+      sleep "$POLL"
+      ;;
+    0)
+      say "$NAME: done"
+      finish
+      ;;
+    UNREADY)
+      "$HERE/setup.sh" "$NAME" || back_off "setup.sh failed"
+      ;;
+    NONE | LOST | 74 | 75 | 143)
+      if [[ $found != NONE ]]; then back_off "job: $found"; fi
+      started=yes
+      "$HERE/run.sh" "$NAME" -- "${COMMAND[@]}" || back_off "run.sh failed"
+      ;;
+    UNREACHABLE) back_off "no answer over ssh" ;;
+    BUSY) die "another job runs on $NAME (tpu/status.sh $NAME); wait for it, or use another TPU" ;;
+    *)
+      say "$NAME: the command ended with exit code $found; its log: tpu/status.sh $NAME"
+      exit "$found"
+      ;;
+  esac
+done

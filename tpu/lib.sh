@@ -1,0 +1,123 @@
+# shellcheck shell=bash
+# Shared by the scripts of this folder: settings, help, dry runs, states. Sourced, not run.
+# shellcheck disable=SC2034  # used by whoever sources this
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+EXIT_BAD_USE=64 # as experiments/cli.py
+EXIT_GAVE_UP=69 # no TPU
+DRY_RUN=${DRY_RUN:-0}
+
+die() {
+  printf 'error: %s\n' "$1" >&2
+  exit "${2:-$EXIT_BAD_USE}"
+}
+
+say() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*" >&2; }
+
+# The comment at the head of a script is its help.
+help() {
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit 0
+}
+
+# Reads NAME (and, for scripts that take one, `-- COMMAND...`) into NAME and COMMAND; checks the settings that every call needs.
+arguments() {
+  local wants_command=$1
+  shift
+  case ${1:-} in -h | --help) help ;; esac
+  NAME=${1:-}
+  [[ $NAME =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "NAME = '$NAME': must be lower-case letters, digits and dashes, a letter first; see --help"
+  shift
+  COMMAND=()
+  if [[ $wants_command == yes ]]; then
+    [[ ${1:-} == -- && $# -ge 2 ]] || die "after NAME must come: -- COMMAND...; see --help"
+    shift
+    COMMAND=("$@")
+  elif (($#)); then
+    die "unexpected argument '$1'; see --help"
+  fi
+  [[ -n ${ZONE:-} ]] || die "ZONE is not set; such as ZONE=europe-west4-a (gcloud compute tpus locations list)"
+  FLAGS=(--zone="$ZONE")
+  if [[ -n ${PROJECT:-} ]]; then FLAGS+=(--project="$PROJECT"); fi
+  BUCKET=${RUN_BUCKET:-}
+  BUCKET=${BUCKET%/}
+  [[ -z $BUCKET || $BUCKET =~ ^gs://[a-z0-9] ]] || die "RUN_BUCKET = '$RUN_BUCKET': must be gs://BUCKET/FOLDER"
+}
+
+whole_number() { [[ ${!1} =~ ^[1-9][0-9]*$ ]] || die "$1 = '${!1}': must be a whole number above 0"; }
+
+# Words as one line of shell that gives the same words when it is pasted or run by `bash -c`.
+quoted() {
+  local word line=''
+  for word; do
+    if [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then line+=" $word"; else line+=" '${word//\'/\'\\\'\'}'"; fi
+  done
+  printf '%s\n' "${line# }"
+}
+
+# Runs a command; with DRY_RUN=1 only prints it.
+call() {
+  if [[ $DRY_RUN == 1 ]]; then quoted "$@"; else "$@"; fi
+}
+
+note() { if [[ $DRY_RUN == 1 ]]; then printf '# %s\n' "$*"; fi; }
+
+on_workers() { call gcloud compute tpus tpu-vm ssh "$NAME" "${FLAGS[@]}" --worker=all --command="$1"; }
+
+# Words for the shell at the other end of ssh.
+remote() {
+  local line
+  printf -v line '%q ' "$@"
+  printf '%s' "${line% }"
+}
+
+# `gcloud ... describe`: the field asked for, MISSING, or UNKNOWN (gcloud failed for another reason, which goes to stderr).
+describe() {
+  local errors found
+  errors=$(mktemp)
+  if found=$(gcloud compute tpus "$1" describe "$NAME" "${FLAGS[@]}" --format="value($2)" 2>"$errors"); then
+    printf '%s\n' "${found:-UNKNOWN}"
+  elif grep -qiE 'NOT_FOUND|not found' "$errors"; then
+    echo MISSING
+  else
+    cat "$errors" >&2
+    echo UNKNOWN
+  fi
+  rm -f "$errors"
+}
+
+# State of the queued resource; ACTIVE only where its TPU VM is READY too, PREEMPTED where that has gone.
+state() {
+  local found node
+  found=$(describe queued-resources state.state)
+  if [[ $found == ACTIVE ]]; then
+    node=$(describe tpu-vm state)
+    case $node in
+      READY) ;;
+      PREEMPTED | TERMINATED | MISSING) found=PREEMPTED ;;
+      *) found=VM_$node ;;
+    esac
+  fi
+  echo "$found"
+}
+
+# What vm_job.sh says of the job ID, over all workers: UNREACHABLE, UNREADY (no setup), NONE, RUNNING, BUSY, LOST, or its exit code.
+job() {
+  local answers code=0
+  answers=$(on_workers "if [ -e qrag/ready ]; then bash qrag/src/tpu/vm_job.sh status $1; else echo qrag-job UNREADY; fi") || code=$?
+  answers=$(sed -n 's/^qrag-job //p' <<<"$answers")
+  if ((code)) || [[ -z $answers ]]; then
+    echo UNREACHABLE
+    return
+  fi
+  local word
+  for word in 64 BUSY UNREADY LOST NONE RUNNING; do
+    if grep -qx "$word" <<<"$answers"; then echo "$word" && return; fi
+  done
+  # All have ended: a failure that would only come again counts before one that may be tried again.
+  { grep -vxE '0|74|75|143' <<<"$answers" || grep -vx 0 <<<"$answers" || echo 0; } | head -n 1
+}
+
+# Names a command on the VM, so that another one's exit code is not taken for its own.
+job_id() { quoted "$BUCKET" "$@" | cksum | cut -d' ' -f1; }

@@ -1,0 +1,135 @@
+"""What check.py and bench.py share: a run's learner and batches without a run directory, the speed of a matrix product, compilations."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qrag_jax.files import write_json
+from qrag_jax.parallel import choose_devices
+from qrag_jax.presets import PRESETS, preset
+from qrag_jax.rl.env import StateLayout
+from qrag_jax.rl.learner import Learner, TrainState, make_optimizer
+from qrag_jax.runlog import say
+from qrag_jax.train import Batches, Model, build_model, stage_examples
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run before its first update: BabiLong qa2, generated, with the settings of a preset."""
+
+    name: str
+    model: Model
+    learner: Learner
+    state: TrainState
+    batches: Batches
+    devices: tuple[jax.Device, ...]
+
+
+def subject(name: str, batch: int = 0) -> Subject:
+    """The preset ``name`` with ``batch`` episodes an update (0: its own). Raises ValueError on an unknown name and an indivisible batch."""
+    config = preset(name, "babilong", "qa2")
+    if batch:
+        config = replace(config, optim=replace(config.optim, batch=batch, accumulate=1))
+    devices = choose_devices(config.train, config.optim.batch)
+    stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_model(config, Path(folder), [examples for _, examples in stages])
+    layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
+    learner = Learner(model.embedder, config, layout, make_optimizer(config))
+    state = learner.init(jax.random.key(config.train.seed), model.params)
+    return Subject(name, model, learner, state, Batches(config, model.tokenizer, stages), devices)
+
+
+def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8) -> float:
+    """FLOP/s of [n, n] @ [n, n] in ``dtype`` on one device, the best of three: 2 n^3 repeats / seconds.
+
+    ``size`` 0: n = 8192 on accelerators, 1024 on CPU. The default precision of matrix products is used, as in training (TPUs then
+    multiply float32 in bfloat16 passes).
+    """
+    n = size or (1024 if device.platform == "cpu" else 8192)
+    key = jax.random.key(0)
+    # Columns of length about 1 keep the product's entries in range however often it is repeated.
+    x, w = (jax.device_put((jax.random.normal(k, (n, n)) / n**0.5).astype(dtype), device) for k in jax.random.split(key))
+    run = jax.jit(lambda x, w: jax.lax.fori_loop(0, repeats, lambda _, x: x @ w, x))
+    jax.block_until_ready(run(x, w))
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(run(x, w))
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 * repeats / min(seconds)
+
+
+@contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Seconds of each XLA compilation inside the block, as they happen."""
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILED:
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def describe(devices: tuple[jax.Device, ...]) -> str:
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), jax {jax.__version__}"
+
+
+def report(rows: dict[str, str], values: dict[str, Any], out: str | None) -> None:
+    """A two-column table for whoever waits; ``values`` as JSON where a file was asked for."""
+    width = max(map(len, rows))
+    say("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+    if out:
+        write_json(out, {"schema": 1, **values})
+
+
+def main(description: str, run: Callable[[argparse.Namespace], int], **defaults: int) -> int:
+    """Reads the options both scripts have, and whole numbers ``defaults``; returns ``run``'s exit code, 64 on bad settings."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny", choices=list(PRESETS), help="settings of experiments/ (default: tiny)")
+    parser.add_argument("--batch", type=int, default=0, help="episodes an update (default: the preset's)")
+    parser.add_argument("--matmul-size", type=int, default=0, help="n of the n x n product (default: 8192, on CPU 1024)")
+    parser.add_argument("--out", help="JSON file to write as well")
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    options = parser.parse_args()
+    try:
+        for name in defaults:
+            if getattr(options, name) < 1:
+                raise ValueError(f"--{name} = {getattr(options, name)}: must be >= 1")
+        for name in ("batch", "matmul_size"):
+            if getattr(options, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
+        return run(options)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 64
+
+
+def flops(value: float) -> str:
+    """FLOP/s in the unit people read."""
+    return f"{value / 1e12:.2f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
+
+
+def compute_dtype(subject: Subject) -> Any:
+    return jnp.dtype(subject.learner.config.model.compute_dtype)

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs on the TPU VM, called by setup.sh: ~/qrag/venv with ~/qrag/src and its tpu extra installed. Can be repeated.
+set -euo pipefail
+cd "$HOME/qrag"
+rm -f ready
+
+# The runtime images come with Python 3.10, which is too old; uv brings its own.
+if [[ ! -x venv/bin/python ]]; then
+  if [[ ! -x bin/uv ]]; then
+    curl --proto '=https' -LsSf https://astral.sh/uv/install.sh -o install-uv.sh
+    UV_UNMANAGED_INSTALL="$PWD/bin" sh install-uv.sh
+    rm install-uv.sh
+  fi
+  bin/uv venv --quiet --seed --python 3.12 venv
+fi
+venv/bin/python -m pip install --quiet --editable 'src[tpu]'
+touch ready

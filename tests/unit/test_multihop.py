@@ -277,7 +277,7 @@ def test_skipping_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     write_with(folder, "hotpotqa", put("answer", ""))
     with pytest.raises(ValueError, match="record 1: empty answer"):
         HOTPOTQA_load(config("hotpotqa", tmp_path), "train", seed=0)
-    assert len(HOTPOTQA_load(config("hotpotqa", tmp_path), "train", seed=0, skip_bad=True)) == 1
+    assert len(HOTPOTQA_load(config("hotpotqa", tmp_path, skip_bad=True), "train", seed=0)) == 1
     assert "hotpot_fit.json: 2 questions; 1 left out (1 empty answer)" in capsys.readouterr().out
 
 

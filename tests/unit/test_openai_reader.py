@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -239,22 +241,26 @@ def test_sampled_answers_are_not_cached(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+INTERRUPTED = """
+import sys
+from qrag_jax.reader.openai_reader import OpenAIReader
+from qrag_jax.reader.protocol import Prompt
+
+# Had it to wait for its requests, their time-outs would end in a ReaderError a minute later.
+OpenAIReader(sys.argv[1], "stub", timeout=60.0, retries=0, concurrency=2).answer([Prompt(None, f"q{i}") for i in range(5)])
+"""
+
+
 def test_an_interrupt_waits_for_no_request() -> None:
-    main = threading.get_ident()
     with stub_server(lambda user, n: "hang") as server:
-
-        def interrupt() -> None:
-            while len(server.requests) < 2:
-                time.sleep(0.01)
-            signal.pthread_kill(main, signal.SIGINT)
-
-        killer = threading.Thread(target=interrupt, daemon=True)
-        killer.start()
-        # Had it to wait for the requests, their time-outs would end in a ReaderError.
-        with pytest.raises(KeyboardInterrupt):
-            reader(server, timeout=3.0, retries=0, concurrency=2).answer(prompts(5))
-        killer.join()
-    assert len(server.requests) == 2
+        child = subprocess.Popen([sys.executable, "-c", INTERRUPTED, server.url], stderr=subprocess.PIPE, text=True)
+        while len(server.requests) < 2 and child.poll() is None:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        said = child.communicate(timeout=30)[1]
+        assert len(server.requests) == 2
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "ReaderError" not in said
 
 
 def test_half_written_lines_are_skipped_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,7 @@ def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, 
     }
     report["ratios"] = {
         "step_over_plain_dot": search[-1]["step_over_plain_dot"],
+        "textbook_over_step": search[-1]["textbook_over_step"],
         "numpy_over_step": search[-1]["numpy_over_step"],
         "pytorch_over_step": search[-1]["pytorch_over_step"],
         "sentence_transformers_over_build": compare[0]["theirs_over_ours"],

@@ -9,7 +9,7 @@ from typing import Any
 from qrag_jax.lengths import format_tokens
 from qrag_jax.metrics import Stopping
 
-BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
 # Table 3 of the paper: BabiLong QA3, supporting-fact F1 of Q-RAG.
 PAPER_QA3_F1 = {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
 
@@ -108,7 +108,7 @@ def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def speed(report: dict[str, Any], path: Path) -> None:
     """A search step beside its alternatives, whole questions, and index builds, on log axes, from speed.json."""
     figure, axes = _figure(3)
-    styles = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (BLACK, "x", ":"))
+    styles = ((BLUE, "o", "-"), (BLACK, "x", ":"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PURPLE, "v", (0, (1, 1))))
 
     def lines(axis: Any, x: str, series: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:
         for (key, label), (colour, marker, style) in zip(series.items(), styles, strict=False):
@@ -120,7 +120,10 @@ def speed(report: dict[str, Any], path: Path) -> None:
         axis.set_yscale("log")
         axis.grid(alpha=0.3, which="both")
 
-    names = {"step": "this library", "numpy": "re-rotation, NumPy", "pytorch": "re-rotation, PyTorch", "plain_dot": "plain dot product"}
+    names = {
+        **{"step": "this library", "plain_dot": "plain dot product", "numpy": "re-rotation, NumPy, tabled and blocked"},
+        **{"pytorch": "re-rotation, PyTorch, likewise", "textbook": "re-rotation, NumPy, as written"},
+    }
     lines(axes[0, 0], "tokens", names, report["search"])
     axes[0, 0].set(ylabel="time of a search step (s)", title="one step, three picks made")
     lines(axes[0, 1], "tokens", {"greedy": "greedy", "beam": "beam of 4"}, report["questions"])

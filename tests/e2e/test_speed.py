@@ -112,6 +112,7 @@ def test_the_naive_ways_compute_the_step(data: st.DataObject) -> None:
     state = draw.standard_normal(16).astype(np.float32) / 4
     wanted = scan(rows, state[None], [picked], m.INTEGER)[0]
     np.testing.assert_allclose(m.numpy_step(rows, state, picked), wanted, atol=1e-5)
+    np.testing.assert_allclose(m.textbook_step(np.array(rows.block(0, length)), state, picked), wanted, atol=1e-5)
     if m.missing_torch() is None:
         np.testing.assert_allclose(m.torch_step(rows)(state, picked), wanted, atol=1e-5)
     np.testing.assert_allclose(m.plain_dot(rows, state), rows.block(0, length) @ state, atol=1e-5)

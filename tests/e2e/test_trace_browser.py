@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ def browser(chromium: Any, page: str) -> Any:
     return chromium
 
 
+def soon(read: Callable[[], Any], wanted: Any) -> None:
+    """Waits for what the page shows: it hears of a change of theme or of the pointer a frame later."""
+    for _ in range(200):
+        if read() == wanted:
+            return
+        time.sleep(0.05)
+    assert read() == wanted
+
+
 def press(browser: Any, *keys: str) -> None:
     webdriver.ActionChains(browser).send_keys(*keys).perform()
 
@@ -104,7 +114,7 @@ def test_steps_are_tabs_for_the_keyboard(browser):
     moves = [(keys.ARROW_RIGHT, 2), (keys.ARROW_RIGHT, 3), (keys.ARROW_RIGHT, 1), (keys.ARROW_LEFT, 3), (keys.HOME, 1), (keys.END, 3)]
     for key, step in [*moves, (keys.ARROW_UP, 2)]:
         press(browser, key)
-        assert browser.execute_script(ACTIVE) == f"tab-{step}"
+        soon(lambda: browser.execute_script(ACTIVE), f"tab-{step}")
         assert browser.execute_script(SHOWN) == [f"step-{step}"]
         selected = browser.execute_script("return [...document.querySelectorAll('[role=tab][aria-selected=true]')].map(tab => tab.id)")
         assert selected == [f"tab-{step}"]
@@ -129,13 +139,13 @@ def test_a_curve_is_read_by_keys_and_by_pointer(browser):
     for _ in range(4):
         press(browser, webdriver.Keys.TAB)
     # Of 48 stretches of 160 chunks, the tenth begins at 9 * 160 // 48 = 30 and the next at 33; the first has chunks 0 to 2.
-    assert readout.text == "chunks 30 to 32: Q 0.940"
+    soon(lambda: readout.text, "chunks 30 to 32: Q 0.940")
     press(browser, webdriver.Keys.HOME)
-    assert readout.text == "chunks 0 to 2: Q −0.200"
+    soon(lambda: readout.text, "chunks 0 to 2: Q −0.200")
     assert plot.get_attribute("aria-valuetext") == readout.text
     # The 30th, chunks 29 * 160 // 48 = 96 to 99: its middle lies 29.5/48 - 1/2 of the width right of the plot's middle.
     webdriver.ActionChains(browser).move_to_element_with_offset(plot, round(plot.size["width"] * (29.5 / 48 - 0.5)), 0).perform()
-    assert readout.text == "chunks 96 to 99: nothing left to pick"
+    soon(lambda: readout.text, "chunks 96 to 99: nothing left to pick")
 
 
 def test_dark_and_light(browser):
@@ -144,9 +154,9 @@ def test_dark_and_light(browser):
     dark = browser.execute_script(PAPER)
     assert dark != light
     toggle = browser.find_element("css selector", "#theme")
-    assert toggle.text == "Light theme"
+    soon(lambda: toggle.text, "Light theme")
     toggle.click()
-    assert (browser.execute_script(PAPER), toggle.text) == (light, "Dark theme")
+    soon(lambda: (browser.execute_script(PAPER), toggle.text), (light, "Dark theme"))
 
 
 def test_a_phone_scrolls_one_way_only(browser):

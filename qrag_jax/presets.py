@@ -72,7 +72,7 @@ def minilm(benchmark: str, task: str) -> RunConfig:
         config,
         data=replace(config.data, **sizes),
         rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
-        optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16, accumulate=1),
+        optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16),
         train=TrainConfig(steps=300, eval_every=50, checkpoint_every=50),
         eval=EvalConfig(tokens=("1k", "4k"), episodes=100, budget=picks),
     )
@@ -84,8 +84,8 @@ def contriever(benchmark: str, task: str) -> RunConfig:
     return replace(
         config,
         rl=replace(config.rl, alpha=0.01, alpha_end=0.01, lam=0.65, tau=0.1),
-        # 64 transitions, accumulated over 1 to 2 batches: 16 episodes of 6.
-        optim=replace(config.optim, learning_rate=5e-5, end_ratio=0.0, weight_decay=1e-2, batch=16, accumulate=2),
+        # 64 transitions in 1 to 2 batches: 16 episodes of 6.
+        optim=replace(config.optim, learning_rate=5e-5, end_ratio=0.0, weight_decay=1e-2, batch=16),
         train=replace(config.train, steps=50_000),
     )
 
@@ -96,7 +96,7 @@ def e5(benchmark: str, task: str) -> RunConfig:
     config = _paper(benchmark, task, "e5", chunk_tokens=tokens, budget=picks)
     return replace(
         config,
-        optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // picks, accumulate=8),
+        optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // picks),
         train=replace(config.train, steps=10_000),
         eval=replace(config.eval, budget=picks),
     )
@@ -109,7 +109,7 @@ def gte(benchmark: str, task: str) -> RunConfig:
         config,
         rl=replace(config.rl, alpha=0.005, alpha_end=0.005, lam=0.6, tau=0.02),
         # 32 transitions in two batches of 16: 6 episodes of 6.
-        optim=replace(config.optim, learning_rate=5e-6, weight_decay=1e-3, batch=6, accumulate=2),
+        optim=replace(config.optim, learning_rate=5e-6, weight_decay=1e-3, batch=6),
         train=replace(config.train, steps=50_000),
     )
 
@@ -133,7 +133,7 @@ def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budge
             chunk_tokens=chunk_tokens,
             state_chunk_tokens=min(chunk_tokens, 64),
         ),
-        model=ModelConfig(embedder=embedder),
+        model=ModelConfig(embedder=embedder, tile_tokens=512 if embedder == "minilm" else 16384),
         qhead=QHeadConfig(positions="relative" if ordered(benchmark, task) else "none"),
         rl=RLConfig(budget=budget, random_updates=200),
         optim=OptimConfig(warmup=1000),

@@ -157,7 +157,7 @@ def reference_settings(export: Export) -> dict[str, Any]:
                     "Lambda": config.rl.lam,
                     "tau": config.rl.tau,
                     "max_grad_norm": config.optim.max_grad_norm,
-                    "accumulate_grads": config.optim.accumulate,
+                    "accumulate_grads": 1,
                     "action_embed_length": "${max_action_length}",
                     "max_action_length_in_memory": "${max_action_length_in_memory}",
                 },

@@ -64,4 +64,6 @@ class Episode:
     positions: Float[Array, "B T"]  # position of the picked chunk, in the state in which it was picked
     state_ids: Int[Array, "B T Ls"]
     q: Float[Array, "B T"]  # Q of the picked chunk under the acting parameters
+    states: Float[Array, "B T D"]  # E_s of the states and, un-rotated, E_a of the picked chunks, under the acting parameters
+    actions: Float[Array, "B T D"]
     offset: Int[Array, " B"]  # positions "random": what the episode adds to every index

@@ -43,7 +43,7 @@ def subject(name: str, batch: int = 0) -> Subject:
     """The preset ``name`` with ``batch`` episodes an update (0: its own). Raises ValueError on an unknown name and an indivisible batch."""
     config = preset(name, "babilong", "qa2")
     if batch:
-        config = replace(config, optim=replace(config.optim, batch=batch, accumulate=1))
+        config = replace(config, optim=replace(config.optim, batch=batch))
     devices = choose_devices(config.train, config.optim.batch)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     with tempfile.TemporaryDirectory() as folder:

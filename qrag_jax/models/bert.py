@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from qrag_jax.models.rotary import places
+from qrag_jax.models.rotary import segment_places
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
@@ -98,7 +98,7 @@ class BertLayer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R L D"], mask: Bool[Array, "R L"], deterministic: bool = True) -> Float[Array, "R L D"]:
+    def __call__(self, x: Float[Array, "R L D"], mask: Bool[Array, "R #L L"], deterministic: bool = True) -> Float[Array, "R L D"]:
         c = self.config
         width, heads = x.shape[-1], c.num_attention_heads
         dense_ = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
@@ -106,7 +106,7 @@ class BertLayer(nn.Module):
         split = lambda y: y.reshape(*y.shape[:2], heads, width // heads).swapaxes(1, 2)  # noqa: E731
         query, key, value = (split(dense_(width, name)(x)) for name in ("query", "key", "value"))
         logits = jnp.einsum("rhqd,rhkd->rhqk", query, key) / jnp.sqrt(jnp.asarray(width // heads, self.dtype))
-        logits = jnp.where(mask[:, None, None, :], logits.astype(jnp.float32), NEGATIVE)
+        logits = jnp.where(mask[:, None], logits.astype(jnp.float32), NEGATIVE)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         mixed = jnp.einsum("rhqk,rhkd->rhqd", weights, value).swapaxes(1, 2).reshape(x.shape)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
@@ -122,12 +122,14 @@ class BertEncoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "R L"], deterministic: bool = True) -> Float[Array, "R L D"]:
+    def __call__(
+        self, ids: Int[Array, "R L"], deterministic: bool = True, segments: Int[Array, "R L"] | None = None
+    ) -> Float[Array, "R L D"]:
         c = self.config
-        mask = ids >= 0
+        mask, positions = segment_places(ids, segments)
         embed = lambda size, name: nn.Embed(size, c.hidden_size, embedding_init=INIT, dtype=self.dtype, name=name)  # noqa: E731
         x = embed(c.vocab_size, "word_embeddings")(jnp.maximum(ids, 0))
-        x = x + embed(c.max_position_embeddings, "position_embeddings")(places(mask) + c.position_offset)
+        x = x + embed(c.max_position_embeddings, "position_embeddings")(positions + c.position_offset)
         x = x + embed(c.type_vocab_size, "token_type_embeddings")(jnp.zeros(1, jnp.int32))
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="embedding_norm")(x)
         x = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)(x)

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from qrag_jax.config import RunConfig
+from qrag_jax.models.packing import Shape, embed_tiles, tiles_vjp
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
 from qrag_jax.types import Array
 
 
-def pool(hidden: Float[Array, "R L D"], mask: Bool[Array, "R L"], pooling: Pooling) -> Float[Array, "R D"]:
-    """One vector a row, float32: the mean over real tokens, the last real token, or the first. A row without tokens gives zeros."""
-    hidden = hidden.astype(jnp.float32) * mask[..., None]
-    if pooling == "mean":
-        return hidden.sum(-2) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+def pool(hidden: Float[Array, "R L D"], mask: Bool[Array, "R *S L"], pooling: Pooling) -> Float[Array, "R *S D"]:
+    """One vector a row, or a segment of it, float32: the mean over its real tokens, its last one, or its first. Without any: zeros."""
     places = jnp.arange(mask.shape[-1])
-    place = jnp.where(mask, places, -1).max(-1) if pooling == "last" else jnp.where(mask, places, mask.shape[-1] - 1).min(-1)
-    return jnp.take_along_axis(hidden, jnp.maximum(place, 0)[:, None, None], axis=-2)[:, 0]
+    if pooling != "mean":
+        best = jnp.where(mask, places, -1).max(-1) if pooling == "last" else jnp.where(mask, places, mask.shape[-1]).min(-1)
+        mask = mask & (places == best[..., None])
+    # HIGHEST: an accelerator would otherwise round the hidden vectors on their way into the sum.
+    total = jnp.einsum("r...l,rld->r...d", mask.astype(jnp.float32), hidden.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return total / jnp.maximum(mask.sum(-1, keepdims=True), 1)
 
 
 class Embedder(nn.Module):
     """``apply(params, ids, method="embed_states" | "embed_actions")``: token rows [R, L] -> embeddings [R, D].
+
+    With ``segments`` [R, L] and their ``count`` S a row holds several texts and gives one embedding each, [R, S, D]; -1 is padding.
 
     Parameters: ``{"params": {"state_encoder": ..., "action_encoder": ...}}``; tied: one tree, ``{"params": {"encoder": ...}}``.
     """
@@ -46,18 +53,23 @@ class Embedder(nn.Module):
         else:
             self.state_encoder, self.action_encoder = make(), make()
 
-    def embed_states(self, ids: Int[Array, "R Ls"], deterministic: bool = True) -> Float[Array, "R D"]:
-        return self._embed(self.encoder if self.tied else self.state_encoder, ids, deterministic)
+    def embed_states(self, ids: Int[Array, "R Ls"], deterministic: bool = True, **segments: Any) -> Float[Array, "R *S D"]:
+        return self._embed(self.encoder if self.tied else self.state_encoder, ids, deterministic, **segments)
 
-    def embed_actions(self, ids: Int[Array, "R Lc"], deterministic: bool = True) -> Float[Array, "R D"]:
-        return self._embed(self.encoder if self.tied else self.action_encoder, ids, deterministic)
+    def embed_actions(self, ids: Int[Array, "R Lc"], deterministic: bool = True, **segments: Any) -> Float[Array, "R *S D"]:
+        return self._embed(self.encoder if self.tied else self.action_encoder, ids, deterministic, **segments)
 
     def __call__(self, state_ids: Int[Array, "R Ls"], action_ids: Int[Array, "R Lc"]) -> tuple[Array, Array]:
         """Both encoders once: what ``init`` needs."""
         return self.embed_states(state_ids), self.embed_actions(action_ids)
 
-    def _embed(self, encoder: nn.Module, ids: Array, deterministic: bool) -> Array:
-        return pool(encoder(ids, deterministic), ids >= 0, self.pooling) / self.divisor
+    def _embed(
+        self, encoder: nn.Module, ids: Array, deterministic: bool, segments: Int[Array, "R L"] | None = None, count: int = 1
+    ) -> Array:
+        if segments is None:
+            return pool(encoder(ids, deterministic), ids >= 0, self.pooling) / self.divisor
+        belongs = segments[:, None, :] == jnp.arange(count)[:, None]
+        return pool(encoder(ids, deterministic, segments), belongs, self.pooling) / self.divisor
 
 
 def embed_states(embedder: Embedder, params: Any, ids: Int[Array, "R Ls"], **options: Any) -> Float[Array, "R D"]:
@@ -68,6 +80,55 @@ def embed_states(embedder: Embedder, params: Any, ids: Int[Array, "R Ls"], **opt
 def embed_actions(embedder: Embedder, params: Any, ids: Int[Array, "R Lc"], **options: Any) -> Float[Array, "R D"]:
     """E_a of token rows, un-rotated."""
     return cast(Array, embedder.apply(params, ids, method="embed_actions", **options))
+
+
+@dataclass(frozen=True)
+class RowEmbedder:
+    """One of the two encoders over any number of rows, in tiles (:mod:`qrag_jax.models.packing`)."""
+
+    embedder: Embedder
+    method: Literal["embed_states", "embed_actions"]
+    tile_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Of its parameters."""
+        return "encoder" if self.embedder.tied else "state_encoder" if self.method == "embed_states" else "action_encoder"
+
+    def __call__(self, params: Any, ids: Int[Array, "R L"], dropout: PRNGKeyArray | None = None) -> Float[Array, "R D"]:
+        """Embeddings; zeros for a row without tokens. Use :meth:`gradient` to differentiate."""
+        shape = self._shape(ids)
+        return embed_tiles(partial(self._tile, self.embedder, params, shape, dropout), ids, shape)
+
+    def gradient(
+        self, params: Any, ids: Int[Array, "R L"], cotangents: Float[Array, "R D"], dropout: PRNGKeyArray | None = None
+    ) -> dict[str, Any]:
+        """Gradient of sum(cotangents * embeddings): {name: parameters of the encoder}."""
+        shape, words = self._shape(ids), BACKBONES[backbone_of(self.embedder.config)].words
+        others = dict(params["params"][self.name])
+        table = others.pop(words)["embedding"]
+        # Inside a tile the vocabulary is the tile's own tokens.
+        local = self.embedder.clone(config=dataclasses.replace(self.embedder.config, vocab_size=shape.bins * shape.width))
+
+        def tile(others: Any, vectors: Array, ids: Array, segments: Array, number: Array) -> Array:
+            own = {"params": {self.name: {**others, words: {"embedding": vectors}}}}
+            return self._tile(local, own, shape, dropout, ids, segments, number)
+
+        grads, of_table = tiles_vjp(tile, others, table, ids, cotangents, shape)
+        return {self.name: {**grads, words: {"embedding": of_table}}}
+
+    def _shape(self, ids: Int[Array, "R L"]) -> Shape:
+        return Shape.make(*ids.shape, self.tile_tokens, BACKBONES[backbone_of(self.embedder.config)].packs)
+
+    def _tile(
+        self, embedder: Embedder, params: Any, shape: Shape, dropout: PRNGKeyArray | None, ids: Array, segments: Array, number: Array
+    ) -> Float[Array, "K S D"]:
+        options: dict[str, Any] = {"method": self.method}
+        if dropout is not None:
+            options |= {"deterministic": False, "rngs": {"dropout": jax.random.fold_in(dropout, number)}}
+        if shape.segments == 1:
+            return cast(Array, embedder.apply(params, ids, **options))[:, None]
+        return cast(Array, embedder.apply(params, ids, segments=segments, count=shape.segments, **options))
 
 
 def make_embedder(config: RunConfig, backbone: BackboneConfig, pooling: Pooling | None = None) -> Embedder:

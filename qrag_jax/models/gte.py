@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from qrag_jax.models.bert import INIT, NEGATIVE
-from qrag_jax.models.rotary import cos_sin, places, turn
+from qrag_jax.models.rotary import cos_sin, segment_places, turn
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
@@ -130,7 +130,7 @@ class GteLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "R L D"],
-        mask: Bool[Array, "R L"],
+        mask: Bool[Array, "R #L L"],
         rotary: tuple[Float[Array, "R L 1 H2"], Float[Array, "R L 1 H2"]],
         deterministic: bool = True,
     ) -> Float[Array, "R L D"]:
@@ -142,7 +142,7 @@ class GteLayer(nn.Module):
         packed = [part.reshape(heads) for part in jnp.split(dense_(3 * width, "qkv")(x), 3, axis=-1)]
         query, key, value = turn(packed[0], *rotary), turn(packed[1], *rotary), packed[2]
         logits = jnp.einsum("rqhd,rkhd->rhqk", query, key) / jnp.sqrt(jnp.asarray(heads[-1], self.dtype))
-        logits = jnp.where(mask[:, None, None, :], logits.astype(jnp.float32), NEGATIVE)
+        logits = jnp.where(mask[:, None], logits.astype(jnp.float32), NEGATIVE)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         mixed = jnp.einsum("rhqk,rkhd->rqhd", weights, value).reshape(x.shape)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
@@ -159,16 +159,18 @@ class GteEncoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "R L"], deterministic: bool = True) -> Float[Array, "R L D"]:
+    def __call__(
+        self, ids: Int[Array, "R L"], deterministic: bool = True, segments: Int[Array, "R L"] | None = None
+    ) -> Float[Array, "R L D"]:
         c = self.config
-        mask = ids >= 0
+        mask, positions = segment_places(ids, segments)
         embed = lambda size, name: nn.Embed(size, c.hidden_size, embedding_init=INIT, dtype=self.dtype, name=name)  # noqa: E731
         x = embed(c.vocab_size, "word_embeddings")(jnp.maximum(ids, 0))
         if c.type_vocab_size:
             x = x + embed(c.type_vocab_size, "token_type_embeddings")(jnp.zeros(1, jnp.int32))
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="embedding_norm")(x)
         x = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)(x)
-        rotary = cos_sin(places(mask), ntk_frequencies(c))
+        rotary = cos_sin(positions, ntk_frequencies(c))
         layer = nn.remat(GteLayer, static_argnums=(4,)) if self.remat else GteLayer
         for i in range(c.num_hidden_layers):
             x = layer(c, self.dtype, name=f"layer_{i}")(x, mask, rotary, deterministic)

@@ -16,6 +16,16 @@ def places(mask: Bool[Array, "R L"]) -> Int[Array, "R L"]:
     return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
 
 
+def segment_places(ids: Int[Array, "R L"], segments: Int[Array, "R L"] | None) -> tuple[Bool[Array, "R #L L"], Int[Array, "R L"]]:
+    """What each token sees, for attention in both directions, and its position: the whole row's real tokens, or those of its segment
+    where rows are packed (``segments`` -1: padding)."""
+    if segments is None:
+        real = ids >= 0
+        return real[:, None, :], places(real)
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments >= 0)[:, None, :]
+    return same, jnp.maximum(jnp.tril(same).sum(-1) - 1, 0)
+
+
 def cos_sin(positions: Int[Array, "R L"], frequencies: Float[Array, " H2"]) -> tuple[Float[Array, "R L 1 H2"], Float[Array, "R L 1 H2"]]:
     """Cosine and sine of position x frequency, float32 (angles lose their meaning in bfloat16), broadcastable over heads."""
     angle = positions[..., None, None].astype(jnp.float32) * frequencies

@@ -17,14 +17,14 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qrag_jax.config import RunConfig
-from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
+from qrag_jax.models.embedder import Embedder, RowEmbedder
 from qrag_jax.rl import policy
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.qhead import q_halves
 from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
 from qrag_jax.rl.rewards import support_reward
 from qrag_jax.rl.rollout import picks_before, rollout, scores, states
-from qrag_jax.types import Episode, TaskBatch
+from qrag_jax.types import PAD, Episode, TaskBatch
 
 Params = Any
 Metrics = dict[str, Array]
@@ -87,7 +87,7 @@ class Learner:
         act = lambda key, q, available: policy.boltzmann(key, q, available, self.alpha(state.step), rl.policy_top_k, uniform)  # noqa: E731
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
         return rollout(
-            partial(embed_states, self.embedder, state.params),
+            partial(self._states, state.params),
             self._embed_pool(state.params, batch, axis_name),
             batch,
             keys,
@@ -137,17 +137,17 @@ class Learner:
         chunks = self._embed_pool(params, batch, axis_name)[batch.chunk_index]
         alpha = self.alpha(state.step)
 
-        def value(state_ids: Array, t: int) -> Array:
-            picked = picks_before(episode.picked, t, count)
-            q, available, _ = scores(
-                embed_states(self.embedder, params, state_ids), chunks, batch, picked, episode.offset, self.config.qhead
-            )
+        def value(state: Array, t: int) -> Array:
+            q, available, _ = scores(state, chunks, batch, picks_before(episode.picked, t, count), episode.offset, self.config.qhead)
             return jax.vmap(lambda q, available: soft_value(q, available, alpha, rl))(q, available)
 
-        v_tp1 = [value(episode.state_ids[:, t, : self.layout.tokens_at(t)], t) for t in range(1, budget)]
+        embed = partial(self._states, params)
+        later = episode.state_ids[:, 1:]
+        embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1)
+        v_tp1 = [value(embedded[:, t - 1], t) for t in range(1, budget)]
         if rl.reference_lambda_return:
             # The reference code looks one step past the episode's end, into the state in which everything is picked.
-            v_end = value(states(batch, episode.picked, self.layout), budget)
+            v_end = value(embed(states(batch, episode.picked, self.layout)), budget)
             v_tp1 += [v_end, v_end]
         else:
             v_tp1 += [jnp.zeros(size)]
@@ -161,66 +161,51 @@ class Learner:
     def gradient(
         self, state: TrainState, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], axis_name: str | None = None
     ) -> tuple[Params, Metrics]:
-        """Gradient and loss of the TD loss, averaged over transitions, slices and devices."""
-        picked_ids = batch.chunk_pool_ids[jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1)]
-        slices = self.config.optim.accumulate
-        parts = jax.tree.map(
-            lambda x: x.reshape(slices, x.shape[0] // slices, *x.shape[1:]),
-            (episode.state_ids, picked_ids, episode.positions, targets, batch.episode_id),
-        )
-        params = state.params
+        """Gradient and loss of the TD loss, averaged over transitions and devices.
+
+        Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). The loss is differentiated
+        in the embeddings, which the rollout knows already, and those in the parameters, tile by tile.
+        """
+        params, qhead = state.params, self.config.qhead
         if axis_name is not None:
             # A replicated parameter's gradient would arrive summed over devices; a varying one's is this device's own.
             params = jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM)
-        grad = jax.value_and_grad(self._loss)
+        flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+        rows = jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1).reshape(-1)
+        first = jnp.argmax(rows == rows[:, None], axis=1)  # a text that was picked several times is read once
+        state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
+        action_ids = jnp.where((first == jnp.arange(len(rows)))[:, None], action_ids, PAD)
+        s, a, dropout = flat(episode.states), flat(episode.actions), None
+        if self.config.model.dropout:
+            dropout = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM), batch.episode_id[0])
+            s, a = self._states(params, state_ids, dropout), self._actions(params, action_ids, dropout)[first]
 
-        def add(total: tuple[Array, Params], part: tuple[Array, ...]) -> tuple[tuple[Array, Params], None]:
-            return jax.tree.map(jnp.add, total, grad(params, key, *part)), None
+        def loss(s: Array, a: Array) -> Float[Array, ""]:
+            q = q_halves(s, a, episode.positions.reshape(-1), qhead)
+            return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
 
-        if slices == 1:
-            loss, grads = grad(params, key, *(part[0] for part in parts))
-        else:
-            zero = jax.tree.map(jnp.zeros_like, (parts[3][0, 0, 0], params))
-            (loss, grads), _ = jax.lax.scan(add, zero, parts)
-        loss, grads = jax.tree.map(lambda x: x / slices, (loss, grads))
+        value, (of_s, of_a) = jax.value_and_grad(loss, argnums=(0, 1))(s, a)
+        grads = self._states.gradient(params, state_ids, of_s, dropout)
+        of_actions = self._actions.gradient(params, action_ids, jnp.zeros_like(of_a).at[first].add(of_a), dropout)
+        tied = self.embedder.tied
+        grads = {"params": jax.tree.map(jnp.add, grads, of_actions) if tied else grads | of_actions}
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
-        return grads, {"loss": loss}
+        return grads, {"loss": value}
 
-    def _loss(
-        self,
-        params: Params,
-        key: PRNGKeyArray,
-        state_ids: Int[Array, "B T Ls"],
-        picked_ids: Int[Array, "B T Lc"],
-        positions: Float[Array, "B T"],
-        targets: Float[Array, "B T"],
-        episode_id: Int[Array, " B"],
-    ) -> Float[Array, ""]:
-        """Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G)."""
-        qhead = self.config.qhead
-        flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-        dropout: dict[str, Any] = {}
-        if self.config.model.dropout:
-            dropout = {"deterministic": False, "rngs": {"dropout": jax.random.fold_in(key, episode_id[0])}}
-        # Early states are short: each time step is embedded at its own length.
-        s = jnp.stack(
-            [
-                embed_states(self.embedder, params, state_ids[:, t, : self.layout.tokens_at(t)], **dropout)
-                for t in range(state_ids.shape[1])
-            ],
-            axis=1,
-        )
-        a = embed_actions(self.embedder, params, flat(picked_ids), **dropout)
-        q = q_halves(flat(s), a, positions.reshape(-1), qhead)
-        return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
+    @property
+    def _states(self) -> RowEmbedder:
+        return RowEmbedder(self.embedder, "embed_states", self.config.model.tile_tokens)
+
+    @property
+    def _actions(self) -> RowEmbedder:
+        return RowEmbedder(self.embedder, "embed_actions", self.config.model.tile_tokens)
 
     def _embed_pool(self, params: Params, batch: TaskBatch, axis_name: str | None) -> Float[Array, "U D"]:
         """Every text of the pool once: on several devices each embeds its share."""
         ids = batch.chunk_pool_ids
         if axis_name is None:
-            return embed_actions(self.embedder, params, ids)
+            return self._actions(params, ids)
         share = ids.shape[0] // jax.lax.axis_size(axis_name)
         mine = jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index(axis_name) * share, share)
-        return jax.lax.all_gather(embed_actions(self.embedder, params, mine), axis_name, tiled=True)
+        return jax.lax.all_gather(self._actions(params, mine), axis_name, tiled=True)

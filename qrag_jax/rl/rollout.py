@@ -62,23 +62,26 @@ def rollout(
     chunks = pool[batch.chunk_index]
     offset = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, budget), (), 0, qhead.max_offset))(keys)
 
-    def step(picked: Array, t: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    def step(picked: Array, t: Array) -> tuple[Array, tuple[Array, ...]]:
         state_ids = states(batch, picked, layout)
-        q, available, position = scores(embed_states(state_ids), chunks, batch, picked, offset, qhead)
+        state = embed_states(state_ids)
+        q, available, position = scores(state, chunks, batch, picked, offset, qhead)
         q = q.sum(-1)
         pick = jax.vmap(policy)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), q, available)
         at = lambda x: jnp.take_along_axis(x, pick[:, None], axis=1)[:, 0]  # noqa: E731
-        return picked.at[:, t].set(pick), (state_ids, at(position), at(q))
+        return picked.at[:, t].set(pick), (state_ids, at(position), at(q), state)
 
     # Written with the batch so that, split over devices, the carry varies over them as the picks do.
     empty = jnp.broadcast_to(0 * batch.episode_id[:, None] + count, (size, budget))
-    picked, (state_ids, position, q) = jax.lax.scan(step, empty, jnp.arange(budget))
+    picked, (state_ids, position, q, state) = jax.lax.scan(step, empty, jnp.arange(budget))
     return Episode(
         picked=picked,
         positions=position.T,
         state_ids=state_ids.transpose(1, 0, 2),
         q=q.T,
         offset=offset,
+        states=state.transpose(1, 0, 2),
+        actions=jnp.take_along_axis(chunks, picked[..., None], axis=1),
     )
 
 

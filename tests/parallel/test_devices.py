@@ -20,7 +20,7 @@ from tests.helpers import SMALL, changed, small_batch, small_learner
 
 KINDS = [("jit", 1), ("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 1), ("shard_map", 2), ("shard_map", 4)]
 # One update drawn at random, then by the policy, so that both paths are seen; two slices, so that accumulation is.
-CONFIG = changed(SMALL, rl={"random_updates": 1, "budget": 2}, optim={"accumulate": 2})
+CONFIG = changed(SMALL, rl={"random_updates": 1, "budget": 2}, model={"tile_tokens": 64})
 OPTIMIZERS = {"adamw": None, "sgd": optax.sgd(1.0)}
 
 
@@ -84,7 +84,7 @@ def test_parameters_and_metrics_are_those_of_one_device(kind, count, optimizer):
 
 def test_gradient_is_that_of_a_plain_loop():
     # No vmap, no slices, no devices: the mean of single-episode gradients.
-    learner, state = small_learner(changed(CONFIG, optim={"accumulate": 1}))
+    learner, state = small_learner(CONFIG)
     batch = small_batch()
     gradient = jax.jit(lambda *words: learner.gradient(*words)[0])
     episode = jax.jit(learner.collect)(state, batch)

@@ -47,7 +47,6 @@ def test_unknown_preset_lists_the_known():
         (lambda: QHeadConfig(halves=3), r"qhead\.halves = 3"),
         (lambda: RLConfig(alpha=0.0), r"rl\.alpha = 0\.0: must be > 0"),
         (lambda: RLConfig(gamma=1.5), r"rl\.gamma = 1\.5"),
-        (lambda: OptimConfig(batch=10, accumulate=4), r"optim\.batch = 10: must be a positive multiple of optim\.accumulate \(4\)"),
         (lambda: TrainConfig(eval_every=15), r"train\.eval_every = 15: must be a multiple of train\.log_every \(10\)"),
         (lambda: TrainConfig(curriculum=("qa2:40",)), r"train\.curriculum: stage 'qa2:40'"),
         (lambda: TrainConfig(steps=100, curriculum=("qa2:40:100",)), r"shorter than train\.steps"),

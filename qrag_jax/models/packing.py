@@ -1,0 +1,134 @@
+"""Rows of tokens through an encoder in tiles: short rows share bins, bins make tiles, and as many tiles are read as there are tokens for.
+
+Texts of a batch have very different lengths, and what is picked is not known before it is picked, so rows are packed on the device:
+first-fit decreasing lays them into bins, an encoder that is told the segments of a bin keeps them apart, and a row's embedding is what it
+would be alone. Shapes are static, the number of tiles is not: a loop ends when the tokens do. Values and gradients are those of the
+unpacked rows; the memory of a gradient is that of one tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from qrag_jax.types import PAD
+
+SHORT = 64  # rows shorter than this share bins of about as many tokens
+FEWEST = 4  # a bin has room for a segment every so many tokens
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Static sizes: ``tiles`` of ``bins`` bins of ``width`` tokens, each of at most ``segments`` rows. Always enough for all rows."""
+
+    tiles: int
+    bins: int
+    width: int
+    segments: int
+
+    @classmethod
+    def make(cls, rows: int, length: int, tile_tokens: int, packs: bool) -> Shape:
+        """For ``rows`` rows of up to ``length`` tokens, in tiles of about ``tile_tokens``; one row a bin unless ``packs``."""
+        together = max(1, round(SHORT / length)) if packs else 1
+        width = together * length
+        most = -(-rows // together)
+        bins = min(most, max(1, round(tile_tokens / width)))
+        return cls(-(-most // bins), bins, width, max(width // FEWEST, together) if packs else 1)
+
+
+@struct.dataclass
+class Tiles:
+    """G tiles of K bins of W tokens with up to S segments each; the first ``count`` tiles hold everything.
+
+    ``segments``: which segment of its bin a token belongs to, -1 for padding. ``slot``: where each row went, counted over all tiles; a row
+    without tokens went nowhere, G K S.
+    """
+
+    ids: Int[Array, "G K W"]
+    segments: Int[Array, "G K W"]
+    slot: Int[Array, " R"]
+    count: Int[Array, ""]
+
+
+def make_tiles(ids: Int[Array, "R L"], shape: Shape) -> Tiles:
+    """First-fit decreasing. A bin is passed over only when it holds as many rows as fit unpacked, so ``shape`` always suffices."""
+    lengths = (ids >= 0).sum(1)
+    bins = shape.tiles * shape.bins
+
+    def put(state: tuple[Array, Array], size: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+        used, held = state
+        where = jnp.argmax((used + size <= shape.width) & (held < shape.segments))
+        return (used.at[where].add(size), held.at[where].add(size > 0)), (where, used[where], held[where])
+
+    order = jnp.argsort(-lengths)
+    empty = jnp.zeros_like(lengths, shape=bins)
+    (used, _), found = jax.lax.scan(put, (empty, empty), lengths[order])
+    where, start, segment = (jnp.zeros_like(lengths).at[order].set(x) for x in found)
+
+    real = ids >= 0
+    target = where[:, None] * shape.width + start[:, None] + jnp.cumsum(real, axis=1) - 1
+    target = jnp.where(real, target, bins * shape.width)
+
+    def lay(values: Array) -> Array:
+        flat = jnp.full(bins * shape.width, PAD, jnp.int32).at[target].set(values, mode="drop")
+        return flat.reshape(shape.tiles, shape.bins, shape.width)
+
+    slot = jnp.where(lengths > 0, where * shape.segments + segment, bins * shape.segments)
+    count = -(-(used > 0).sum() // shape.bins)
+    return Tiles(lay(ids), lay(jnp.broadcast_to(segment[:, None], ids.shape)), slot, count)
+
+
+# (ids [K, W], segments [K, W], number of the tile) -> embeddings of the segments [K, S, D].
+EmbedTile = Callable[[Array, Array, Array], Array]
+
+
+def embed_tiles(embed: EmbedTile, ids: Int[Array, "R L"], shape: Shape) -> Float[Array, "R D"]:
+    """Embeddings of token rows; zeros for a row without tokens. Not to be differentiated: see :func:`tiles_vjp`."""
+    tiles = make_tiles(ids, shape)
+    one = jax.eval_shape(embed, tiles.ids[0], tiles.segments[0], tiles.count)
+
+    def body(i: Array, vectors: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(vectors, embed(tiles.ids[i], tiles.segments[i], i), i, 0)
+
+    # Times the count, so that split over devices the carry varies over them as the tiles do.
+    vectors = jnp.zeros((shape.tiles, *one.shape), one.dtype) * tiles.count
+    vectors = jax.lax.fori_loop(0, tiles.count, body, vectors)
+    return jnp.take(vectors.reshape(-1, one.shape[-1]), tiles.slot, axis=0, mode="fill", fill_value=0)
+
+
+def tiles_vjp(
+    embed: Callable[[Any, Array, Array, Array, Array], Array],
+    params: Any,
+    table: Float[Array, "V E"],
+    ids: Int[Array, "R L"],
+    cotangents: Float[Array, "R D"],
+    shape: Shape,
+) -> tuple[Any, Float[Array, "V E"]]:
+    """Gradient of sum(cotangents * embeddings) in ``params`` and in ``table``, the word vectors; a forward pass is part of it.
+
+    ``embed(params, words, ids, segments, number)`` embeds a tile whose ids are places in ``words`` [K W, E]: so the gradient of the table,
+    which is mostly zeros, is written once and not once a tile.
+    """
+    tiles = make_tiles(ids, shape)
+    size = shape.bins * shape.width
+    per_slot = jnp.zeros((shape.tiles * shape.bins * shape.segments, cotangents.shape[-1]), cotangents.dtype)
+    per_slot = per_slot.at[tiles.slot].set(cotangents, mode="drop").reshape(shape.tiles, shape.bins, shape.segments, -1)
+
+    def body(i: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
+        grads, words = total
+        here = tiles.ids[i]
+        local = jnp.where(here >= 0, jnp.arange(size).reshape(here.shape), PAD)
+        _, vjp = jax.vjp(lambda p, w: embed(p, w, local, tiles.segments[i], i), params, table[jnp.maximum(here, 0).reshape(-1)])
+        more, mine = vjp(per_slot[i])
+        return jax.tree.map(jnp.add, grads, more), jax.lax.dynamic_update_index_in_dim(words, mine, i, 0)
+
+    words = jnp.zeros((shape.tiles, size, table.shape[1]), table.dtype) * tiles.count
+    grads, words = jax.lax.fori_loop(0, tiles.count, body, (jax.tree.map(jnp.zeros_like, params), words))
+    flat = jnp.where(tiles.ids >= 0, tiles.ids, table.shape[0]).reshape(-1)
+    return grads, jnp.zeros_like(table).at[flat].add(words.reshape(flat.shape[0], -1), mode="drop")

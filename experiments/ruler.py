@@ -2,6 +2,7 @@
 
     python -m experiments.ruler --task niah_mk1      # four keys in Python's own documentation, from scratch, on the CPU
     python -m experiments.ruler                      # niah_mk3: uuids among uuids
+    python -m experiments.ruler --task niah --preset minilm --eval-tokens 4k 32k 128k     # one retriever for all eight needle tasks
     python -m experiments.ruler --task niah_mk1 --eval-tokens 4k 32k 128k --data-dir DIR  # books to train on, essays to test on
     python -m experiments.ruler --task qa_sh --data-dir DIR                               # SQuAD paragraphs; qa_mh: HotpotQA
 

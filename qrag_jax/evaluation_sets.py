@@ -77,17 +77,16 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
 
 
 def official_sets(config: RunConfig) -> list[EvaluationSet]:
-    """RULER's own records of the run's task, one set for each length there is in ``config.data.data_dir``."""
+    """RULER's own records of the run's task, or of all eight, one set for each length there is in ``config.data.data_dir``."""
     if config.data.benchmark != "ruler":
         raise ValueError(f"official: there are official records of ruler only, not of {config.data.benchmark}")
     if config.data.data_dir is None:
         raise ValueError(f"data.data_dir: official records are files, so give the folder that holds {ruler_files.FOLDER}/")
-    task = ruler.full_name(config.data.task)
     sets = []
-    for length in ruler_files.official_lengths(config.data.data_dir, task):
-        examples = ruler.load_official(config.data.data_dir, task, length)
-        groups = tuple(range(i, i + 1) for i in range(len(examples)))
-        sets.append(
-            EvaluationSet(f"ruler{OFFICIAL}-{config.data.task}-{length}", f"ruler{OFFICIAL}", config.data.task, length, examples, groups)
-        )
+    for settings in data.parts(config.data):
+        for length in ruler_files.official_lengths(config.data.data_dir, ruler.full_name(settings.task)):
+            examples = ruler.load_official(config.data.data_dir, settings.task, length)
+            groups = tuple(range(i, i + 1) for i in range(len(examples)))
+            name = f"ruler{OFFICIAL}-{settings.task}-{length}"
+            sets.append(EvaluationSet(name, f"ruler{OFFICIAL}", settings.task, length, examples, groups))
     return sets

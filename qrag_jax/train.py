@@ -35,7 +35,7 @@ from qrag_jax.evaluate import (
 from qrag_jax.evaluation_sets import test_sets, validation_set
 from qrag_jax.export import find_export, read_export, write_export
 from qrag_jax.files import write_text
-from qrag_jax.models.embedder import Embedder, make_embedder
+from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig, Pooling
 from qrag_jax.parallel import choose_devices, make_parallel
@@ -152,6 +152,8 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
         embedder = make_embedder(config, backbone)
         ids = jnp.zeros((1, 4), jnp.int32)
         start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
+        # Both encoders start from the same weights, as pretrained ones do: equal words are alike from the first update.
+        start = pair(encoders(start)[0], None, config.model.tied)
     wanted = jax.eval_shape(embedder.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.int32))
     if _shapes(wanted) != _shapes(start):
         raise ValueError(f"train.init_from = {config.train.init_from!r}: model.tied = {config.model.tied} does not suit its parameters")

@@ -48,5 +48,7 @@ def benchmark(name: str) -> Benchmark:
 
 
 def parts(config: DataConfig) -> list[DataConfig]:
-    """The benchmarks of a mixture, one by one."""
+    """The benchmarks of a mixture, or RULER's needle tasks, one by one."""
+    if config.benchmark == "ruler" and config.task == ruler.ALL_NEEDLES:
+        return [replace(config, task=alias) for alias in ruler.ALIASES]
     return [replace(config, benchmark=name) for name in mixture.parse_mixture(config.benchmark, tuple(BENCHMARKS))]

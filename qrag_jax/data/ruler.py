@@ -8,13 +8,16 @@ training and validation have books, or without books Python's documentation. RUL
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from qrag_jax import lengths
 from qrag_jax.config import DataConfig
 from qrag_jax.data.babilong import ENDLESS, HAYSTACK_SENTENCES, ContiguousNoise, SharedNoise
 from qrag_jax.data.haystack import book_sentences, load_haystack
+from qrag_jax.data.mixture import Mixture
 from qrag_jax.data.ruler_documents import Documents, NoiseSource, TextHaystack
 from qrag_jax.data.ruler_files import official_path, read_official
 from qrag_jax.data.ruler_needles import ALIASES, NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions
@@ -22,7 +25,9 @@ from qrag_jax.data.ruler_qa import QA_TASKS, load_qa
 from qrag_jax.data.splits import Split, check_split, stable_fraction
 from qrag_jax.types import QAExample
 
-TASKS = (*ALIASES, *NIAH, *QA_TASKS)
+ALL_NEEDLES = "niah"
+"""The eight needle tasks in equal parts, for one retriever that does them all; evaluated one by one."""
+TASKS = (*ALIASES, *NIAH, *QA_TASKS, ALL_NEEDLES)
 CHUNK_TOKENS = {"niah_multikey_2": 18, "niah_multikey_3": 68, "qa_sh": 150, "qa_mh": 120}
 """Tokens of a chunk, where it is no sentence of 25: needles by the lengths in RULER's own files, paragraphs by their words and marks."""
 
@@ -48,7 +53,7 @@ def load(
     chunks: int | None = None,
     group: int | None = None,
     haystacks: int | None = None,
-) -> Documents:
+) -> Documents | Mixture:
     """The examples of a split, with ``config.chunks`` chunks a document unless ``chunks`` says otherwise.
 
     Exactly one of ``group`` (training: so many consecutive examples share ``config.shared_noise`` pieces of noise) and ``haystacks``
@@ -59,6 +64,9 @@ def load(
     if (group is None) == (haystacks is None):
         raise ValueError(f"group = {group}, haystacks = {haystacks}: give group to train, or haystacks to evaluate, not both")
     task = full_name(config.task)
+    if task == ALL_NEEDLES:
+        options: dict[str, Any] = {"seed": seed, "chunks": chunks, "group": group, "haystacks": haystacks}
+        return Mixture([load(replace(config, task=part), split, **options) for part in NIAH], [1] * len(NIAH), split, seed=seed)
     chunks = config.chunks if chunks is None else chunks
     noise = SharedNoise(group, config.shared_noise) if group is not None else ContiguousNoise(haystacks or 0)
     if task in QA_TASKS:

@@ -65,9 +65,9 @@ def minilm(benchmark: str, task: str) -> RunConfig:
     config = _paper(benchmark, task, "minilm", chunk_tokens=128, budget=picks)
     sizes: dict[str, Any] = {"chunks": 20}
     if benchmark == "babilong":
-        sizes = {"chunks": 40, "chunk_tokens": 24, "state_chunk_tokens": 16}
+        sizes = {"chunks": 40, "shared_noise": 32, "chunk_tokens": 24, "state_chunk_tokens": 16}
     elif benchmark == "ruler":
-        sizes = {"chunks": 40}
+        sizes = {"chunks": 40, "shared_noise": 32}
     return replace(
         config,
         data=replace(config.data, **sizes),

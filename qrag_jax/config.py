@@ -16,6 +16,8 @@ from qrag_jax.decode import decode
 from qrag_jax.lengths import parse_tokens
 
 BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+# Switches of the rl section that only its TD objective reads.
+TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha")
 
 
 def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
@@ -130,6 +132,9 @@ class QHeadConfig:
 class RLConfig:
     """The episode, the policy and the targets (section 3 of the paper)."""
 
+    objective: Literal["td", "supervised"] = "td"
+    """td: the value function, from rewards. supervised: a loss on the supporting chunks alone, picked one after the other in document
+    order, without rewards, policy or targets (Beam Retriever's; ablation)."""
     budget: int = 4
     """T: chunks picked in a training episode."""
     gamma: float = 0.99
@@ -171,6 +176,11 @@ class RLConfig:
             _require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "> 0")
         for name in ("policy_top_k", "value_top_k", "random_updates"):
             _require(getattr(self, name) >= 0, f"rl.{name}", getattr(self, name), ">= 0")
+        if self.objective == "supervised":
+            for name in TD_ONLY:
+                usual = RLConfig.__dataclass_fields__[name].default
+                allowed = f"{usual!r} under rl.objective 'supervised', which has no rewards, no policy and no targets"
+                _require(getattr(self, name) == usual, f"rl.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)

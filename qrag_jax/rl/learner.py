@@ -6,6 +6,7 @@ pool is embedded in equal parts and gathered, gradients and metrics are averaged
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, no_type_check
@@ -28,6 +29,8 @@ from qrag_jax.types import Episode, TaskBatch
 
 Params = Any
 Metrics = dict[str, Array]
+Loss = Callable[..., tuple[Array, Metrics]]
+"""``(params, key, *rows) -> (loss, metrics)``, both means over the episodes of the rows."""
 DROPOUT_STREAM = 2**31 - 1  # beyond every episode's own stream
 
 
@@ -88,7 +91,7 @@ class Learner:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
         return rollout(
             partial(embed_states, self.embedder, state.params),
-            self._embed_pool(state.params, batch, axis_name),
+            self.embed_pool(state.params, batch, axis_name),
             batch,
             keys,
             act,
@@ -111,6 +114,10 @@ class Learner:
             "q": episode.q.mean(),
             "target": targets.mean(),
         }
+        return self.step(state, grads, means, axis_name)
+
+    def step(self, state: TrainState, grads: Params, means: Metrics, axis_name: str | None) -> tuple[TrainState, Metrics]:
+        """Optimiser step and target average. ``grads`` are averaged over devices already, ``means`` (of this device's episodes) here."""
         if axis_name is not None:
             means = jax.lax.pmean(means, axis_name)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -134,7 +141,7 @@ class Learner:
         size, budget = episode.picked.shape
         count = batch.chunk_mask.shape[1]
         params = state.target_params if rl.target_network else state.params
-        chunks = self._embed_pool(params, batch, axis_name)[batch.chunk_index]
+        chunks = self.embed_pool(params, batch, axis_name)[batch.chunk_index]
         alpha = self.alpha(state.step)
 
         def value(state_ids: Array, t: int) -> Array:
@@ -163,30 +170,42 @@ class Learner:
     ) -> tuple[Params, Metrics]:
         """Gradient and loss of the TD loss, averaged over transitions, slices and devices."""
         picked_ids = batch.chunk_pool_ids[jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1)]
-        slices = self.config.optim.accumulate
-        parts = jax.tree.map(
-            lambda x: x.reshape(slices, x.shape[0] // slices, *x.shape[1:]),
-            (episode.state_ids, picked_ids, episode.positions, targets, batch.episode_id),
-        )
-        params = state.params
-        if axis_name is not None:
-            # A replicated parameter's gradient would arrive summed over devices; a varying one's is this device's own.
-            params = jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM)
-        grad = jax.value_and_grad(self._loss)
+        parts = (episode.state_ids, picked_ids, episode.positions, targets, batch.episode_id)
+        return self.mean_gradient(self._loss, state, parts, axis_name)
 
-        def add(total: tuple[Array, Params], part: tuple[Array, ...]) -> tuple[tuple[Array, Params], None]:
+    def mean_gradient(self, loss: Loss, state: TrainState, parts: tuple[Array, ...], axis_name: str | None) -> tuple[Params, Metrics]:
+        """Gradient and metrics of ``loss`` on arrays with a row an episode, averaged over slices; the gradient over devices, too."""
+        slices = self.config.optim.accumulate
+        parts = jax.tree.map(lambda x: x.reshape(slices, x.shape[0] // slices, *x.shape[1:]), parts)
+        params = state.params
+        varying = lambda tree: tree  # noqa: E731
+        if axis_name is not None:
+            varying = lambda tree: jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)  # noqa: E731
+            # A replicated parameter's gradient would arrive summed over devices; a varying one's is this device's own.
+            params = varying(params)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM)
+        grad = jax.grad(loss, has_aux=True)
+
+        def add(total: tuple[Params, Metrics], part: tuple[Array, ...]) -> tuple[tuple[Params, Metrics], None]:
             return jax.tree.map(jnp.add, total, grad(params, key, *part)), None
 
+        first = tuple(part[0] for part in parts)
         if slices == 1:
-            loss, grads = grad(params, key, *(part[0] for part in parts))
+            grads, metrics = grad(params, key, *first)
         else:
-            zero = jax.tree.map(jnp.zeros_like, (parts[3][0, 0, 0], params))
-            (loss, grads), _ = jax.lax.scan(add, zero, parts)
-        loss, grads = jax.tree.map(lambda x: x / slices, (loss, grads))
+            shapes = jax.eval_shape(grad, params, key, *first)
+            zero = varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+            (grads, metrics), _ = jax.lax.scan(add, zero, parts)
+        grads, metrics = jax.tree.map(lambda x: x / slices, (grads, metrics))
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
-        return grads, {"loss": loss}
+        return grads, metrics
+
+    def dropout(self, key: PRNGKeyArray, episode_id: Int[Array, " B"]) -> dict[str, Any]:
+        """What the encoders are called with inside a loss."""
+        if not self.config.model.dropout:
+            return {}
+        return {"deterministic": False, "rngs": {"dropout": jax.random.fold_in(key, episode_id[0])}}
 
     def _loss(
         self,
@@ -197,13 +216,11 @@ class Learner:
         positions: Float[Array, "B T"],
         targets: Float[Array, "B T"],
         episode_id: Int[Array, " B"],
-    ) -> Float[Array, ""]:
+    ) -> tuple[Float[Array, ""], Metrics]:
         """Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G)."""
         qhead = self.config.qhead
         flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-        dropout: dict[str, Any] = {}
-        if self.config.model.dropout:
-            dropout = {"deterministic": False, "rngs": {"dropout": jax.random.fold_in(key, episode_id[0])}}
+        dropout = self.dropout(key, episode_id)
         # Early states are short: each time step is embedded at its own length.
         s = jnp.stack(
             [
@@ -214,13 +231,14 @@ class Learner:
         )
         a = embed_actions(self.embedder, params, flat(picked_ids), **dropout)
         q = q_halves(flat(s), a, positions.reshape(-1), qhead)
-        return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
+        loss = jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
+        return loss, {"loss": loss}
 
-    def _embed_pool(self, params: Params, batch: TaskBatch, axis_name: str | None) -> Float[Array, "U D"]:
+    def embed_pool(self, params: Params, batch: TaskBatch, axis_name: str | None, **dropout: Any) -> Float[Array, "U D"]:
         """Every text of the pool once: on several devices each embeds its share."""
         ids = batch.chunk_pool_ids
         if axis_name is None:
-            return embed_actions(self.embedder, params, ids)
+            return embed_actions(self.embedder, params, ids, **dropout)
         share = ids.shape[0] // jax.lax.axis_size(axis_name)
         mine = jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index(axis_name) * share, share)
-        return jax.lax.all_gather(embed_actions(self.embedder, params, mine), axis_name, tiled=True)
+        return jax.lax.all_gather(embed_actions(self.embedder, params, mine, **dropout), axis_name, tiled=True)

@@ -1,0 +1,108 @@
+"""Supervised fine-tuning with Beam Retriever's trajectory loss (Zhang et al. 2024): an ablation of the paper, Table 3.
+
+The supporting chunks are picked one after the other, in document order (questions carry no other), whatever the policy would do. In each
+state on the way every chunk that is not picked yet is classified by its Q: positive if it is one of the supporting chunks still missing.
+Once they are all picked, and past the budget, nothing is learned: Q says which chunk is next, not when to stop.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from qrag_jax.config import RunConfig
+from qrag_jax.models.embedder import Embedder, embed_states
+from qrag_jax.rl.env import StateLayout
+from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState, make_optimizer
+from qrag_jax.rl.rollout import offsets, picks_before, scores, states
+from qrag_jax.types import TaskBatch
+
+
+def gold_picks(support: Bool[Array, " N"], budget: int) -> Int[Array, " T"]:
+    """The first ``budget`` <= N supporting chunks in document order; empty places hold N."""
+    count = support.shape[0]
+    return jnp.sort(jnp.where(support, jnp.arange(count), count))[:budget]
+
+
+def labels(support: Bool[Array, " N"], budget: int) -> tuple[Bool[Array, "T N"], Bool[Array, " T"]]:
+    """Which chunks are positive in the state at each time, and at which times something is left to pick."""
+    rank = jnp.cumsum(support) - 1
+    positive = support & (rank >= jnp.arange(budget)[:, None])
+    return positive, positive.any(-1)
+
+
+def trajectory_loss(
+    q: Float[Array, "T N"], available: Bool[Array, "T N"], support: Bool[Array, " N"], alpha: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """sum_t mean over available chunks of the binary cross-entropy of sigmoid(Q / alpha), over times with something left to pick.
+
+    ``q`` and ``available`` are those of the states along :func:`gold_picks`. 0 without supporting chunks.
+    """
+    positive, counts = labels(support, q.shape[0])
+    entropy = optax.sigmoid_binary_cross_entropy(q / alpha, positive)
+    means = (entropy * available).sum(-1) / jnp.maximum(available.sum(-1), 1)
+    return (means * counts).sum()
+
+
+def ranked_first(q: Float[Array, "T N"], available: Bool[Array, "T N"], support: Bool[Array, " N"]) -> Bool[Array, ""]:
+    """Whether in every state along the way a chunk that is still missing has the highest Q."""
+    positive, counts = labels(support, q.shape[0])
+    best = jnp.where(available, q, -jnp.inf).argmax(-1)
+    return (jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] | ~counts).all()
+
+
+class SupervisedLearner(Learner):
+    """A learner whose update is supervised. Rollouts (``collect``) are those of its parent, and are not used in training.
+
+    Metrics: ``fact_em`` and ``return`` are the share of episodes in which :func:`ranked_first` holds, ``q`` is the mean Q of the chunk
+    picked next; there are no targets.
+    """
+
+    def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        """One update on ``batch``: the same signature, slices and devices as the parent's."""
+        grads, metrics = self.supervised_gradient(state, batch, axis_name)
+        return self.step(state, grads, metrics, axis_name)
+
+    def supervised_gradient(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[Params, Metrics]:
+        """Gradient and metrics of the mean :func:`trajectory_loss` over episodes, slices and devices."""
+
+        def loss(params: Params, key: PRNGKeyArray, *rows: Array) -> tuple[Float[Array, ""], Metrics]:
+            names = ("question_ids", "chunk_index", "chunk_mask", "support", "episode_id")
+            part = batch.replace(**dict(zip(names, rows, strict=True)))
+            return self._trajectories(params, part, key, axis_name)
+
+        parts = (batch.question_ids, batch.chunk_index, batch.chunk_mask, batch.support, batch.episode_id)
+        return self.mean_gradient(loss, state, parts, axis_name)
+
+    def _trajectories(self, params: Params, batch: TaskBatch, key: PRNGKeyArray, axis_name: str | None) -> tuple[Float[Array, ""], Metrics]:
+        rl, qhead = self.config.rl, self.config.qhead
+        count = batch.chunk_mask.shape[1]
+        dropout = self.dropout(key, batch.episode_id)
+        chunks = self.embed_pool(params, batch, axis_name, **dropout)[batch.chunk_index]
+        gold = jax.vmap(lambda support: gold_picks(support, rl.budget))(batch.support)
+        offset = offsets(jax.vmap(jax.random.fold_in, (None, 0))(key, batch.episode_id), rl.budget, qhead)
+
+        def at(t: int) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
+            picked = picks_before(gold, t, count)
+            ids = states(batch, picked, self.layout)[:, : self.layout.tokens_at(t)]
+            q, available, _ = scores(embed_states(self.embedder, params, ids, **dropout), chunks, batch, picked, offset, qhead)
+            return q.sum(-1), available
+
+        steps = [at(t) for t in range(rl.budget)]
+        q, available = (jnp.stack(part, axis=1) for part in zip(*steps, strict=True))
+        loss = jax.vmap(lambda *words: trajectory_loss(*words, rl.alpha))(q, available, batch.support).mean()
+        first = jax.vmap(ranked_first)(q, available, batch.support).mean()
+        taken = gold < count
+        of_gold = jnp.take_along_axis(q, jnp.minimum(gold, count - 1)[..., None], axis=2)[..., 0]
+        mean_q = (of_gold * taken).sum() / jnp.maximum(taken.sum(), 1)
+        return loss, {"loss": loss, "return": first, "fact_em": first, "q": mean_q}
+
+
+def make_learner(
+    embedder: Embedder, config: RunConfig, layout: StateLayout, optimizer: optax.GradientTransformation | None = None
+) -> Learner:
+    """The learner of ``config.rl.objective``; ``optimizer`` None: that of the configuration."""
+    kind = SupervisedLearner if config.rl.objective == "supervised" else Learner
+    return kind(embedder, config, layout, optimizer or make_optimizer(config))

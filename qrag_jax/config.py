@@ -132,9 +132,6 @@ class QHeadConfig:
 class RLConfig:
     """The episode, the policy and the targets (section 3 of the paper)."""
 
-    objective: Literal["td", "supervised"] = "td"
-    """td: the value function, from rewards. supervised: a loss on the supporting chunks alone, picked one after the other in document
-    order, without rewards, policy or targets (Beam Retriever's; ablation)."""
     budget: int = 4
     """T: chunks picked in a training episode."""
     gamma: float = 0.99
@@ -157,6 +154,9 @@ class RLConfig:
     mixed: the mean of support and answer_em."""
     penalize_extra_steps: bool = False
     """Reward 0.5 + 0.5 |F*| / |picked| on completion, in place of 1."""
+    objective: Literal["td", "supervised"] = "td"
+    """td: the value function, from rewards. supervised: a loss on the supporting chunks alone, picked one after the other in document
+    order, without rewards, policy or targets (Beam Retriever's; ablation)."""
     soft: bool = True
     """False: the value of a state is max Q in place of the soft value (ablation)."""
     target_network: bool = True

@@ -7,6 +7,9 @@ Once they are all picked, and past the budget, nothing is learned: Q says which 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -70,7 +73,7 @@ class SupervisedLearner(Learner):
 
         def loss(params: Params, key: PRNGKeyArray, *rows: Array) -> tuple[Float[Array, ""], Metrics]:
             names = ("question_ids", "chunk_index", "chunk_mask", "support", "episode_id")
-            part = batch.replace(**dict(zip(names, rows, strict=True)))
+            part = replace(batch, **dict(zip(names, rows, strict=True)))
             return self._trajectories(params, part, key, axis_name)
 
         parts = (batch.question_ids, batch.chunk_index, batch.chunk_mask, batch.support, batch.episode_id)
@@ -92,7 +95,7 @@ class SupervisedLearner(Learner):
 
         steps = [at(t) for t in range(rl.budget)]
         q, available = (jnp.stack(part, axis=1) for part in zip(*steps, strict=True))
-        loss = jax.vmap(lambda *words: trajectory_loss(*words, rl.alpha))(q, available, batch.support).mean()
+        loss = jax.vmap(partial(trajectory_loss, alpha=rl.alpha))(q, available, batch.support).mean()
         first = jax.vmap(ranked_first)(q, available, batch.support).mean()
         taken = gold < count
         of_gold = jnp.take_along_axis(q, jnp.minimum(gold, count - 1)[..., None], axis=2)[..., 0]

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "expected"
 SCHEMA = 1
 Metric = Literal["fact_f1", "fact_em", "fact_f1_stopped", "fact_em_stopped", "answer_em", "answer_f1", "answer_accuracy"]
 Verdict = Literal["OK", "below", "not comparable", "no figure"]
-METHOD, BEAM_METHOD = "Q-RAG", "Plan Q-RAG"
+METHOD, BEAM_METHOD, SUPERVISED = "Q-RAG", "Plan Q-RAG", "supervised fine-tuning"
 PUBLISHED = {"hotpotqa": 7405, "musique": 2417}
 """Questions of the published development files, which are the test here."""
 ESSAYS = ("niah_s2", "niah_s3", "niah_mk1", "niah_mv", "niah_mq")
@@ -171,6 +171,8 @@ def _method(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig, figur
     """The paper's name of how a row came about: a baseline's own, an ablation's, Plan Q-RAG where it has figures of a beam, or Q-RAG."""
     if row.get("method"):
         return str(row["method"])
+    if trained.rl.objective == "supervised":
+        return SUPERVISED
     left_out = [name for name, there in (("soft Q", trained.rl.soft), ("target network", trained.rl.target_network)) if not there]
     if left_out:
         return f"{METHOD} without {' and '.join(left_out)}"

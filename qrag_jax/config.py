@@ -16,6 +16,8 @@ from qrag_jax.decode import decode
 from qrag_jax.lengths import parse_tokens
 
 BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+# Switches of the rl section that only its TD objective reads.
+TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha")
 
 
 def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
@@ -156,6 +158,9 @@ class RLConfig:
     mixed: the mean of support and answer_em."""
     penalize_extra_steps: bool = False
     """Reward 0.5 + 0.5 |F*| / |picked| on completion, in place of 1."""
+    objective: Literal["td", "supervised"] = "td"
+    """td: the value function, from rewards. supervised: a loss on the supporting chunks alone, picked one after the other in document
+    order, without rewards, policy or targets (Beam Retriever's; ablation)."""
     soft: bool = True
     """False: the value of a state is max Q in place of the soft value (ablation)."""
     target_network: bool = True
@@ -175,6 +180,11 @@ class RLConfig:
             _require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "> 0")
         for name in ("policy_top_k", "value_top_k", "random_updates"):
             _require(getattr(self, name) >= 0, f"rl.{name}", getattr(self, name), ">= 0")
+        if self.objective == "supervised":
+            for name in TD_ONLY:
+                usual = RLConfig.__dataclass_fields__[name].default
+                allowed = f"{usual!r} under rl.objective 'supervised', which has no rewards, no policy and no targets"
+                _require(getattr(self, name) == usual, f"rl.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)

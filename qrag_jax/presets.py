@@ -45,7 +45,8 @@ def tiny(benchmark: str, task: str) -> RunConfig:
     if benchmark == "babilong":
         return config
     # Longest question, chunk and chunk in a state, in tokens; needles of uuids and paragraphs are long.
-    sizes = {"niah": (48, 64, 48), "niah_mk3": (48, 64, 48), "niah_multikey_3": (48, 64, 48), "niah_mq": (40, 28, 28), "niah_multiquery": (40, 28, 28)}
+    uuids, queries = (48, 64, 48), (40, 28, 28)
+    sizes = {"niah": uuids, "niah_mk3": uuids, "niah_multikey_3": uuids, "niah_mq": queries, "niah_multiquery": queries}
     question, chunk, inside = sizes.get(task, (28, 28, 28) if task.startswith("niah") else (48, 96, 64))
     picks = 2 if benchmark == "hotpotqa" else 4
     return replace(

@@ -41,7 +41,8 @@ from qrag_jax.models.registry import BackboneConfig, Pooling
 from qrag_jax.parallel import choose_devices, make_parallel
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.learner import Learner, Params, TrainState, make_optimizer
+from qrag_jax.rl.learner import Params, TrainState
+from qrag_jax.rl.supervised import make_learner
 from qrag_jax.runlog import Preempted, RunLog, progress, say, write_manifest
 from qrag_jax.tokens import TextTokenizer, train_wordpiece
 from qrag_jax.types import QAExample
@@ -185,7 +186,7 @@ def train(
     rl, steps, every = config.rl, config.train.steps, config.train.log_every
     log, checkpoints = RunLog(run_dir), Checkpoints(run_dir)
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
-    learner = Learner(model.embedder, config, layout, make_optimizer(config))
+    learner = make_learner(model.embedder, config, layout)
     parallel = make_parallel(learner.update, config.train.parallel, devices)
     answers = None if rl.reward == "support" else AnswerUpdate(learner, run_dir / "answers")
     questions = validation_set(config)

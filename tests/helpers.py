@@ -14,7 +14,8 @@ from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, Ru
 from qrag_jax.models.embedder import make_embedder
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.learner import Learner, TrainState, make_optimizer
+from qrag_jax.rl.learner import Learner, TrainState
+from qrag_jax.rl.supervised import make_learner
 from qrag_jax.tokens import TextTokenizer, make_batch, train_wordpiece
 from qrag_jax.types import TaskBatch
 
@@ -45,7 +46,7 @@ def small_learner(config: RunConfig = SMALL, optimizer: optax.GradientTransforma
     ids = jnp.zeros((1, 4), jnp.int32)
     params = jax.jit(embedder.init)(jax.random.key(0), ids, ids)
     layout = StateLayout.make(config.data, config.rl.budget, tokenizer.prefix, tokenizer.suffix)
-    learner = Learner(embedder, config, layout, optimizer or make_optimizer(config))
+    learner = make_learner(embedder, config, layout, optimizer)
     return learner, learner.init(jax.random.key(1), params)
 
 

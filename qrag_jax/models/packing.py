@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class Shape:
         return cls(-(-most // bins), bins, width, max(width // FEWEST, together) if packs else 1)
 
 
+@no_type_check  # as a pytree it also carries axes, shapes and None
 @struct.dataclass
 class Tiles:
     """G tiles of K bins of W tokens with up to S segments each; the first ``count`` tiles hold everything.

@@ -87,8 +87,8 @@ class Learner:
         act = lambda key, q, available: policy.boltzmann(key, q, available, self.alpha(state.step), rl.policy_top_k, uniform)  # noqa: E731
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
         return rollout(
-            partial(self._states, state.params),
-            self._embed_pool(state.params, batch, axis_name),
+            partial(self.states, state.params),
+            self.embed_pool(state.params, batch, axis_name),
             batch,
             keys,
             act,
@@ -111,6 +111,10 @@ class Learner:
             "q": episode.q.mean(),
             "target": targets.mean(),
         }
+        return self.step(state, grads, means, axis_name)
+
+    def step(self, state: TrainState, grads: Params, means: Metrics, axis_name: str | None) -> tuple[TrainState, Metrics]:
+        """Optimiser step and target average. ``grads`` are averaged over devices already, ``means`` (of this device's episodes) here."""
         if axis_name is not None:
             means = jax.lax.pmean(means, axis_name)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -134,14 +138,14 @@ class Learner:
         size, budget = episode.picked.shape
         count = batch.chunk_mask.shape[1]
         params = state.target_params if rl.target_network else state.params
-        chunks = self._embed_pool(params, batch, axis_name)[batch.chunk_index]
+        chunks = self.embed_pool(params, batch, axis_name)[batch.chunk_index]
         alpha = self.alpha(state.step)
 
         def value(state: Array, t: int) -> Array:
             q, available, _ = scores(state, chunks, batch, picks_before(episode.picked, t, count), episode.offset, self.config.qhead)
             return jax.vmap(lambda q, available: soft_value(q, available, alpha, rl))(q, available)
 
-        embed = partial(self._states, params)
+        embed = partial(self.states, params)
         later = episode.state_ids[:, 1:]
         embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1)
         v_tp1 = [value(embedded[:, t - 1], t) for t in range(1, budget)]
@@ -166,46 +170,63 @@ class Learner:
         Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). The loss is differentiated
         in the embeddings, which the rollout knows already, and those in the parameters, tile by tile.
         """
-        params, qhead = state.params, self.config.qhead
-        if axis_name is not None:
-            # A replicated parameter's gradient would arrive summed over devices; a varying one's is this device's own.
-            params = jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
+        qhead = self.config.qhead
+        params, dropout = self.own(state.params, axis_name), self.dropout(state, batch)
         flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
         rows = jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1).reshape(-1)
         first = jnp.argmax(rows == rows[:, None], axis=1)  # a text that was picked several times is read once
         state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
         action_ids = jnp.where((first == jnp.arange(len(rows)))[:, None], action_ids, PAD)
-        s, a, dropout = flat(episode.states), flat(episode.actions), None
-        if self.config.model.dropout:
-            dropout = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM), batch.episode_id[0])
-            s, a = self._states(params, state_ids, dropout), self._actions(params, action_ids, dropout)[first]
+        s, a = flat(episode.states), flat(episode.actions)
+        if dropout is not None:
+            s, a = self.states(params, state_ids, dropout), self.actions(params, action_ids, dropout)[first]
 
         def loss(s: Array, a: Array) -> Float[Array, ""]:
             q = q_halves(s, a, episode.positions.reshape(-1), qhead)
             return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
 
         value, (of_s, of_a) = jax.value_and_grad(loss, argnums=(0, 1))(s, a)
-        grads = self._states.gradient(params, state_ids, of_s, dropout)
-        of_actions = self._actions.gradient(params, action_ids, jnp.zeros_like(of_a).at[first].add(of_a), dropout)
-        tied = self.embedder.tied
-        grads = {"params": jax.tree.map(jnp.add, grads, of_actions) if tied else grads | of_actions}
-        if axis_name is not None:
-            grads = jax.lax.pmean(grads, axis_name)
-        return grads, {"loss": value}
+        of_a = jnp.zeros_like(of_a).at[first].add(of_a)
+        return self.encoder_gradient(params, (state_ids, of_s), (action_ids, of_a), dropout, axis_name), {"loss": value}
+
+    def encoder_gradient(
+        self, params: Params, states: tuple[Array, Array], actions: tuple[Array, Array], dropout: PRNGKeyArray | None, axis_name: str | None
+    ) -> Params:
+        """Gradient in the parameters, averaged over devices, from token rows [R, L] and the loss's gradient in their embeddings [R, D]."""
+        of_states, of_actions = self.states.gradient(params, *states, dropout), self.actions.gradient(params, *actions, dropout)
+        both = jax.tree.map(jnp.add, of_states, of_actions) if self.embedder.tied else of_states | of_actions
+        return jax.lax.pmean({"params": both}, axis_name) if axis_name is not None else {"params": both}
+
+    def own(self, params: Params, axis_name: str | None) -> Params:
+        """Parameters to differentiate in. The gradient of replicated ones would arrive summed over devices."""
+        return params if axis_name is None else jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
+
+    def dropout(self, state: TrainState, batch: TaskBatch) -> PRNGKeyArray | None:
+        """The key of the loss's dropout in this update, on this device; None without dropout."""
+        if not self.config.model.dropout:
+            return None
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM)
+        return jax.random.fold_in(key, batch.episode_id[0])
 
     @property
-    def _states(self) -> RowEmbedder:
+    def states(self) -> RowEmbedder:
         return RowEmbedder(self.embedder, "embed_states", self.config.model.tile_tokens)
 
     @property
-    def _actions(self) -> RowEmbedder:
+    def actions(self) -> RowEmbedder:
         return RowEmbedder(self.embedder, "embed_actions", self.config.model.tile_tokens)
 
-    def _embed_pool(self, params: Params, batch: TaskBatch, axis_name: str | None) -> Float[Array, "U D"]:
+    def embed_pool(
+        self, params: Params, batch: TaskBatch, axis_name: str | None, dropout: PRNGKeyArray | None = None
+    ) -> Float[Array, "U D"]:
         """Every text of the pool once: on several devices each embeds its share."""
         ids = batch.chunk_pool_ids
         if axis_name is None:
-            return self._actions(params, ids)
-        share = ids.shape[0] // jax.lax.axis_size(axis_name)
-        mine = jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index(axis_name) * share, share)
-        return jax.lax.all_gather(self._actions(params, mine), axis_name, tiled=True)
+            return self.actions(params, ids, dropout)
+        return jax.lax.all_gather(self.actions(params, own_share(ids, axis_name), dropout), axis_name, tiled=True)
+
+
+def own_share(ids: Int[Array, "U L"], axis_name: str) -> Int[Array, "U2 L"]:
+    """The rows of a pool that this device embeds."""
+    share = ids.shape[0] // jax.lax.axis_size(axis_name)
+    return jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index(axis_name) * share, share)

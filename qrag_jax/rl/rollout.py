@@ -60,7 +60,7 @@ def rollout(
     """B episodes of ``budget`` picks, each seeded by its key. ``pool``: un-rotated embeddings of ``batch.chunk_pool_ids``."""
     size, count = batch.chunk_index.shape
     chunks = pool[batch.chunk_index]
-    offset = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, budget), (), 0, qhead.max_offset))(keys)
+    offset = offsets(keys, budget, qhead)
 
     def step(picked: Array, t: Array) -> tuple[Array, tuple[Array, ...]]:
         state_ids = states(batch, picked, layout)
@@ -83,6 +83,11 @@ def rollout(
         states=state.transpose(1, 0, 2),
         actions=jnp.take_along_axis(chunks, picked[..., None], axis=1),
     )
+
+
+def offsets(keys: Key[Array, " B"], budget: int, qhead: QHeadConfig) -> Int[Array, " B"]:
+    """Positions "random": what each episode adds to every index."""
+    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, budget), (), 0, qhead.max_offset))(keys)
 
 
 def picks_before(picked: Int[Array, "B T"], t: int, count: int) -> Int[Array, "B T"]:

@@ -81,3 +81,19 @@ def state_row(question: list[int], chunks: list[list[int]], prefix: int, separat
         body = chunk[prefix : len(chunk) - len(separator)]
         row += body[: chunk_tokens - len(separator)] + separator
     return row[:tokens]
+
+
+def trajectory_loss(q: np.ndarray, mask: list[bool], support: set[int], alpha: float) -> float:
+    """Beam Retriever's loss, chunk by chunk: ``q[t]`` are the values in the state of the first t supporting chunks."""
+    total, order = 0.0, sorted(support)
+    for t, row in enumerate(q):
+        left = set(order[t:])
+        if not left:
+            break
+        losses = []
+        for i, value in enumerate(row):
+            if mask[i] and i not in order[:t]:
+                p = 1 / (1 + math.exp(-value / alpha))
+                losses.append(-math.log(p if i in left else 1 - p))
+        total += sum(losses) / len(losses)
+    return total

@@ -11,7 +11,6 @@ from qrag_jax.config import (
     DataConfig,
     EvalConfig,
     ModelConfig,
-    OptimConfig,
     QHeadConfig,
     RLConfig,
     RunConfig,

@@ -201,6 +201,8 @@ def test_methods_have_their_own_figures() -> None:
     )
     ablation = changed(paper_run("babilong", "qa3", "contriever"), rl={"soft": False})
     assert one([row("babilong", "qa3", 32_000)], ablation, metric="fact_f1").figure.value == 0.945
+    supervised = changed(paper_run("babilong", "qa3", "contriever"), rl={"objective": "supervised"})
+    assert one([row("babilong", "qa3", 32_000)], supervised, metric="fact_f1").figure.value == 0.201
 
 
 def test_lengths() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.cli import execute, read
 from experiments.compare import write_comparison
@@ -59,54 +59,79 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
+    config = configuration(command)
+    run_dir = command.run_dir or Path("runs", f"{config.data.benchmark}-{config.data.task}-baselines")
+    measure(config, command.methods, run_dir, similarity=command.similarity, vocabulary=Path(command.preset))
+
+
+def measure(
+    config: RunConfig, methods: Sequence[str], run_dir: Path, *, similarity: Literal["cosine", "dot"] = "cosine", vocabulary: Path
+) -> list[dict[str, Any]]:
+    """The baselines called ``methods`` on the test of ``config``; writes the run directory and returns the rows of its results.json.
+
+    ``vocabulary`` may be the folder of a from-scratch run, whose tokens are then used.
+    """
     from qrag_jax import baselines
     from qrag_jax.evaluation_sets import test_sets
     from qrag_jax.runlog import say
     from qrag_jax.train import check_run_dir
 
-    if not command.methods or not set(command.methods) <= set(baselines.METHODS):
-        raise ValueError(f"methods = {command.methods}: must be one or more of {', '.join(baselines.METHODS)}")
-    config = configuration(command)
-    run_dir = command.run_dir or Path("runs", f"{config.data.benchmark}-{config.data.task}-baselines")
+    if not methods or not set(methods) <= set(baselines.METHODS):
+        raise ValueError(f"methods = {methods}: must be one or more of {', '.join(baselines.METHODS)}")
     check_run_dir(config, run_dir)
     check_results(run_dir)
     sets = test_sets(config)
-    retriever = untrained(config, Path(command.preset)) if set(command.methods) & set(baselines.NEED_EMBEDDER) else None
-    found = [
-        (name, baselines.make(name, retriever=retriever, similarity=command.similarity, seed=config.train.seed)) for name in command.methods
-    ]
+    retriever = untrained(config, vocabulary) if set(methods) & set(baselines.NEED_EMBEDDER) else None
+    found = [(name, baselines.make(name, retriever=retriever, similarity=similarity, seed=config.train.seed)) for name in methods]
     write_text(run_dir / "config.json", config.to_json())
     rows = [row for name, find in found for row in baselines.evaluate_baseline(name, find, sets, config.eval.budget, run_dir)]
     baselines.write_baselines(run_dir, rows)
     say(f"\n{baselines.baselines_table(rows)}\n\nresults are in {run_dir}")
     write_comparison(run_dir, rows, config, config)
+    return rows
 
 
 def configuration(command: Command) -> RunConfig:
     """The settings of a preset or a run with what the command changes. Raises ValueError when it is neither."""
-    base = _base(command)
+    base = settings(command.preset, command.benchmark, command.task)
     given = lambda value, else_: else_ if value is None else value  # noqa: E731
-    episodes = given(command.eval_episodes, base.eval.episodes)
-    return replace(
-        base,
-        data=replace(base.data, data_dir=given(command.data_dir, base.data.data_dir)),
-        train=replace(base.train, seed=given(command.seed, base.train.seed), init_from=None, curriculum=()),
-        eval=EvalConfig(
-            tokens=given(command.eval_tokens, base.eval.tokens),
-            episodes=episodes,
-            budget=given(command.budget, base.eval.budget),
-            haystacks=min(base.eval.haystacks, max(1, episodes)),
-        ),
+    return untuned(
+        replace(
+            base,
+            data=replace(base.data, data_dir=given(command.data_dir, base.data.data_dir)),
+            train=replace(base.train, seed=given(command.seed, base.train.seed)),
+            eval=replace(
+                base.eval,
+                tokens=given(command.eval_tokens, base.eval.tokens),
+                episodes=given(command.eval_episodes, base.eval.episodes),
+                haystacks=min(base.eval.haystacks, max(1, given(command.eval_episodes, base.eval.episodes))),
+                budget=given(command.budget, base.eval.budget),
+            ),
+        )
     )
 
 
-def _base(command: Command) -> RunConfig:
-    folder = Path(command.preset)
+def untuned(config: RunConfig) -> RunConfig:
+    """What of a run's settings is meant without training: its test, greedily and without a reader."""
+    old = config.eval
+    return replace(
+        config,
+        train=replace(config.train, init_from=None, curriculum=()),
+        eval=EvalConfig(tokens=old.tokens, episodes=old.episodes, budget=old.budget, haystacks=old.haystacks),
+    )
+
+
+def settings(name: str, benchmark: str | None = None, task: str | None = None) -> RunConfig:
+    """Those of a preset, of a run's folder or of an export; benchmark and task None: the run's, else babilong and :data:`TASKS`.
+
+    Raises ValueError when ``name`` is neither a folder of those nor a preset.
+    """
+    folder = Path(name)
     if not folder.is_dir():
-        if command.preset not in PRESETS:
-            raise ValueError(f"preset {command.preset!r}: neither a run nor a preset; known: {', '.join(PRESETS)}")
-        benchmark = command.benchmark or "babilong"
-        return preset(command.preset, benchmark, command.task or TASKS.get(benchmark, "all"))
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r}: neither a run nor a preset; known: {', '.join(PRESETS)}")
+        benchmark = benchmark or "babilong"
+        return preset(name, benchmark, task or TASKS.get(benchmark, "all"))
     if (file := folder / "config.json").is_file():
         try:
             base = RunConfig.from_json(file.read_text(encoding="utf-8"))
@@ -116,8 +141,7 @@ def _base(command: Command) -> RunConfig:
         from qrag_jax.export import read_export
 
         base = read_export(folder).config
-    data = base.data
-    return replace(base, data=replace(data, benchmark=command.benchmark or data.benchmark, task=command.task or data.task))
+    return replace(base, data=replace(base.data, benchmark=benchmark or base.data.benchmark, task=task or base.data.task))
 
 
 def check_results(run_dir: Path) -> None:

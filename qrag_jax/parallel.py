@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qrag_jax.config import TrainConfig
 from qrag_jax.rl.learner import Metrics, TrainState
-from qrag_jax.types import TaskBatch
+from qrag_jax.types import Episode, TaskBatch
 
 AXIS = "episodes"
 Update = Callable[..., tuple[Any, Metrics]]
@@ -72,13 +72,56 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) 
         place = lambda state: jax.device_put(_replicate(state, count), spread_out)  # noqa: E731
         return Parallel("pmap", devices, place, partial(_call_pmap, step, count), _first)
     mesh = Mesh(np.asarray(devices), (AXIS,))
-    replicated, split = PartitionSpec(), PartitionSpec(AXIS)
-    batch_spec = jax.tree.map(lambda axis: replicated if axis is None else split, _BATCH_AXES, is_leaf=lambda axis: axis is None)
+    replicated = PartitionSpec()
     step = jax.jit(
-        jax.shard_map(spread, mesh=mesh, in_specs=(replicated, batch_spec), out_specs=(replicated, replicated)), donate_argnums=0
+        jax.shard_map(spread, mesh=mesh, in_specs=(replicated, _batch_spec()), out_specs=(replicated, replicated)), donate_argnums=0
     )
     place = lambda state: jax.device_put(_own_buffers(state), NamedSharding(mesh, replicated))  # noqa: E731
     return Parallel("shard_map", devices, place, step, jax.device_get)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """An update in two halves, between which the host computes rewards. Both take a state that :class:`Parallel` has placed.
+
+    Rows of the episodes are [B, ...], under pmap [devices, B / devices, ...], and rewards are wanted in the same shape.
+    """
+
+    collect: Callable[[Any, TaskBatch], Episode]
+    """(state, batch) -> episodes. The state is not donated."""
+    learn: Callable[[Any, TaskBatch, Episode, np.ndarray], tuple[Any, Metrics]]
+    """(state, batch, episodes, rewards) -> the new state and metrics."""
+
+
+def make_phases(collect: Callable[..., Episode], learn: Update, kind: str, devices: tuple[jax.Device, ...]) -> Phases:
+    """Wraps ``collect(state, batch, axis_name)`` and ``learn(state, batch, episode, rewards, axis_name)`` for the devices of one host.
+
+    ``kind`` and ``devices`` as for :func:`make_parallel`.
+    """
+    count = len(devices)
+    if kind == "jit" or (kind == "auto" and count == 1):
+        return Phases(jax.jit(collect), jax.jit(learn, donate_argnums=0))
+    collect, learn = partial(collect, axis_name=AXIS), partial(learn, axis_name=AXIS)
+    if kind in ("pmap", "auto"):
+        once = jax.pmap(collect, AXIS, in_axes=(0, _BATCH_AXES), devices=devices)
+        last = jax.pmap(learn, AXIS, in_axes=(0, _BATCH_AXES, 0, 0), devices=devices, donate_argnums=0)
+        return Phases(lambda state, batch: once(state, _split(batch, count)), partial(_call_pmap, last, count))
+    spread = partial(jax.shard_map, mesh=Mesh(np.asarray(devices), (AXIS,)))
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    return Phases(
+        jax.jit(spread(collect, in_specs=(whole, _batch_spec()), out_specs=split)),
+        jax.jit(spread(learn, in_specs=(whole, _batch_spec(), split, split), out_specs=(whole, whole)), donate_argnums=0),
+    )
+
+
+def _batch_spec() -> TaskBatch:
+    spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(AXIS)  # noqa: E731
+    return jax.tree.map(spec, _BATCH_AXES, is_leaf=lambda axis: axis is None)
+
+
+def _split(batch: TaskBatch, count: int) -> TaskBatch:
+    """Rows [B, ...] -> [count, B / count, ...], as pmap takes them."""
+    return jax.tree.map(lambda x, axis: x if axis is None else x.reshape(count, -1, *x.shape[1:]), batch, _BATCH_AXES)
 
 
 def _own_buffers(state: TrainState) -> TrainState:
@@ -90,9 +133,8 @@ def _replicate(state: TrainState, count: int) -> TrainState:
     return jax.tree.map(lambda x: jnp.stack([x] * count), state)
 
 
-def _call_pmap(step: Update, count: int, state: TrainState, batch: TaskBatch) -> tuple[Any, Metrics]:
-    split = jax.tree.map(lambda x, axis: x if axis is None else x.reshape(count, -1, *x.shape[1:]), batch, _BATCH_AXES)
-    state, metrics = step(state, split)
+def _call_pmap(step: Update, count: int, state: TrainState, batch: TaskBatch, *rows: Any) -> tuple[Any, Metrics]:
+    state, metrics = step(state, _split(batch, count), *rows)
     return state, _first(metrics)
 
 

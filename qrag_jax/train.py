@@ -38,7 +38,8 @@ from qrag_jax.files import write_text
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig, Pooling
-from qrag_jax.parallel import choose_devices, make_parallel
+from qrag_jax.parallel import choose_devices, make_parallel, make_phases
+from qrag_jax.reader.readers import check_reader
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Params, TrainState
@@ -51,6 +52,7 @@ VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a 
 # What the same run directory may change between two calls: nothing that training depends on.
 MAY_CHANGE = (
     *("eval.tokens", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
+    *("eval.reader_timeout", "eval.reader_concurrency", "eval.reader_devices", "eval.reader_dtype"),
     *("train.parallel", "train.devices"),
 )
 
@@ -74,8 +76,9 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     run_dir = Path(run_dir)
     devices = choose_devices(config.train, config.optim.batch)
     check_run_dir(config, run_dir)
-    if config.rl.reward != "support" and len(devices) > 1:
-        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains on one device, here are {len(devices)}; use train.devices 1")
+    if config.rl.reward != "support" and jax.process_count() > 1:
+        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains on one host, here are {jax.process_count()}; start it on one of them")
+    check_reader(config.eval)
     tests = test_sets(config)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     model = build_model(config, run_dir, [examples for _, examples in stages])
@@ -188,7 +191,11 @@ def train(
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = make_learner(model.embedder, config, layout)
     parallel = make_parallel(learner.update, config.train.parallel, devices)
-    answers = None if rl.reward == "support" else AnswerUpdate(learner, run_dir / "answers")
+    answers = (
+        None
+        if rl.reward == "support"
+        else AnswerUpdate(learner, make_phases(learner.collect, learner.learn, config.train.parallel, devices), run_dir / "answers")
+    )
     questions = validation_set(config)
     validation = [example for group in questions for example in group]
     batches = Batches(config, model.tokenizer, stages)

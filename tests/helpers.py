@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from qrag_jax import data
+from qrag_jax.answers import BABILONG_LABELS
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from qrag_jax.models.embedder import make_embedder
 from qrag_jax.models.pretrained import scratch_backbone
@@ -55,3 +56,12 @@ def small_batch(step: int = 0, config: RunConfig = SMALL) -> TaskBatch:
     size = config.optim.batch
     batch = make_batch([examples[i] for i in range(step * size, (step + 1) * size)], step * size, small_tokenizer(), config.data)
     return jax.tree.map(jnp.asarray, batch)
+
+
+def last_place(user: str) -> str:
+    """What a reader that knows the task says: the last place the person is said to have gone to."""
+    text, _, question = user.rpartition("Question: Where is ")
+    name = question.split("?")[0]
+    places = [word.rstrip(".") for line in text.splitlines() if line.startswith(f"{name} ") for word in line.split()]
+    known = [place for place in places if place in BABILONG_LABELS["qa1"]]
+    return known[-1] if known else "nowhere"

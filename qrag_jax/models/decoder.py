@@ -168,10 +168,14 @@ def decoder_weights(config: DecoderConfig) -> Iterator[Weight]:
 
 def split_over(config: DecoderConfig, devices: int) -> None:
     """Raises ValueError when a layer does not divide over ``devices``."""
-    layer = config.layer
-    for name, size in (("num_key_value_heads", layer.kv_heads), ("intermediate_size", layer.mlp_width)):
+    cut = {"num_key_value_heads": config.layer.kv_heads, "intermediate_size": config.layer.mlp_width}
+    for name, size in cut.items():
         if size % devices:
-            raise ValueError(f"mesh: {name} = {size} does not divide over {devices} devices of its axis {AXIS!r}; use fewer")
+            possible = [str(count) for count in range(1, devices) if not any(size % count for size in cut.values())]
+            raise ValueError(
+                f"mesh: {name} = {size} does not divide over {devices} devices of its axis {AXIS!r} (eval.reader_devices); "
+                f"use {' or '.join(possible)}"
+            )
 
 
 def weight_spec(path: tuple[str, ...], vocab_divides: bool) -> PartitionSpec:

@@ -70,16 +70,22 @@ def decoder_template(config: DecoderConfig, dtype: Any) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
 
 
+def check_mesh(config: DecoderConfig, mesh: Mesh | None) -> None:
+    """Raises ValueError when ``mesh`` has no axis "model", or the network does not divide over it."""
+    if mesh is None:
+        return
+    if AXIS not in mesh.axis_names:
+        raise ValueError(f"mesh: its axes are {', '.join(map(str, mesh.axis_names))}; the network is split over one called {AXIS!r}")
+    split_over(config, mesh.shape[AXIS])
+
+
 def load_params(source: DecoderSource, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> dict[str, Any]:
     """Parameters of type ``dtype`` on the default device, or split over the axis "model" of ``mesh``.
 
     Raises ValueError that lists every tensor that is missing, unexpected or misshapen, and when the network does not divide over the mesh.
     """
     config = source.config
-    if mesh is not None:
-        if AXIS not in mesh.axis_names:
-            raise ValueError(f"mesh: its axes are {', '.join(map(str, mesh.axis_names))}; the network is split over one called {AXIS!r}")
-        split_over(config, mesh.shape[AXIS])
+    check_mesh(config, mesh)
 
     def place(path: tuple[str, ...], value: np.ndarray) -> jax.Array:
         if mesh is None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qrag_jax.models.decoder import AXIS, Decoder
-from qrag_jax.models.decoder_loading import load_params, open_decoder
+from qrag_jax.models.decoder_loading import check_mesh, load_params, open_decoder
 from qrag_jax.models.folder import safetensors_files
 from qrag_jax.models.pretrained import HUB_NAME, from_hub
 from qrag_jax.reader.chat import chat_tokens, load_tokenizer, stop_tokens
@@ -77,14 +77,16 @@ class FlaxReader:
         """
         path = find_reader(name)
         source = open_decoder(path)
+        check_mesh(source.config, mesh)
         devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
         longest = min(PLANNED_TOKENS, source.config.max_tokens)
-        split = 1 if mesh is None else mesh.shape.get(AXIS, 1)
+        split = 1 if mesh is None else mesh.shape[AXIS]
         plan = plan_memory(source.config, batch=batch, prompt_tokens=longest, max_new_tokens=max_new_tokens, dtype=dtype, devices=split)
         free = free_memory(devices)
         known = "" if free is None else f"; {free / 1e9:.1f} GB free"
         say(f"reader {name}: {plan} for {batch} prompts of {longest} tokens{known}")
-        check_fit(f"reader {name}", plan.total, free, "use bfloat16, a smaller batch, a smaller model, or a mesh of more devices")
+        advice = "use bfloat16 (eval.reader_dtype), more devices (eval.reader_devices), a smaller batch or a smaller model"
+        check_fit(f"reader {name}", plan.total, free, advice)
         tokenizer = load_tokenizer(path)
         settings = f"dtype={jnp.dtype(dtype).name} temperature={temperature:g} max_new_tokens={max_new_tokens}"
         if temperature:
@@ -154,6 +156,20 @@ class FlaxReader:
             plan = self.plan(prompt_bucket(longest))
             advice = f"a prompt of {longest} tokens is too long for batch = {self.batch}; use a smaller one"
             check_fit(f"reader {self.name}", plan.cache + plan.activations, free_memory(self._devices), advice)
+
+
+def reader_mesh(count: int) -> Mesh | None:
+    """``count`` devices of this host to split a reader over, 0 for all; None: one device. Raises ValueError when there are fewer."""
+    devices = jax.local_devices()
+    if count > len(devices):
+        raise ValueError(f"eval.reader_devices = {count}: only {len(devices)} {devices[0].platform} device(s) here; use 0 for all")
+    chosen = devices[: count or len(devices)]
+    return None if len(chosen) == 1 else Mesh(np.asarray(chosen), (AXIS,))
+
+
+def reader_dtype(name: str) -> Any:
+    """What ``EvalConfig.reader_dtype`` means on this machine."""
+    return jnp.dtype(("float32" if jax.default_backend() == "cpu" else "bfloat16") if name == "auto" else name)
 
 
 def find_reader(name: str | Path) -> Path:

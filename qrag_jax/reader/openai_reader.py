@@ -172,7 +172,10 @@ class OpenAIReader:
                 extra_body=self.extra_body,
             ).http_response
         except openai.APITimeoutError:
-            raise _Failure(f"no response within {self.timeout:g} s", advice="raise timeout, or lower concurrency") from None
+            raise _Failure(
+                f"no response within {self.timeout:g} s",
+                advice="raise timeout (eval.reader_timeout), or lower concurrency (eval.reader_concurrency)",
+            ) from None
         except openai.APIConnectionError as error:
             raise _Failure(f"no connection: {error.__cause__ or error}", advice="see that the server runs and base_url is right") from error
         except openai.APIStatusError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qrag_jax.config import EvalConfig
 from qrag_jax.reader.cache import ResponseCache
 from qrag_jax.reader.protocol import Answer, Prompt, Reader
 from qrag_jax.runlog import progress
@@ -31,16 +32,46 @@ class CachedReader:
         return [answer for answer in found if answer is not None]
 
 
-def make_reader(text: str, folder: Path, max_new_tokens: int) -> Reader | None:
-    """``text`` as :class:`~qrag_jax.config.EvalConfig` has checked it; ``folder`` keeps the answers. None for ``none``."""
-    kind, _, rest = text.partition(":")
+def make_reader(settings: EvalConfig, folder: Path) -> Reader | None:
+    """The reader of ``settings``, None for ``none``; ``folder`` keeps its answers. Raises ValueError when it cannot be had."""
+    kind, _, rest = settings.reader.partition(":")
     if kind == "flax":
-        from qrag_jax.reader.flax_reader import FlaxReader
+        from qrag_jax.reader.flax_reader import FlaxReader, reader_dtype, reader_mesh
 
-        return CachedReader(FlaxReader.from_pretrained(rest, max_new_tokens=max_new_tokens), ResponseCache(folder))
-    if kind == "openai":
-        from qrag_jax.reader.openai_reader import OpenAIReader
+        reader = FlaxReader.from_pretrained(
+            rest,
+            dtype=reader_dtype(settings.reader_dtype),
+            max_new_tokens=settings.reader_tokens,
+            mesh=reader_mesh(settings.reader_devices),
+        )
+        return CachedReader(reader, ResponseCache(folder))
+    return _endpoint(settings, folder) if kind == "openai" else None
 
-        url, _, model = rest.rpartition(",")
-        return OpenAIReader(url, model, max_new_tokens=max_new_tokens, cache_dir=folder)
-    return None
+
+def check_reader(settings: EvalConfig) -> None:
+    """What can be found wrong with the reader before a long training: raises ValueError, loads no weights and asks nothing."""
+    kind, _, rest = settings.reader.partition(":")
+    if kind == "flax":
+        from qrag_jax.models.decoder_loading import check_mesh, open_decoder
+        from qrag_jax.reader.chat import load_tokenizer
+        from qrag_jax.reader.flax_reader import find_reader, reader_mesh
+
+        path = find_reader(rest)
+        check_mesh(open_decoder(path).config, reader_mesh(settings.reader_devices))
+        load_tokenizer(path)
+    elif kind == "openai":
+        _endpoint(settings, None)
+
+
+def _endpoint(settings: EvalConfig, folder: Path | None) -> Reader:
+    from qrag_jax.reader.openai_reader import OpenAIReader
+
+    url, _, model = settings.reader.removeprefix("openai:").rpartition(",")
+    return OpenAIReader(
+        url,
+        model,
+        timeout=settings.reader_timeout,
+        concurrency=settings.reader_concurrency,
+        max_new_tokens=settings.reader_tokens,
+        cache_dir=folder,
+    )

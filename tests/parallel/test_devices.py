@@ -6,6 +6,7 @@ Raw gradients are compared: Adam and clipping hide a wrong scale.
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ import numpy as np
 import optax
 import pytest
 
+from qrag_jax import answer_update, data
 from qrag_jax.config import TrainConfig
-from qrag_jax.parallel import choose_devices, make_parallel
+from qrag_jax.parallel import Phases, choose_devices, make_parallel, make_phases
+from qrag_jax.reader.protocol import Answer
 from qrag_jax.rl.rewards import support_reward
-from tests.helpers import SMALL, changed, small_batch, small_learner
+from tests.helpers import SMALL, changed, last_place, small_batch, small_learner
 
 KINDS = [("jit", 1), ("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 1), ("shard_map", 2), ("shard_map", 4)]
 # One update drawn at random, then by the policy, so that both paths are seen; two slices, so that accumulation is.
@@ -79,6 +82,52 @@ def test_parameters_and_metrics_are_those_of_one_device(kind, count, optimizer):
     expected, expected_metrics = three_updates("jit", 1, optimizer)
     assert_close(state.params, expected.params, 1e-5)
     assert_close(state.target_params, expected.target_params, 1e-5)
+    assert_close(metrics, expected_metrics, 1e-5)
+
+
+class LastPlace:
+    """A reader that knows the task."""
+
+    name = "last place"
+
+    def answer(self, prompts):
+        return [Answer(last_place(prompt.user), None, None, "stop") for prompt in prompts]
+
+
+@lru_cache
+def answer_updates(kind: str, count: int):
+    """State, metrics and rewards of two updates whose rewards come from answers. Plain SGD at a rate of 1: the step is the raw gradient."""
+    config = changed(CONFIG, rl={"reward": "mixed"}, eval={"reader": "flax:replaced"})
+    learner, state = small_learner(config, OPTIMIZERS["sgd"])
+    devices = tuple(jax.devices()[:count])
+    phases = make_phases(learner.collect, learner.learn, kind, devices)
+    rewards, metrics = [], []
+
+    def learn(state, batch, episode, reward):
+        rewards.append(reward.reshape(len(batch.support), -1))
+        return phases.learn(state, batch, episode, reward)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer_update, "make_reader", lambda settings, folder: LastPlace())
+        update = answer_update.AnswerUpdate(learner, Phases(phases.collect, learn), Path())
+    examples = data.load(config.data, "train", seed=0, group=config.optim.batch)
+    plain = parallel(learner.update, kind, count)
+    state = plain.place(state)
+    for step in range(2):
+        part = [examples[i] for i in range(step * config.optim.batch, (step + 1) * config.optim.batch)]
+        state, found = update(state, small_batch(step), part, "qa1")
+        metrics.append({name: float(value) for name, value in found.items()})
+    return plain.fetch(state), metrics, rewards
+
+
+@pytest.mark.parametrize(("kind", "count"), [("auto", 2), ("pmap", 4), ("shard_map", 4)])
+def test_an_update_from_answers_is_that_of_one_device(kind, count):
+    state, metrics, rewards = answer_updates(kind, count)
+    expected, expected_metrics, expected_rewards = answer_updates("jit", 1)
+    np.testing.assert_array_equal(rewards, expected_rewards)
+    assert 0 < np.sum(rewards) < np.size(rewards)
+    assert_close(state.params, expected.params, 1e-7)
+    assert_close(state.target_params, expected.target_params, 1e-7)
     assert_close(metrics, expected_metrics, 1e-5)
 
 

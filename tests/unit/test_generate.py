@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from qrag_jax.models.decoder import Decoder, DecoderConfig, decoder_weights
-from qrag_jax.models.decoder_loading import decoder_template
-from qrag_jax.models.weights import from_flax
 from qrag_jax.reader import flax_reader, memory
 from qrag_jax.reader.chat import chat_tokens, load_tokenizer, stop_tokens
 from qrag_jax.reader.flax_reader import FlaxReader, find_reader, fingerprint
 from qrag_jax.reader.generate import generate, nucleus, pad_prompts, prompt_bucket
 from qrag_jax.reader.memory import MemoryPlan, check_fit, plan_memory
 from qrag_jax.reader.protocol import Prompt
+from tests.helpers_chat import WORDS, tiny, write_chat_model
 
-WORDS = ["<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", *(f"w{i}" for i in range(43))]
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-    "eos_token_id": 4,
-}
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}{% if enable_thinking %} w42{% endif %}"
-)
 PROMPTS = pad_prompts([[5, 6, 7], [8], [9, 10, 11, 12], [13, 14]], 4, 6)
 NONE = np.zeros(0, np.int32)
-
-
-@cache
-def tiny() -> tuple[Decoder, dict[str, Any]]:
-    config = DecoderConfig.from_hf(CONFIG)
-    rng = np.random.default_rng(3)
-    return Decoder(config), jax.tree.map(
-        lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), decoder_template(config, np.float32)
-    )
 
 
 def text(**options: Any) -> Any:
@@ -158,22 +128,7 @@ def test_bad_settings_are_refused_by_name(field: str, value: float) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A chat model as a user has it on disk: config.json, weights, a tokenizer of whole words with a chat template."""
-    import tokenizers
-    from tokenizers import models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    model, params = tiny()
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    save_file(from_flax(decoder_weights(model.config), params), tmp_path / "model.safetensors")
-    words = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="w0", pad_token="<pad>", eos_token="<|end|>", additional_special_tokens=WORDS[1:4]
-    )
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(tmp_path)
-    return tmp_path
+    return write_chat_model(tmp_path)
 
 
 def prompts(*lengths: int) -> list[Prompt]:

@@ -65,8 +65,9 @@ class Model:
     params: Params
 
 
-def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
-    """Trains, evaluates and exports; returns the rows of results.json.
+def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[dict[str, Any]]:
+    """Trains, evaluates and exports; returns the rows of results.json. ``test`` False: the test questions are left alone (the trials of a
+    sweep are compared on validation), and there are no rows; the same call with True evaluates what was trained.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM.
     """
@@ -75,7 +76,7 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     check_run_dir(config, run_dir)
     if config.rl.reward != "support" and len(devices) > 1:
         raise ValueError(f"rl.reward = {config.rl.reward!r}: trains on one device, here are {len(devices)}; use train.devices 1")
-    tests = test_sets(config)
+    tests = test_sets(config) if test else []
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     model = build_model(config, run_dir, [examples for _, examples in stages])
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,8 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
         step=step,
         rows=rows,
     )
-    write_report(run_dir, rows)
+    if test:
+        write_report(run_dir, rows)
     return rows
 
 

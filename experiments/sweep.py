@@ -43,7 +43,7 @@ class Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 64 bad input, 75 interrupted (run it again to go on)."""
+    """Runs the command and returns its exit code: 0 done, failed trials or not, 64 bad input, 75 interrupted (run it again to go on)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [REPORT]:
         return execute(lambda: report(read(Report, words[1:], f"experiments.sweep {REPORT}", __doc__ or "")))

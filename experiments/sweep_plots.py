@@ -29,7 +29,8 @@ def parallel(rows: Sequence[Row], best: Row | None, spec: Spec, path: Path) -> N
     figure, axes = _figure(1)
     figure.set_size_inches(2.2 * len(spec.space) + 3.5, 4.4)
     axis = axes[0, 0]
-    colours = ScalarMappable(Normalize(min(scores), max(scores) if max(scores) > min(scores) else min(scores) + 1e-9), "cividis_r")
+    least, most = (min(scores), max(scores)) if min(scores) < max(scores) else (0.0, 1.0)
+    colours = ScalarMappable(Normalize(least, most), "cividis_r")
     for number, (row, score) in enumerate(seen):
         aside = SPREAD * (number - (len(seen) - 1) / 2) / max(1, len(seen) / 6)
         heights = [place(dimension, row.values[dimension.name]) + aside for dimension in spec.space] + [score]
@@ -44,7 +45,8 @@ def parallel(rows: Sequence[Row], best: Row | None, spec: Spec, path: Path) -> N
             markersize=6 if top else 3,
             zorder=3 if top else 2,
         )
-    small: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+    small: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8, "zorder": 4}
+    small["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     for x, dimension in enumerate(spec.space):
         for value in ticks(dimension):
             axis.annotate(

@@ -78,10 +78,11 @@ def run(sweep: Sweep, command: Sequence[str] = TRIAL) -> None:
     environments = slots(sweep.spec.settings.parallel, sweep.run_dir)
     running: dict[int, Running] = {}
     say(f"{sweep.run_dir}: {sweep.spec.trials} trials, {sweep.spec.settings.method}\n{HEADER}")
-    for row in sweep.rows():
+    rows = sweep.rows()
+    for row in rows:
         say(line(row))
     try:
-        with interruptions(), progress(total=sweep.spec.trials, unit="trial", desc="sweep") as bar:
+        with interruptions(), progress(total=sweep.spec.trials, unit="trial", desc="sweep", initial=_finished(rows)) as bar:
             while True:
                 for slot in set(range(len(environments))) - set(running):
                     if (claim := sweep.next()) is None:
@@ -99,7 +100,7 @@ def run(sweep: Sweep, command: Sequence[str] = TRIAL) -> None:
                     del running[slot]
                     _show(sweep, one.claim.name)
                     write_summary(sweep)
-                bar.update(sum(row.state in ("complete", "pruned", "failed") for row in sweep.rows()) - bar.n)
+                    bar.update(_finished(sweep.rows()) - bar.n)
     except KeyboardInterrupt:
         for one in running.values():
             one.stop()
@@ -178,6 +179,10 @@ def line(row: Row) -> str:
     changed = "  ".join(f"{name.rpartition('.')[2]}={shown(value)}" for name, value in row.values.items())
     score = "-" if row.value is None else f"{row.value:.3f}"
     return f"{row.name:<10}  {row.state:<8}  {score:>7}  {row.updates:>7}  {row.seconds / 60:>7.1f}  {changed}"
+
+
+def _finished(rows: Sequence[Row]) -> int:
+    return sum(row.state in ("complete", "pruned", "failed") for row in rows)
 
 
 def _show(sweep: Sweep, name: str) -> None:

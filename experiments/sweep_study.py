@@ -58,9 +58,9 @@ class Lock:
         return self._take(fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
-        assert self.file is not None
-        os.close(self.file)
-        self.file = None
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
 
     def _take(self, how: int) -> bool:
         self._path.parent.mkdir(parents=True, exist_ok=True)

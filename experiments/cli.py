@@ -10,13 +10,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from experiments.compare import write_comparison
+from qrag_jax import presets
 from qrag_jax.config import RunConfig
-from qrag_jax.presets import PRESETS, preset
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.runlog import Preempted
 
@@ -45,9 +46,10 @@ SHORT = {
 class Command:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     preset: str = "tiny"
-    """Settings to start from."""
+    """Settings to start from: a name, or a .json file with a configuration (a run's config.json, a sweep's best.json), whose task is then
+    the default."""
     run_dir: str = ""
-    """Folder of the run; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET."""
+    """Folder of the run; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET (of a file: its name)."""
 
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
@@ -69,13 +71,16 @@ def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: 
     words = [_long(word) for word in (sys.argv[1:] if argv is None else argv)]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="tiny")
-    first.add_argument("--data.task", dest="task", default=default_task)
+    first.add_argument("--data.task", dest="task")
     known, _ = first.parse_known_args(words)
+    if known.task is None:
+        known.task = presets.read(known.preset, benchmark).data.task if presets.is_file(known.preset) else default_task
     if known.task not in tasks:
         raise ValueError(f"task {known.task!r}: unknown; known: {', '.join(tasks)}")
     short = "\n".join(f"  {name} = {field}" for name, field in SHORT.items())
-    text = f"{description}\n\nPresets: {', '.join(PRESETS)}. Short names:\n{short}"
-    default = Command(preset(known.preset, benchmark, known.task), known.preset, f"runs/{benchmark}-{known.task}-{known.preset}")
+    text = f"{description}\n\nPresets: {', '.join(presets.PRESETS)}, or a .json file. Short names:\n{short}"
+    name = Path(known.preset).stem if presets.is_file(known.preset) else known.preset
+    default = Command(presets.preset(known.preset, benchmark, known.task), known.preset, f"runs/{benchmark}-{known.task}-{name}")
     return read(Command, words, f"experiments.{benchmark}", text, default)
 
 

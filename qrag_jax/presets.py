@@ -1,9 +1,11 @@
-"""Settings to start from, by name. The paper's are those of its appendix F and of the reference code's configurations."""
+"""Settings to start from, by name or from a file. The paper's are those of its appendix F and of the reference code's configurations."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
@@ -152,8 +154,29 @@ PRESETS: dict[str, Callable[[str, str], RunConfig]] = {
 }
 
 
+def is_file(name: str) -> bool:
+    """Whether a preset is a file, a configuration as runs (config.json) and sweeps (best.json) write it, and not one of PRESETS."""
+    return name.endswith(".json")
+
+
 def preset(name: str, benchmark: str, task: str) -> RunConfig:
-    """The preset ``name`` for a task of a benchmark. Raises ValueError, naming the known ones, on an unknown name."""
+    """The preset ``name`` for a task of a benchmark. Raises ValueError, naming the known ones, on an unknown name, and as :func:`read`."""
+    if is_file(name):
+        config = read(name, benchmark)
+        return replace(config, data=replace(config.data, task=task))
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r}: unknown; known: {', '.join(PRESETS)}")
+        raise ValueError(f"preset {name!r}: unknown; known: {', '.join(PRESETS)}, or a .json file with a configuration")
     return PRESETS[name](benchmark, task)
+
+
+def read(path: str, benchmark: str) -> RunConfig:
+    """The configuration in a file. Raises ValueError, naming the file, when it holds none or one of another benchmark."""
+    try:
+        config = RunConfig.from_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"preset {path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"preset {path}: {error}") from error
+    if benchmark != config.data.benchmark and benchmark not in re.split(r"[:+]", config.data.benchmark):
+        raise ValueError(f"preset {path}: holds settings for {config.data.benchmark}, not for {benchmark}")
+    return config

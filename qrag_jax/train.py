@@ -68,8 +68,9 @@ class Model:
     params: Params
 
 
-def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
-    """Trains, evaluates and exports; returns the rows of results.json.
+def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[dict[str, Any]]:
+    """Trains, evaluates and exports; returns the rows of results.json. ``test`` False: the test questions are left alone (the trials of a
+    sweep are compared on validation), and there are no rows; the same call with True evaluates what was trained.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM.
     """
@@ -79,7 +80,7 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     if config.rl.reward != "support" and jax.process_count() > 1:
         raise ValueError(f"rl.reward = {config.rl.reward!r}: trains on one host, here are {jax.process_count()}; start it on one of them")
     check_reader(config.eval)
-    tests = test_sets(config)
+    tests = test_sets(config) if test else []
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     model = build_model(config, run_dir, [examples for _, examples in stages])
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,8 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
         step=step,
         rows=rows,
     )
-    write_report(run_dir, rows)
+    if test:
+        write_report(run_dir, rows)
     return rows
 
 

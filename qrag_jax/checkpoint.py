@@ -1,14 +1,16 @@
 """Train states on disk, by orbax: the last two, to go on from, and the best on validation, to use.
 
 A checkpoint is written on a thread, aside, and renamed when whole, so that the loop does not wait and whoever is killed leaves nothing
-half. Its digest is read back with it: what a broken disk or a copy cut short left is never gone on from.
+half. It lists the digest of each of its files: what a broken disk or a copy cut short left is never gone on from.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ from qrag_jax.files import read_json, write_json
 from qrag_jax.runlog import say
 
 FORMAT = {"format": "qrag-jax-checkpoint", "version": 2}
-UNFINISHED = ".orbax-checkpoint-tmp"  # how orbax ends the name of a folder that it has not finished
+STATE, CONTENTS = "state", "contents.json"  # of a checkpoint's folder: what orbax writes; info and digests
+UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that is not finished, as orbax does
 KEEP = 2  # checkpoints to go on from: should one be unreadable, there is the one before
 
 
@@ -56,7 +59,7 @@ class Checkpoints:
             raise ValueError(f"{self._root}: holds files that are not checkpoints of qrag-jax; choose another run directory")
         else:
             write_json(marker, FORMAT)
-        self._disk = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: list[tuple[int, Future[None]]] = []
         self._best_of: dict[int, int] = {}  # of each whole last checkpoint
@@ -125,15 +128,20 @@ class Checkpoints:
 
     def _write(self, name: str, step: int, state: Any, info: dict[str, Any]) -> None:
         folder = self._root / name / str(step)
-        items = {
-            "state": ocp.args.StandardSave(state),
-            "info": ocp.args.JsonSave({"info": info, "sha256": _digest(state, info)}),
-        }
+        new = folder.with_name(folder.name + UNFINISHED)
+        for old in (new, folder):  # left by a killed run, or passed over
+            if old.exists():
+                shutil.rmtree(old)
+        new.mkdir(parents=True)
         try:
+            if shutil.disk_usage(new).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
             with _quiet():
-                self._disk.save(folder, args=ocp.args.Composite(**items), force=True)
-        except Exception:
-            shutil.rmtree(folder.with_name(folder.name + UNFINISHED), ignore_errors=True)
+                self._orbax.save(new / STATE, args=ocp.args.StandardSave(state))
+            write_json(new / CONTENTS, {"info": info, "info_sha256": _digest_of(info), "sha256": _digests(new / STATE)})
+            new.rename(folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
             raise
         if name == "last":
             self._best_of[step] = info["best_step"]
@@ -152,16 +160,20 @@ class Checkpoints:
         """Raises ValueError, naming the folder, on a checkpoint that is not whole or not of these shapes."""
         folder = self._root / name / str(step)
         plain = jax.tree.map(np.asarray, _unkey(template))
+        contents = read_json(folder / CONTENTS)
         try:
-            with _quiet():
-                found = self._disk.restore(
-                    folder, args=ocp.args.Composite(state=ocp.args.StandardRestore(plain), info=ocp.args.JsonRestore())
-                )
-            state, info, expected = found["state"], found["info"]["info"], found["info"]["sha256"]
-        except Exception as error:  # orbax raises many kinds; all mean that this checkpoint is not one of ours, or no longer
+            info, expected = contents["info"], contents["sha256"]
+            if contents["info_sha256"] != _digest_of(info):
+                raise ValueError(f"{CONTENTS} is not what was written")
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{folder}: not a checkpoint of qrag-jax, or damaged ({error!r})") from error
+        found = _digests(folder / STATE)
+        if damaged := sorted(file for file in found.keys() | expected.keys() if found.get(file) != expected.get(file)):
+            raise ValueError(f"{folder}: {damaged[0]} is damaged or missing")
+        try:
+            state = self._orbax.restore(folder / STATE, args=ocp.args.StandardRestore(plain))
+        except Exception as error:  # orbax raises many kinds; the files being whole, all mean that they hold another model
             raise ValueError(f"{folder}: cannot be restored ({type(error).__name__}: {error})") from error
-        if _digest(state, info) != expected:
-            raise ValueError(f"{folder}: cannot be restored (its contents are not those that were saved)")
         for (path, value), like in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(plain), strict=True):
             if (value.shape, value.dtype) != (like.shape, like.dtype):
                 raise ValueError(
@@ -190,12 +202,18 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _digest(state: Any, info: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(info, sort_keys=True).encode())
-    for path, leaf in jax.tree.leaves_with_path(state):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _digests(folder: Path) -> dict[str, str]:
+    """Path below ``folder`` -> sha256, of every file."""
+    digests = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _digest_of(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _is_key(x: Any) -> bool:

@@ -19,10 +19,12 @@ from experiments.compare import write_comparison
 from qrag_jax import presets
 from qrag_jax.config import RunConfig
 from qrag_jax.reader.protocol import ReaderError
-from qrag_jax.runlog import Preempted
+from qrag_jax.runlog import CannotWrite, NotFinite, Preempted
 
 T = TypeVar("T")
 EXIT_BAD_CONFIGURATION = 64
+EXIT_NOT_FINITE = 70
+EXIT_CANNOT_WRITE = 74
 EXIT_PREEMPTED = 75
 
 # Short name -> configuration field.
@@ -104,12 +106,25 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
 
 
 def execute(run: Callable[[], None]) -> int:
-    """The exit code of a command: 0 done, 64 bad input, 75 preempted, or the reader is out of reach, with everything so far saved."""
+    """The exit code of a command.
+
+    0    done
+    64   bad input
+    70   NaN or infinity in an update; the same command would meet it again
+    74   the disk is full or broken; the same command goes on from the last checkpoint once there is room
+    75   preempted, or the reader is out of reach, with everything so far saved: run the same command again
+    """
     try:
         run()
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION
+    except NotFinite as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_NOT_FINITE
+    except CannotWrite as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_CANNOT_WRITE
     except Preempted as stop:
         sys.stderr.write(f"preempted: {stop}\n")
         return EXIT_PREEMPTED

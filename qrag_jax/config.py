@@ -238,6 +238,9 @@ class TrainConfig:
     eval_episodes: int = 128
     """Validation episodes during training."""
     checkpoint_every: int = 100
+    """Updates between checkpoints."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints at most, where updates are slow. After a SIGTERM there is one at once."""
     curriculum: tuple[str, ...] = ()
     """Stages before the main task, each TASK:CHUNKS:UPDATES (qa2:40:700): chains and documents that grow."""
     stop_at: float | None = None
@@ -252,13 +255,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), ">= 1")
-        for name in ("eval_every", "checkpoint_every"):
-            _require(
-                getattr(self, name) % self.log_every == 0,
-                f"train.{name}",
-                getattr(self, name),
-                f"a multiple of train.log_every ({self.log_every}), so that a resumed run records what an uninterrupted one would",
-            )
+        _require(
+            self.eval_every % self.log_every == 0,
+            "train.eval_every",
+            self.eval_every,
+            f"a multiple of train.log_every ({self.log_every}): a validation stands beside a record",
+        )
+        _require(0 < self.checkpoint_minutes < math.inf, "train.checkpoint_minutes", self.checkpoint_minutes, "> 0")
         _require(0 <= self.seed < 2**31, "train.seed", self.seed, "in [0, 2^31)")
         _require(self.devices >= 0, "train.devices", self.devices, ">= 0")
         if self.stop_at is not None:

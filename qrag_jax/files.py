@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+# A full disk, a quota, the largest file allowed, a broken disk, one that became read-only.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Writes beside the target and renames, so that a reader never sees half a file."""
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Writes beside the target and renames, so that a reader never sees half a file; a failure leaves the target as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """As :func:`write_bytes`, in UTF-8."""
+    return write_bytes(path, text.encode())
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file was being written by :func:`write_bytes` when its process died."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What the system said, such as "No space left on device", if ``error`` says that a file could not be written; otherwise None."""
+    # Tensorstore, which writes checkpoints, tells the number in the text of a ValueError.
+    told = re.search(r"os_error_code='(\d+)'", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    return os.strerror(number) if number in DISK_ERRORS else None
 
 
 def write_json(path: str | Path, value: Any) -> Path:

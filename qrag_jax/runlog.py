@@ -22,6 +22,14 @@ class Preempted(Exception):
     """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
 
 
+class NotFinite(Exception):
+    """An update gave NaN or infinity; it is saved for inspection."""
+
+
+class CannotWrite(Exception):
+    """The disk is full or broken; the checkpoint before is whole."""
+
+
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     """A progress bar with rate and time left, on stderr; lines of a log file when stderr is not a terminal."""
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)

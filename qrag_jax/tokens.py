@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from qrag_jax.config import DataConfig
+from qrag_jax.files import write_text
 from qrag_jax.types import PAD, QAExample, TaskBatch
 
 # Padded sizes (rows of a pool, chunks of a document): dense enough to waste little, few enough that a run compiles a handful of shapes.
@@ -56,8 +57,8 @@ class TextTokenizer:
         return cls(AutoTokenizer.from_pretrained(str(path), local_files_only=True).backend_tokenizer)
 
     def save(self, path: str | Path) -> None:
-        """Writes a tokenizer.json."""
-        self._tokenizer.save(str(path))
+        """Writes a tokenizer.json, whole or not at all."""
+        write_text(path, self._tokenizer.to_str(pretty=True))
 
     @property
     def vocab_size(self) -> int:

@@ -6,22 +6,19 @@ The same call on the same folder resumes and continues bit for bit: batches and 
 from __future__ import annotations
 
 import dataclasses
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from qrag_jax import plots
 from qrag_jax.answer_update import AnswerUpdate
 from qrag_jax.batches import Batches, stage_examples
-from qrag_jax.checkpoint import Checkpoints
+from qrag_jax.checkpoint import Checkpoints, saved_steps
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate import (
     evaluate,
@@ -34,7 +31,7 @@ from qrag_jax.evaluate import (
 )
 from qrag_jax.evaluation_sets import test_sets, validation_set
 from qrag_jax.export import find_export, read_export, write_export
-from qrag_jax.files import write_text
+from qrag_jax.files import disk_error, is_unfinished, write_text
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig, Pooling
@@ -42,18 +39,19 @@ from qrag_jax.parallel import choose_devices, make_parallel, make_phases
 from qrag_jax.reader.readers import check_reader
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.learner import Params, TrainState
+from qrag_jax.rl.learner import Metrics, Params, TrainState
 from qrag_jax.rl.supervised import make_learner
-from qrag_jax.runlog import Preempted, RunLog, progress, say, write_manifest
+from qrag_jax.runlog import CannotWrite, NotFinite, Preempted, RunLog, progress, say, write_manifest
+from qrag_jax.survival import StopRequest, Window, stop_requests, write_bad_update
 from qrag_jax.tokens import TextTokenizer, train_wordpiece
-from qrag_jax.types import QAExample
+from qrag_jax.types import QAExample, TaskBatch
 
 VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
 # What the same run directory may change between two calls: nothing that training depends on.
 MAY_CHANGE = (
     *("eval.tokens", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
     *("eval.reader_timeout", "eval.reader_concurrency", "eval.reader_devices", "eval.reader_dtype"),
-    *("train.parallel", "train.devices"),
+    *("train.parallel", "train.devices", "train.checkpoint_every", "train.checkpoint_minutes"),
 )
 
 
@@ -72,9 +70,22 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[di
     """Trains, evaluates and exports; returns the rows of results.json. ``test`` False: the test questions are left alone (the trials of a
     sweep are compared on validation), and there are no rows; the same call with True evaluates what was trained.
 
-    Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM.
+    Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
+    when an update gave NaN; CannotWrite when the disk is full or broken.
     """
     run_dir = Path(run_dir)
+    try:
+        with stop_requests() as stop:
+            return _run(config, run_dir, stop, test)
+    except (OSError, ValueError) as error:
+        if (told := disk_error(error)) is None:
+            raise
+        saved = saved_steps(run_dir)
+        rest = f"the checkpoint of update {saved[0]} is whole and the same command goes on from it" if saved else "nothing was saved before"
+        raise CannotWrite(f"{run_dir}: cannot be written to ({told}); {rest}; make room first") from error
+
+
+def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool) -> list[dict[str, Any]]:
     devices = choose_devices(config.train, config.optim.batch)
     check_run_dir(config, run_dir)
     if config.rl.reward != "support" and jax.process_count() > 1:
@@ -89,7 +100,8 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[di
         model.tokenizer.save(run_dir / "tokenizer.json")
     write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
 
-    params, threshold, step = train(config, run_dir, model, stages, devices)
+    with Checkpoints(run_dir) as checkpoints:
+        params, threshold, step = train(config, run_dir, model, stages, devices, checkpoints, stop)
     retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, step)
     rows = evaluate(config, run_dir, retriever, tests)
     plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}")
@@ -121,7 +133,7 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> None:
     """Raises ValueError when the folder holds something else than this very run."""
     path = run_dir / "config.json"
     if not path.exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
+        if run_dir.exists() and not all(is_unfinished(path) for path in run_dir.iterdir()):
             raise ValueError(f"{run_dir}: not empty and not a run (no config.json); choose another --run-dir")
         return
     old, new = (_flat(c) for c in (RunConfig.from_json(path.read_text(encoding="utf-8")), config))
@@ -186,10 +198,12 @@ def train(
     model: Model,
     stages: Sequence[tuple[Stage, Sequence[QAExample]]],
     devices: tuple[jax.Device, ...],
+    checkpoints: Checkpoints,
+    stop: StopRequest,
 ) -> tuple[Params, float | None, int]:
     """The loop. Returns the parameters best on validation, their stop threshold and their step."""
     rl, steps, every = config.rl, config.train.steps, config.train.log_every
-    log, checkpoints = RunLog(run_dir), Checkpoints(run_dir)
+    log = RunLog(run_dir)
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = make_learner(model.embedder, config, layout)
     parallel = make_parallel(learner.update, config.train.parallel, devices)
@@ -202,14 +216,25 @@ def train(
     validation = [example for group in questions for example in group]
     batches = Batches(config, model.tokenizer, stages)
 
-    state = learner.init(jax.random.key(config.train.seed), model.params)
-    progress_info: dict[str, Any] = {"seconds": 0.0, "best": -1.0, "reached": 0, "threshold": None}
-    start = checkpoints.step("last") or 0
+    first = learner.init(jax.random.key(config.train.seed), model.params)
+    progress_info: dict[str, Any] = {"seconds": 0.0, "best": -1.0, "best_step": 0, "reached": 0, "threshold": None, "window": None}
+
+    def saved() -> tuple[int, TrainState, dict[str, Any]]:
+        """The state to go on from, on the devices."""
+        found = checkpoints.latest(first, {"params": model.params})
+        if found is None:
+            return 0, parallel.place(first), progress_info
+        return found.step, parallel.place(found.state), found.info
+
+    start, state, progress_info = saved()
     if start:
-        state, progress_info = checkpoints.restore("last", state)
         say(f"resuming {run_dir} at update {start} of {steps}")
     log.rewind(start if start else -1)
-    state = parallel.place(state)
+
+    def update(state: TrainState, batch: TaskBatch, step: int) -> tuple[TrainState, Metrics]:
+        if answers is None:
+            return parallel.update(state, batch)
+        return answers(state, batch, batches.examples(step - 1), batches.stage(step - 1).task)
 
     def check(state: TrainState, step: int) -> None:
         """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint."""
@@ -227,76 +252,56 @@ def train(
         # The stopped F1 breaks ties: it also wants the values of finished episodes to be low.
         score = found["fact_em" if answers is None else "answer_em"] + 1e-3 * (found["fact_f1_stopped"] or 0.0)
         if score >= progress_info["best"]:
-            progress_info["best"] = score
-            checkpoints.save("best", step, {"params": params}, dict(progress_info))
+            progress_info.update(best=score, best_step=step)
+            checkpoints.save("best", step, {"params": params}, {"threshold": progress_info["threshold"]})
+
+    def refuse_nan(step: int) -> None:
+        """Raises NotFinite if one of the updates of the window that ends at ``step`` gave NaN, and leaves it to be looked at."""
+        if (index := window.first_bad()) is None:
+            return
+        bad = step - len(window) + 1 + index
+        checkpoints.wait()
+        at, before, _ = saved()
+        for i in range(at + 1, bad):
+            before, _ = update(before, batches[i - 1], i)
+        metrics = window.values(index)
+        path = write_bad_update(run_dir, bad, metrics, batches.examples(bad - 1), batches[bad - 1], parallel.fetch(before))
+        raise NotFinite(f"update {bad}: not a number in {metrics}; {path} holds it; lower optim.learning_rate, or look at the data")
 
     if start == 0:
         check(state, 0)  # what the parameters can do before training: zero-shot, where they are pretrained
     began = time.perf_counter() - progress_info["seconds"]
-    window: list[dict[str, jax.Array]] = []
-    texts = 0
+    window = Window(progress_info["window"])
     ended = start >= steps or (config.train.stop_at is not None and progress_info["reached"] >= 2)
-    with stop_requests() as stop, progress(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
-        clock = time.perf_counter()
+    with stop.later(), progress(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
         for step, batch in enumerate(batches.ahead(start, start if ended else steps), start + 1):
-            if answers is None:
-                state, metrics = parallel.update(state, batch)
-            else:
-                state, metrics = answers(state, batch, batches.examples(step - 1), batches.stage(step - 1).task)
-            window.append(metrics)
-            texts += 2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget
+            state, metrics = update(state, batch, step)
+            window.add(metrics, 2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget)
             bar.update()
-            if step % every and step != steps:
-                continue
-            means = {name: float(np.mean([m[name] for m in jax.device_get(window)])) for name in metrics}
-            if not all(np.isfinite(value) for value in means.values()):
-                raise FloatingPointError(f"update {step}: not a number in {means}; lower optim.learning_rate, or look at the data")
-            now = time.perf_counter()
-            rate = len(window) * config.optim.batch * rl.budget / (now - clock)
-            log.record("train", step, **means, seconds=now - began, transitions_per_second=rate, chunks_per_second=texts / (now - clock))
-            bar.set_postfix_str(
-                f"return {means['return']:.2f} Fact EM {means['fact_em']:.2f} loss {means['loss']:.4f} {rate:.0f} transitions/s",
-                refresh=False,
-            )
-            window, texts = [], 0
-            validate = step % config.train.eval_every == 0 or step == steps
-            if validate:
-                check(state, step)
-            ended = step == steps or progress_info["reached"] >= 2
-            progress_info["seconds"] = time.perf_counter() - began
-            if ended or stop.asked or step % config.train.checkpoint_every == 0:
-                checkpoints.save("last", step, parallel.fetch(state), dict(progress_info))
+            if step % every == 0 or step == steps:
+                refuse_nan(step)
+                checkpoints.check()
+                means, spent = window.means(), window.seconds
+                rate = len(window) * config.optim.batch * rl.budget / spent
+                took = {"seconds": time.perf_counter() - began, "transitions_per_second": rate, "chunks_per_second": window.texts / spent}
+                log.record("train", step, **means, **took)
+                bar.set_postfix_str(
+                    f"return {means['return']:.2f} Fact EM {means['fact_em']:.2f} loss {means['loss']:.4f} {rate:.0f} transitions/s",
+                    refresh=False,
+                )
+                if step % config.train.eval_every == 0 or step == steps:
+                    check(state, step)
+                window = Window()
+                ended = step == steps or progress_info["reached"] >= 2
+            asked, late = stop.asked, time.monotonic() - checkpoints.saved_at >= 60 * config.train.checkpoint_minutes
+            if ended or asked or late or step % config.train.checkpoint_every == 0:
+                refuse_nan(step)
+                progress_info.update(seconds=time.perf_counter() - began, window=window.to_json())
+                checkpoints.save("last", step, parallel.fetch(state), progress_info)
+            if asked:
+                checkpoints.wait()
+                raise Preempted(f"saved at update {step}; run the same command again to go on")
             if ended:
                 break
-            if stop.asked:
-                checkpoints.close()
-                raise Preempted(f"saved at update {step}; run the same command again to go on")
-            clock = time.perf_counter()
-    best, info = checkpoints.restore("best", {"params": model.params})
-    best_step = checkpoints.step("best")
-    checkpoints.close()
-    assert best_step is not None
-    return best["params"], info["threshold"], best_step
-
-
-class StopRequest:
-    asked = False
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """SIGTERM (a preempted machine) asks the loop to save and leave; the old handler comes back afterwards."""
-    request = StopRequest()
-
-    def ask(signum: int, frame: Any) -> None:
-        request.asked = True
-
-    try:
-        old = signal.signal(signal.SIGTERM, ask)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield request
-        return
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, old)
+    best = checkpoints.best(progress_info["best_step"], {"params": model.params})
+    return best.state["params"], best.info["threshold"], best.step

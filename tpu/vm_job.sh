@@ -67,7 +67,7 @@ fetch() {
     [[ ! -e runs ]] || refuse "qrag/runs and $bucket both hold runs; move one of them away"
     rm -rf runs.part
     mkdir runs.part
-    gcloud storage rsync --recursive "$bucket" runs.part || refuse "cannot fetch $bucket" 74
+    gcloud storage rsync --recursive "$bucket" runs.part || refuse "cannot fetch $bucket" 75
     steps runs.part | while read -r step; do
       if ! grep -qxF "$step" complete; then rm -rf "runs.part/$step"; fi
     done
@@ -77,7 +77,7 @@ fetch() {
     mkdir -p runs
   else
     cat job/fetch >&2
-    refuse "cannot read $bucket" 74
+    refuse "cannot read $bucket" 75
   fi
   printf '%s' "$bucket" >bucket
 }
@@ -139,7 +139,7 @@ supervise() {
     done
     if [[ $sent == no ]]; then
       echo "could not send runs to $bucket; they are on this VM alone" >&2
-      if ((code == 0)); then code=74; fi
+      if ((code == 0)); then code=75; fi
     fi
   fi
   exit "$code"

@@ -57,7 +57,7 @@ def test_a_bucket_that_cannot_be_read_is_not_an_empty_one(world):
     (world.folder / "gs.broken").touch()
     start(world, "100")
     code, log = world.wait_for_job()
-    assert code == 74
+    assert code == 75
     assert "403 access denied" in log
     assert not (world.home / "qrag/runs").exists()
 
@@ -81,7 +81,7 @@ def test_results_that_could_not_be_sent_are_no_success(world):
     (world.folder / "gs.full").touch()
     start(world, "100")
     code, log = world.wait_for_job()
-    assert code == 74
+    assert code == 75
     assert "they are on this VM alone" in log
 
 

@@ -1,0 +1,73 @@
+"""A small run of ``python -m experiments.babilong`` as a process of its own, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tests.conftest import ROOT
+
+SMALL = (
+    *("--task", "qa1", "--steps", "40", "--data.chunks", "16", "--data.shared-noise", "8", "--model.layers", "1", "--model.width", "32"),
+    *("--model.heads", "2", "--model.mlp-width", "64", "--model.vocab-size", "600", "--model.max-positions", "64", "--optim.batch", "8"),
+    *("--train.log-every", "5", "--train.eval-every", "10", "--train.checkpoint-every", "10", "--train.eval-episodes", "8"),
+    *("--train.devices", "1", "--eval-tokens", "1k", "--eval-episodes", "8"),
+)
+TIMES = ("seconds", "transitions_per_second", "chunks_per_second", "seconds_per_episode")
+
+
+def start(run_dir: Path, *extra: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-m", "experiments.babilong", *SMALL, "--run-dir", str(run_dir), *extra]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 900) -> None:
+    """Looks every 2 ms, for as long as the process lives."""
+    until = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < until, f"did not happen in {seconds} s"
+        time.sleep(0.002)
+
+
+def without_times(record: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in record.items() if name not in TIMES}
+
+
+def records(run_dir: Path) -> list[dict[str, object]]:
+    return [without_times(json.loads(line)) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_state(run_dir: Path) -> dict[str, np.ndarray]:
+    folder = max((run_dir / "checkpoints" / "last").glob("[0-9]*"), key=lambda path: int(path.name))
+    tree = ocp.StandardCheckpointer().restore(folder / "state")
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Records, final train state, episodes and results, bit for bit; times apart."""
+    assert records(found) == records(expected)
+    state, other = last_state(expected), last_state(found)
+    assert other.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(other[name], value, err_msg=name)
+    for name in ("episodes/babilong-qa1-1k.jsonl", "export/state_encoder/model.safetensors", "export/action_encoder/model.safetensors"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    rows = [[without_times(row) for row in json.loads((run_dir / "results.json").read_text())["rows"]] for run_dir in (found, expected)]
+    assert rows[0] == rows[1]

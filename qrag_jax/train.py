@@ -166,16 +166,20 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
     else:
         saved = run_dir / "tokenizer.json"
         tokenizer = TextTokenizer.load(saved) if saved.exists() else train_vocabulary(config, examples)
-        backbone = scratch_backbone(config.model, tokenizer.vocab_size)
-        embedder = make_embedder(config, backbone)
-        ids = jnp.zeros((1, 4), jnp.int32)
-        start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
-        # Both encoders start from the same weights, as pretrained ones do: equal words are alike from the first update.
-        start = pair(encoders(start)[0], None, config.model.tied)
+        return scratch_model(config, tokenizer, tokenizer.vocab_size)
     wanted = jax.eval_shape(embedder.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.int32))
     if _shapes(wanted) != _shapes(start):
         raise ValueError(f"train.init_from = {config.train.init_from!r}: model.tied = {config.model.tied} does not suit its parameters")
     return Model(backbone, pooling, embedder, tokenizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start))
+
+
+def scratch_model(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> Model:
+    """Random weights. Both encoders start from the same ones, as pretrained ones do: equal words are alike from the first update."""
+    backbone = scratch_backbone(config.model, vocab_size)
+    embedder = make_embedder(config, backbone)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
+    return Model(backbone, None, embedder, tokenizer, pair(encoders(start)[0], None, config.model.tied))
 
 
 def _shapes(params: Params) -> list[tuple[Any, tuple[int, ...]]]:

@@ -1,7 +1,7 @@
 """How fast does this machine train? python tpu/bench.py --updates 30 [--preset minilm] [--out bench.json]
 
 transitions/s    updates x episodes x picks / wall
-FLOP an update   what the encoders' matrix products need, counted from shapes (model_flops below), padding included
+FLOP an update   what the encoders' matrix products need for the tokens there are (model_flops below): padding is no work
 utilisation      FLOP an update x updates / wall / (devices x FLOP/s of a large matrix product, measured here in the same dtype)
 input-bound      time waiting for the host's next batch / wall; batches are made on a thread while the devices work, as in training
 Updates are waited for one by one, so wall = waiting + updating. The first updates, which compile, are not counted.
@@ -14,45 +14,46 @@ import time
 
 import jax
 import numpy as np
-from measure import Subject, compilations, compute_dtype, describe, flops, main, matmul_peak, report, subject
+from measure import REFERENCES, Subject, compilations, compute_dtype, describe, flops, main, matmul_peak, report, subject
+from numpy.typing import ArrayLike
 
 from qrag_jax.parallel import make_parallel
-from qrag_jax.types import TaskBatch
+from qrag_jax.types import Episode, TaskBatch
 
 WARM_UP = 2
 
 
-def encoder_flops(kernels: int, layers: int, width: int, rows: int, length: int) -> float:
-    """FLOP of one forward pass over [rows, length] tokens.
+def encoder_flops(kernels: int, layers: int, width: int, lengths: ArrayLike) -> float:
+    """FLOP of one forward pass over rows of these ``lengths``, in tokens.
 
     A token costs 2 FLOP a weight (``kernels``: entries of all dense kernels of an encoder), and attention 4 L D a layer (its row of
     Q K^T and of A V: 2 L D each). Look-ups, norms, softmax and the pooling are left out.
     """
-    return float(rows * length * (2 * kernels + 4 * length * width * layers))
+    tokens = np.asarray(lengths, np.float64)
+    return float((tokens * (2 * kernels + 4 * tokens * width * layers)).sum())
 
 
-def model_flops(subject: Subject, batch: TaskBatch) -> float:
-    """FLOP of one update, F(rows, length) being a forward pass and a backward pass two of them:
+def model_flops(subject: Subject, batch: TaskBatch, episode: Episode) -> float:
+    """FLOP of one update in the tokens that there are, F(rows) being a forward pass and a backward pass two of them:
 
-    rollout   F_a(U, Lc) + sum over t < T of F_s(B, Ls_t)
-    targets   F_a(U, Lc) + sum over 1 <= t < T of F_s(B, Ls_t)
-    loss      3 (F_a(B T, Lc) + sum over t < T of F_s(B, Ls_t))
+    rollout   F_a(pool) + sum over t < T of F_s(states at t)
+    targets   F_a(pool) + sum over 1 <= t < T of F_s(states at t)
+    loss      3 (F_a(distinct picks) + sum over t < T of F_s(states at t))
 
-    Ls_t is the length that a state with t picks is embedded at. Scores, B N D a step, are left out.
+    Scores, B N D a step, are left out.
     """
     config, backbone = subject.learner.config, subject.model.backbone
-    budget, size = config.rl.budget, batch.chunk_index.shape[0]
-    pool, chunk = batch.chunk_pool_ids.shape
     trees = subject.model.params["params"]
 
-    def forward(name: str, rows: int, length: int) -> float:
+    def forward(name: str, ids: ArrayLike) -> float:
         leaves = jax.tree.leaves_with_path(trees["encoder" if config.model.tied else name])
         kernels = sum(x.size for path, x in leaves if getattr(path[-1], "key", None) == "kernel")
-        return encoder_flops(kernels, backbone.num_hidden_layers, backbone.width, rows, length)
+        return encoder_flops(kernels, backbone.num_hidden_layers, backbone.width, (np.asarray(ids) >= 0).sum(-1))
 
-    states = [forward("state_encoder", size, subject.learner.layout.tokens_at(t)) for t in range(budget)]
-    pools = forward("action_encoder", pool, chunk)
-    return 2 * pools + sum(states) + sum(states[1:]) + 3 * (forward("action_encoder", size * budget, chunk) + sum(states))
+    picks = np.unique(np.take_along_axis(np.asarray(batch.chunk_index), np.asarray(episode.picked), axis=1))
+    pools, picked = (forward("action_encoder", ids) for ids in (batch.chunk_pool_ids, np.asarray(batch.chunk_pool_ids)[picks]))
+    states, first = (forward("state_encoder", ids) for ids in (episode.state_ids, episode.state_ids[:, 0]))
+    return 2 * pools + 2 * states - first + 3 * (picked + states)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         state, metrics = parallel.update(state, next(batches))
         jax.block_until_ready((state, metrics))
 
-    waited, needed = 0.0, []
+    waited = 0.0
     with compilations() as compiled:
         began = time.perf_counter()
         for _ in range(options.updates):
@@ -74,12 +75,13 @@ def run(options: argparse.Namespace) -> int:
             waited += time.perf_counter() - asked
             state, metrics = parallel.update(state, batch)
             jax.block_until_ready((state, metrics))
-            needed.append(batch)
         wall = time.perf_counter() - began
     if not np.isfinite(float(metrics["loss"])):
         raise FloatingPointError(f"loss is {float(metrics['loss'])} after {options.updates} updates: these times mean nothing")
 
-    work = sum(model_flops(it, batch) for batch in needed) / options.updates
+    # Policies of nearby updates pick alike: the last batch stands for all.
+    episode = jax.jit(it.learner.collect)(parallel.fetch(state), batch)
+    work = model_flops(it, batch, episode)
     peak = matmul_peak(compute_dtype(it), it.devices[0], options.matmul_size)
     transitions = options.updates * config.optim.batch * config.rl.budget / wall
     values = {
@@ -98,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
         "utilisation": work * options.updates / wall / (peak * len(it.devices)),
         "input_bound": waited / wall,
         "compilations": len(compiled),
+        "times_reference": None,
     }
     rows = {
         "devices": describe(it.devices),
@@ -107,6 +110,10 @@ def run(options: argparse.Namespace) -> int:
         "utilisation": f"{values['utilisation']:.1%} of {len(it.devices)} x {flops(peak)} ({config.model.compute_dtype} product)",
         "input-bound": f"{waited / wall:.1%}",
     }
+    if (reference := REFERENCES.get(it.name)) is not None:
+        times = transitions / (peak * len(it.devices)) / (reference.transitions_per_second / reference.matmul_flops)
+        values["times_reference"] = times
+        rows["beside the reference"] = f"{times:.1f} times its transitions/s, each for the matrix product of its machine"
     if compiled:
         rows["note"] = f"{len(compiled)} compilation(s), {sum(compiled):.1f} s, are part of the time: batches of a new shape"
     report(rows, values, options.out)

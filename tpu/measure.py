@@ -16,20 +16,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qrag_jax.config import RunConfig
 from qrag_jax.files import write_json
 from qrag_jax.parallel import choose_devices
 from qrag_jax.presets import PRESETS, preset
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, TrainState, make_optimizer
 from qrag_jax.runlog import say
-from qrag_jax.train import Batches, Model, build_model, stage_examples
+from qrag_jax.train import Batches, Model, build_model, scratch_model, stage_examples
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What the reference code was measured at: its model size, chunks of a document, transitions/s, and the machine's matrix product."""
+
+    layers: int
+    width: int
+    chunks: int
+    transitions_per_second: float
+    matmul_flops: float = 120e9
+
+    def config(self) -> RunConfig:
+        """The same work here: its vocabulary and token lengths, random weights, and its policy from the first update."""
+        config = preset("tiny", "babilong", "qa2")
+        tokens = {"question_tokens": 16, "chunk_tokens": 24, "state_chunk_tokens": 24}
+        sizes = {"layers": self.layers, "width": self.width, "heads": self.width // 32, "mlp_width": 4 * self.width, "vocab_size": 30_522}
+        return replace(
+            config,
+            data=replace(config.data, chunks=self.chunks, **tokens),
+            model=replace(config.model, **sizes),
+            rl=replace(config.rl, random_updates=0),
+        )
+
+
+REFERENCES = {"reference-small": Reference(2, 128, 40, 22.0), "reference-minilm": Reference(6, 384, 160, 0.96)}
+
+
+@dataclass(frozen=True)
 class Subject:
-    """A run before its first update: BabiLong qa2, generated, with the settings of a preset."""
+    """A run before its first update: BabiLong qa2, generated, with the settings of a preset, or at a size of ``REFERENCES``."""
 
     name: str
     model: Model
@@ -40,14 +67,17 @@ class Subject:
 
 
 def subject(name: str, batch: int = 0) -> Subject:
-    """The preset ``name`` with ``batch`` episodes an update (0: its own). Raises ValueError on an unknown name and an indivisible batch."""
-    config = preset(name, "babilong", "qa2")
+    """The preset or reference size ``name`` with ``batch`` episodes an update (0: its own). Raises ValueError on an unknown name and an indivisible batch."""
+    config = REFERENCES[name].config() if name in REFERENCES else preset(name, "babilong", "qa2")
     if batch:
         config = replace(config, optim=replace(config.optim, batch=batch))
     devices = choose_devices(config.train, config.optim.batch)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(config, Path(folder), [examples for _, examples in stages])
+    if name in REFERENCES:
+        # A vocabulary counted on these texts is smaller; the table is as large as the reference's all the same.
+        model = scratch_model(config, model.tokenizer, config.model.vocab_size)
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
     state = learner.init(jax.random.key(config.train.seed), model.params)
@@ -105,7 +135,12 @@ def report(rows: dict[str, str], values: dict[str, Any], out: str | None) -> Non
 def main(description: str, run: Callable[[argparse.Namespace], int], **defaults: int) -> int:
     """Reads the options both scripts have, and whole numbers ``defaults``; returns ``run``'s exit code, 64 on bad settings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="tiny", choices=list(PRESETS), help="settings of experiments/ (default: tiny)")
+    parser.add_argument(
+        "--preset",
+        default="tiny",
+        choices=[*PRESETS, *REFERENCES],
+        help="settings of experiments/, or a size that the reference code was measured at (default: tiny)",
+    )
     parser.add_argument("--batch", type=int, default=0, help="episodes an update (default: the preset's)")
     parser.add_argument("--matmul-size", type=int, default=0, help="n of the n x n product (default: 8192, on CPU 1024)")
     parser.add_argument("--out", help="JSON file to write as well")

@@ -125,7 +125,7 @@ def test_a_batch_that_does_not_divide_is_refused(tpu, monkeypatch, capsys):
 
 def test_flop_of_an_encoder(tpu):
     # 3 rows of 5 tokens; 10 weights: 20 FLOP a token; attention 4 x 5 x 4 a layer and token, two layers: 160.
-    assert tpu["bench"].encoder_flops(kernels=10, layers=2, width=4, rows=3, length=5) == 15 * 180
+    assert tpu["bench"].encoder_flops(kernels=10, layers=2, width=4, lengths=[5, 5, 5]) == 15 * 180
 
 
 def test_flop_of_an_encoder_are_most_of_what_xla_counts(tpu):
@@ -135,16 +135,29 @@ def test_flop_of_an_encoder_are_most_of_what_xla_counts(tpu):
     params = jax.eval_shape(embedder.init, jax.random.key(0), ids, ids)
     counted = jax.jit(lambda p: embed_actions(embedder, p, ids)).lower(params).compile().cost_analysis()["flops"]
     # 2 layers of 4 x 128 x 128 and 2 x 128 x 512 weights. XLA also counts norms, softmax, gelu.
-    ours = tpu["bench"].encoder_flops(2 * (4 * 128 * 128 + 2 * 128 * 512), 2, 128, 4, 16)
+    ours = tpu["bench"].encoder_flops(2 * (4 * 128 * 128 + 2 * 128 * 512), 2, 128, [16] * 4)
     assert 0.85 < ours / counted <= 1
 
 
 def test_flop_of_an_update(tpu):
     subject = tpu["measure"].subject("tiny")
     batch = subject.batches[0]
-    # SMALL: 8 episodes, here of 2 picks; one layer, 4 x 32 x 32 + 2 x 32 x 64 = 8192 weights; states of 12 and 24 tokens, chunks of 16.
-    forward = lambda rows, length: rows * length * (2 * 8192 + 4 * length * 32)  # noqa: E731
-    states = [forward(8, length) for length in (12, 24)]
-    pools = 2 * forward(batch.chunk_pool_ids.shape[0], 16)
-    expected = pools + sum(states) + sum(states[1:]) + 3 * (forward(16, 16) + sum(states))
-    assert tpu["bench"].model_flops(subject, batch) == expected
+    episode = jax.jit(subject.learner.collect)(subject.state, batch)
+    # SMALL: one layer, 4 x 32 x 32 + 2 x 32 x 64 = 8192 weights.
+    forward = lambda ids: sum(n * (2 * 8192 + 4 * n * 32) for n in (np.asarray(ids) >= 0).sum(-1).reshape(-1).tolist())  # noqa: E731
+    states = [forward(episode.state_ids[:, t]) for t in range(2)]
+    distinct = {int(batch.chunk_index[row, pick]) for row, picks in enumerate(episode.picked) for pick in picks}
+    picks = forward(batch.chunk_pool_ids[sorted(distinct)])
+    expected = 2 * forward(batch.chunk_pool_ids) + sum(states) + states[1] + 3 * (picks + sum(states))
+    assert tpu["bench"].model_flops(subject, batch, episode) == expected
+
+
+def test_bench_beside_the_reference(tpu, monkeypatch, tmp_path):
+    small = tpu["measure"].Reference(1, 32, 16, transitions_per_second=10.0, matmul_flops=1e9)
+    monkeypatch.setitem(tpu["measure"].REFERENCES, "reference-small", small)
+    assert (
+        call(monkeypatch, tpu["bench"], "--preset", "reference-small", "--batch", "8", "--updates", "1", "--out", str(tmp_path / "b")) == 0
+    )
+    found = json.loads((tmp_path / "b").read_text())
+    here = found["transitions_per_second"] / (found["matmul_flops"] * len(found["devices"]))
+    assert math.isclose(found["times_reference"], here / 1e-8)

@@ -67,7 +67,10 @@ class Subject:
 
 
 def subject(name: str, batch: int = 0) -> Subject:
-    """The preset or reference size ``name`` with ``batch`` episodes an update (0: its own). Raises ValueError on an unknown name and an indivisible batch."""
+    """The preset or reference size ``name`` with ``batch`` episodes an update (0: its own).
+
+    Raises ValueError on an unknown name and an indivisible batch.
+    """
     config = REFERENCES[name].config() if name in REFERENCES else preset(name, "babilong", "qa2")
     if batch:
         config = replace(config, optim=replace(config.optim, batch=batch))

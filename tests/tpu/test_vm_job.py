@@ -106,7 +106,7 @@ time.sleep(60)
 """
     start(world, code=code, SYNC_SECONDS="1")
     for _ in range(300):
-        if (world.folder / "gs/b/r/started").exists():  # sent while it runs
+        if (world.folder / "gs/b/r/started").exists() and (world.folder / "gs/b/r.complete").exists():  # sent while it runs
             break
         time.sleep(0.1)
     assert (world.folder / "gs/b/r.complete").read_text() == ""

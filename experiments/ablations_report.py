@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments.compare import Comparison, compare
+from experiments.compare import Comparison, compare, markdown
 from experiments.report_plots import COLOURS, MARKERS
 from qrag_jax.config import RunConfig
 from qrag_jax.files import write_json, write_text
@@ -88,7 +88,7 @@ def table(named: dict[str, Any], rows: Sequence[dict[str, Any]], reasons: Sequen
     """ablations.md."""
     several = len({row["task"] for row in rows}) > 1
     heads = ["variant", *(["task"] if several else []), "tokens", "updates", "seeds", *METRICS.values(), "paper: Fact F1"]
-    lines = [heads, ["---"] * len(heads)]
+    lines: list[list[str]] = []
     for row in rows:
         lines.append(
             [
@@ -104,7 +104,7 @@ def table(named: dict[str, Any], rows: Sequence[dict[str, Any]], reasons: Sequen
     text = [
         f"Ablations on {named['benchmark']} {named['task']}, embedder {named['embedder']}: mean ± standard deviation over seeds. "
         "Fact F1, stopped: of a search that stops at the threshold calibrated on validation.",
-        "\n".join("| " + " | ".join(line) + " |" for line in lines),
+        markdown(heads, lines),
         *(f"Beside the paper: {reason}." for reason in reasons),
     ]
     return "\n\n".join(text)

@@ -24,8 +24,6 @@ from qrag_jax.presets import PRESETS, preset
 if TYPE_CHECKING:
     from qrag_jax.retrieve.retriever import Retriever
 
-TASKS = {"babilong": "qa2", "ruler": "niah_mk3"}  # of a benchmark where none is given; elsewhere all
-
 
 @dataclass(frozen=True)
 class Command:
@@ -117,12 +115,12 @@ def untuned(config: RunConfig) -> RunConfig:
     return replace(
         config,
         train=replace(config.train, init_from=None, curriculum=()),
-        eval=EvalConfig(tokens=old.tokens, episodes=old.episodes, budget=old.budget, haystacks=old.haystacks),
+        eval=EvalConfig(tokens=old.tokens, benchmarks=old.benchmarks, episodes=old.episodes, budget=old.budget, haystacks=old.haystacks),
     )
 
 
 def settings(name: str, benchmark: str | None = None, task: str | None = None) -> RunConfig:
-    """Those of a preset, of a run's folder or of an export; benchmark and task None: the run's, else babilong and :data:`TASKS`.
+    """Those of a preset, of a run's folder or of an export; benchmark and task None: the run's, else babilong and its usual one.
 
     Raises ValueError when ``name`` is neither a folder of those nor a preset.
     """
@@ -131,7 +129,7 @@ def settings(name: str, benchmark: str | None = None, task: str | None = None) -
         if name not in PRESETS:
             raise ValueError(f"preset {name!r}: neither a run nor a preset; known: {', '.join(PRESETS)}")
         benchmark = benchmark or "babilong"
-        return preset(name, benchmark, task or TASKS.get(benchmark, "all"))
+        return preset(name, benchmark, task or _task(benchmark))
     if (file := folder / "config.json").is_file():
         try:
             base = RunConfig.from_json(file.read_text(encoding="utf-8"))
@@ -142,6 +140,12 @@ def settings(name: str, benchmark: str | None = None, task: str | None = None) -
 
         base = read_export(folder).config
     return replace(base, data=replace(base.data, benchmark=benchmark or base.data.benchmark, task=task or base.data.task))
+
+
+def _task(benchmark: str) -> str:
+    from qrag_jax import data
+
+    return data.benchmark(benchmark).task
 
 
 def check_results(run_dir: Path) -> None:

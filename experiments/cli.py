@@ -37,6 +37,7 @@ SHORT = {
     "--seed": "--train.seed",
     "--init-from": "--train.init-from",
     "--curriculum": "--train.curriculum",
+    "--eval": "--eval.benchmarks",
     "--eval-tokens": "--eval.tokens",
     "--eval-episodes": "--eval.episodes",
     "--reader": "--eval.reader",

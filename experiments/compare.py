@@ -8,7 +8,7 @@ this project, since the paper gives few spreads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -141,6 +141,8 @@ def compare(rows: Sequence[Mapping[str, Any]], tested: RunConfig, trained: RunCo
 
 
 def _compare_row(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig) -> Iterator[Comparison]:
+    # What a row was tested on is not always what the run was: there may be rows of other benchmarks.
+    tested = replace(tested, data=replace(tested.data, benchmark=row["benchmark"].removesuffix("-official"), task=row["task"]))
     known = expected(row["benchmark"])
     if known is None:
         yield Comparison(row, None, None, "no figure", f"no figure of the paper is on record for {row['benchmark']}")
@@ -277,17 +279,28 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """The comparisons as a Markdown table, under the name of the paper."""
     show = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
     heads = ("task", "method", "tokens", "T", "metric", "here", "paper", "difference", "verdict", "because", "where")
-    lines: list[tuple[str, ...]] = [heads, ("---",) * len(heads)]
+    lines: list[tuple[str, ...]] = []
+    several = len({found.row["benchmark"] for found in comparisons}) > 1
     for found in comparisons:
         row, figure = found.row, found.figure
         tokens = "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}"
-        named = (str(row["task"]), figure.method if figure else row.get("method") or METHOD, tokens, str(row["budget"]))
+        named = (
+            f"{row['benchmark']} {row['task']}" if several else str(row["task"]),
+            figure.method if figure else row.get("method") or METHOD,
+            tokens,
+            str(row["budget"]),
+        )
         gap = "-" if figure is None or found.here is None else f"{found.here - figure.value:+.3f}"
         measured = ("-", "-", "-") if figure is None else (figure.column, show(found.here), show(figure.value))
         lines.append((*named, *measured, gap, found.verdict, found.why or "-", figure.place if figure else "-"))
     sources = sorted({known.source for found in comparisons if (known := expected(found.row["benchmark"]))})
     title = f"Beside the paper ({', '.join(sources)})" if sources else "Beside the paper"
-    return f"{title}:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{title}:\n\n{markdown(heads, lines)}"
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *lines])
 
 
 def write_comparison(run_dir: str | Path, rows: Sequence[Mapping[str, Any]], tested: RunConfig, trained: RunConfig) -> None:

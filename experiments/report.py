@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
-from experiments.compare import METHOD, expected
+from experiments.compare import METHOD, expected, markdown
 from experiments.report_plots import Line, draw
 from qrag_jax.config import RunConfig
 from qrag_jax.files import read_json, write_text
@@ -163,7 +163,7 @@ def _runs_table(runs: Sequence[Run], benchmark: str) -> str:
         "commit": lambda run, row: run.commit and run.commit[:8],
     }
     columns = always | {name: cell for name, cell in sometimes.items() if any(cell(*both) for both in found)}
-    return _markdown(list(columns), [[cell(*both) or "-" for cell in columns.values()] for both in found])
+    return markdown(list(columns), [[cell(*both) or "-" for cell in columns.values()] for both in found])
 
 
 def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
@@ -176,11 +176,7 @@ def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
     lines = [
         [f.task, f"{f.context_tokens:,}" if f.context_tokens else "-", f.metric, f"{f.value:.3f}", f.place, f.note or "-"] for f in figures
     ]
-    return _markdown(["task", "tokens", "metric", "value", "where", "note"], lines)
-
-
-def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *lines])
+    return markdown(["task", "tokens", "metric", "value", "where", "note"], lines)
 
 
 def _score(value: float | None) -> str | None:

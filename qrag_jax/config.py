@@ -289,6 +289,8 @@ class EvalConfig:
 
     tokens: tuple[str, ...] = ("1k", "4k", "32k", "128k")
     """Context lengths, of benchmarks whose documents are made to length."""
+    benchmarks: tuple[str, ...] = ()
+    """Tests of other benchmarks after the run's own (out of distribution), each BENCHMARK or BENCHMARK/TASK: musique, babilong/qa3."""
     episodes: int = 200
     """Questions at each length."""
     budget: int = 4
@@ -317,6 +319,8 @@ class EvalConfig:
         _require(len(self.tokens) > 0, "eval.tokens", self.tokens, "at least one length such as 4k")
         for text in self.tokens:
             parse_tokens(text)
+        for text in self.benchmarks:
+            _require(re.fullmatch(r"\w+(/\w+)?", text) is not None, "eval.benchmarks", text, "BENCHMARK or BENCHMARK/TASK, as babilong/qa3")
         _require(self.episodes >= 1, "eval.episodes", self.episodes, ">= 1")
         _require(self.budget >= 1, "eval.budget", self.budget, ">= 1")
         _require(self.beam >= 1, "eval.beam", self.beam, ">= 1")

@@ -191,12 +191,13 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
         "s / episode",
     )
     show = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    several = len({row["benchmark"] for row in rows}) > 1
     lines = [heads, ("---",) * len(heads)]
     for row in rows:
         low, high = row["ci95"]
         lines.append(
             (
-                row["task"],
+                " ".join((*([row["benchmark"]] if several else []), row["task"])),
                 row["split"],
                 "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
                 f"{row['chunks']:,}",

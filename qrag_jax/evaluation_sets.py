@@ -33,13 +33,14 @@ class EvaluationSet:
 
 
 def test_sets(config: RunConfig) -> list[EvaluationSet]:
-    """The test of a run: its benchmark at every context length of ``config.eval.tokens``, or once where documents come as they are.
+    """The test of a run: its benchmark at every context length of ``config.eval.tokens``, or once where documents come as they are; then
+    likewise those of ``config.eval.benchmarks``.
 
     Reads what it needs, so that missing data is found before training. Raises ValueError on missing or broken data, and on documents with
     fewer chunks than ``config.eval.budget``.
     """
     sets = []
-    for settings in data.parts(config.data):
+    for settings in [*data.parts(config.data), *data.others(config.data, config.eval.benchmarks)]:
         one = replace(config, data=settings)
         if data.benchmark(settings.benchmark).chunks is None:
             sets.append(evaluation_set(one, "test", None, config.eval.episodes))

@@ -49,7 +49,7 @@ from qrag_jax.types import QAExample, TaskBatch
 VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
 # What the same run directory may change between two calls: nothing that training depends on.
 MAY_CHANGE = (
-    *("eval.tokens", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
+    *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
     *("eval.reader_timeout", "eval.reader_concurrency", "eval.reader_devices", "eval.reader_dtype"),
     *("train.parallel", "train.devices", "train.checkpoint_every", "train.checkpoint_minutes"),
 )
@@ -124,8 +124,9 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool) -> lis
 def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
     """What an evaluation leaves: results.json, results.md, context.png where there are lengths; and the table for whoever waits."""
     write_results(run_dir, rows)
-    if all(row["context_tokens"] is not None for row in rows):
-        plots.context(rows, run_dir / "context.png")
+    own = [row for row in rows if (row["benchmark"], row["task"]) == (rows[0]["benchmark"], rows[0]["task"])]
+    if all(row["context_tokens"] is not None for row in own):
+        plots.context(own, run_dir / "context.png")
     say(f"\n{results_table(rows)}\n\nresults are in {run_dir}")
 
 

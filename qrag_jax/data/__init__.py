@@ -16,18 +16,19 @@ from qrag_jax.types import QAExample
 @dataclass(frozen=True)
 class Benchmark:
     """``load(config, split, *, seed, chunks=None, group=None, haystacks=None)``; ``chunks(task, tokens)``: how many fill a context,
-    None where documents come as they are."""
+    None where documents come as they are. ``task``: the one that is meant where none is named."""
 
     load: Callable[..., Sequence[QAExample]]
     chunks: Callable[[str, int], int] | None = None
+    task: str = "all"
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "babilong": Benchmark(babilong.load, lambda task, tokens: lengths.context_chunks(tokens)),
+    "babilong": Benchmark(babilong.load, lambda task, tokens: lengths.context_chunks(tokens), "qa2"),
     "hotpotqa": Benchmark(hotpotqa.load),
     "musique": Benchmark(musique.load),
     "own": Benchmark(own.load),
-    "ruler": Benchmark(ruler.load, ruler.context_chunks),
+    "ruler": Benchmark(ruler.load, ruler.context_chunks, "niah_mk3"),
     "twowiki": Benchmark(twowiki.load),
 }
 
@@ -45,6 +46,26 @@ def benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise ValueError(f"data.benchmark = {name!r}: unknown; known: {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
+
+
+def others(config: DataConfig, names: Sequence[str]) -> list[DataConfig]:
+    """``config`` for other benchmarks, each BENCHMARK or BENCHMARK/TASK.
+
+    Raises ValueError on unknown ones, repeated ones, and those that ``config`` is of.
+    """
+    known = {(part.benchmark, part.task) for part in parts(config)}
+    found = []
+    for name in names:
+        benchmark_name, _, task = name.partition("/")
+        try:
+            one = (benchmark_name, task or benchmark(benchmark_name).task)
+        except ValueError:
+            raise ValueError(f"eval.benchmarks: {benchmark_name!r} is unknown; known: {', '.join(BENCHMARKS)}") from None
+        if one in known:
+            raise ValueError(f"eval.benchmarks: {'/'.join(one)} is tested already; name each benchmark and task once")
+        known.add(one)
+        found.append(replace(config, benchmark=one[0], task=one[1]))
+    return found
 
 
 def parts(config: DataConfig) -> list[DataConfig]:

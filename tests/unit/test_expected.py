@@ -181,6 +181,14 @@ def test_training_elsewhere_is_said() -> None:
     assert why(changed(here, data={"data_dir": None})) == "trained on generated stories"
     assert why(changed(here, data={"task": "qa2"})) == "trained on babilong qa2"
     assert why(paper_run("ruler", "niah_s1", "contriever")) == "trained on ruler niah_s1"
+    # Rows of other benchmarks in the same run: told by the row, not by the run.
+    found = one([row("babilong", "qa2", 4_000), row("babilong", "qa3", 4_000)], here, here, metric="fact_f1")
+    assert found.why == ""
+    there = changed(here, data={"task": "qa2"})
+    assert one([row("babilong", "qa3", 4_000)], there, there, metric="fact_f1").why == "trained on babilong qa2"
+    hotpot = paper_run("hotpotqa", "all", "e5")
+    far = one([row("musique", "all", None, fact_em=0.6)], hotpot, metric="fact_em")
+    assert (far.figure.trained_on, far.figure.value, far.verdict) == ("hotpotqa", 0.55, "OK")
     # Nothing was trained for the paper's row without fine-tuning.
     plain = row("hotpotqa", "all", None, budget=2, method="multi-step, no fine-tuning", fact_em=0.6)
     tested, other = paper_run("hotpotqa", "all", "e5"), paper_run("babilong", "qa2", "tiny")

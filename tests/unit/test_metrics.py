@@ -56,3 +56,6 @@ def test_stopping_by_hand():
     assert found.perfect == pytest.approx((0.5, 1.0, 0.5))
     assert found.roc_auc == 1.0, "the one state with something missing has the higher Q"
     assert stopping([[5, 6]], [[0.9, 0.8]], [[5, 6]]).roc_auc is None
+    # One state misses something (B after one pick) against two that do not: its Q of 0.5 ties with A's and is above C's.
+    tied = stopping([[1, 2], [5, 6], [3, 4]], [[0.9, 0.5], [0.9, 0.5], [0.9, 0.1]], [[1], [5, 6], [3]])
+    assert tied.roc_auc == pytest.approx((0.5 + 1) / 2)

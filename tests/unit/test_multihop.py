@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from qrag_jax import data
-from qrag_jax.config import DataConfig
+from qrag_jax import data, evaluation_sets
+from qrag_jax.config import DataConfig, EvalConfig
 from qrag_jax.data import multihop
 from qrag_jax.data.hotpotqa import HOTPOTQA, read_hotpotqa
 from qrag_jax.data.mixture import Mixture, parse_mixture
@@ -27,7 +27,7 @@ from qrag_jax.data.records import Record
 from qrag_jax.data.splits import SPLITS
 from qrag_jax.data.twowiki import TWOWIKI, read_twowiki
 from qrag_jax.tokens import make_batch
-from tests.helpers import small_tokenizer
+from tests.helpers import SMALL, changed, small_tokenizer
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
@@ -391,3 +391,23 @@ def test_official_files_can_be_downloaded(tmp_path: Path, monkeypatch: pytest.Mo
         tfds_builders.prepare(tmp_path, download=["musique"])
     with pytest.raises(ValueError, match="download = 'squid': unknown; known: hotpotqa, musique, twowiki"):
         tfds_builders.prepare(tmp_path, download=["squid"])
+
+
+def test_other_benchmarks_are_tested_after_the_runs_own() -> None:
+    config = changed(SMALL, data={"benchmark": "hotpotqa:2+musique", "task": "all", "data_dir": str(FIXTURES)}, eval={"budget": 2})
+    both = replace(config, eval=replace(config.eval, benchmarks=("twowiki", "ruler/niah_s1")))
+    assert [questions.name for questions in evaluation_sets.test_sets(both)] == [
+        "hotpotqa-all",
+        "musique-all",
+        "twowiki-all",
+        "ruler-niah_s1-1k",
+    ]
+    for name, message in (
+        ("wiki", "'wiki' is unknown; known: babilong, hotpotqa"),
+        ("musique", "musique/all is tested already"),
+        ("babilong/qa9", "qa9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluation_sets.test_sets(replace(config, eval=replace(config.eval, benchmarks=(name,))))
+    with pytest.raises(ValueError, match=r"eval\.benchmarks = 'a b': must be BENCHMARK or BENCHMARK/TASK"):
+        EvalConfig(benchmarks=("a b",))

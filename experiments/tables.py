@@ -1,0 +1,191 @@
+"""The paper's tables that need no training, from one trained retriever: budgets, early stopping, planning.
+
+    python -m experiments.tables runs/babilong-qa2-tiny --run-dir runs/qa2-tables
+    python -m experiments.tables EXPORT --run-dir runs/hotpotqa-tables --data-dir DIR --budgets 2 3 4 5
+
+Test questions are searched greedily once, with the largest budget: a greedy search with fewer picks is its beginning (Table 4), and one
+that stops below a threshold as well (Tables 5 and 6). Each beam is a search of its own, at the retriever's budget. The stop threshold is
+chosen on validation questions (experiments.calibrate); the curve here shows what others would have given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from experiments.cli import execute, read
+from experiments.compare import METHOD, expected, markdown
+from qrag_jax.config import RunConfig
+from qrag_jax.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from qrag_jax.evaluate import EpisodeRecord
+    from qrag_jax.evaluation_sets import EvaluationSet
+    from qrag_jax.retrieve.retriever import Retriever
+
+SCHEMA = 1
+POINTS = 21  # thresholds of the stopping table
+
+
+@dataclass(frozen=True)
+class Command:
+    retriever: tyro.conf.Positional[Path]
+    """Run directory or export of the retriever."""
+    run_dir: Path
+    """Folder for tables.json, tables.md and the pictures; must be new or hold tables already."""
+    benchmark: str | None = None
+    """Benchmark; none: the one it was trained on."""
+    task: str | None = None
+    """Task; none: the one it was trained on."""
+    data_dir: str | None = None
+    """Folder with the benchmark's files; none: what it was trained on."""
+    eval_tokens: tuple[str, ...] = ("4k",)
+    """Context lengths."""
+    eval_episodes: int = 200
+    """Test questions at each length."""
+    budgets: tuple[int, ...] = (2, 3, 4, 5)
+    """Numbers of picks compared."""
+    beams: tuple[int, ...] = (1, 2, 4, 8)
+    """Widths of the search compared, at the budget of the retriever's evaluation."""
+    seed: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 64 bad input."""
+    return execute(lambda: run(read(Command, argv, "experiments.tables", __doc__ or "")))
+
+
+def run(command: Command) -> None:
+    from qrag_jax import plots
+    from qrag_jax.evaluation_sets import test_sets
+    from qrag_jax.metrics import stopping
+    from qrag_jax.retrieve.retriever import Retriever
+    from qrag_jax.runlog import say
+
+    for name in ("budgets", "beams"):
+        values = getattr(command, name)
+        if not values or min(values) < 1 or len(set(values)) != len(values):
+            raise ValueError(f"{name} = {values}: must be one or more numbers >= 1, each once")
+    if max(command.budgets) < 2:
+        raise ValueError(f"budgets = {command.budgets}: the largest must be >= 2; with one pick there is nothing to stop")
+    if command.run_dir.exists() and any(command.run_dir.iterdir()) and not (command.run_dir / "tables.json").exists():
+        raise ValueError(f"{command.run_dir}: not empty and holds no tables; choose another --run-dir")
+    retriever = Retriever.from_pretrained(command.retriever)
+    config = configuration(command, retriever.config)
+    sections, curves = [], {}
+    for questions in test_sets(config):
+        say(f"{questions.name}: {config.eval.episodes} questions")
+        greedy, _ = search(retriever, questions, config.eval.budget, 1)
+        picked, q, support = ([getattr(record, name) for record in greedy] for name in ("picked", "q", "support"))
+        curve = stopping(picked, q, support, POINTS)
+        section = {
+            **{"benchmark": questions.benchmark, "task": questions.task, "context_tokens": questions.context_tokens},
+            "episodes": len(greedy),
+            "budgets": budget_rows(greedy, sorted(command.budgets)),
+            "stopping": asdict(curve),
+            "beams": beam_rows(retriever, questions, command.beams, retriever.config.eval.budget),
+        }
+        sections.append(section)
+        curves[questions.name] = curve
+    named = {"step": retriever.step, "stop_threshold": retriever.threshold, "embedder": retriever.config.model.embedder}
+    write_json(command.run_dir / "tables.json", {"schema": SCHEMA, **named, "sections": sections})
+    for name, curve in curves.items():
+        if retriever.threshold is not None:
+            plots.stopping(curve, retriever.threshold, command.run_dir / f"{name}.png", f"{name}, test questions")
+    text = "\n\n".join(section_text(section) for section in sections)
+    write_text(command.run_dir / "tables.md", text + "\n")
+    say(f"\n{text}\n\ntables are in {command.run_dir}")
+
+
+def configuration(command: Command, old: RunConfig) -> RunConfig:
+    """The test that is searched: at the largest budget. Raises ValueError on bad values."""
+    data = replace(
+        old.data,
+        benchmark=command.benchmark or old.data.benchmark,
+        task=command.task or old.data.task,
+        data_dir=command.data_dir or old.data.data_dir,
+    )
+    test = replace(
+        old.eval,
+        tokens=command.eval_tokens,
+        episodes=command.eval_episodes,
+        budget=max(*command.budgets, old.eval.budget),
+        beam=1,
+        benchmarks=(),
+        reader="none",
+        haystacks=min(old.eval.haystacks, max(1, command.eval_episodes)),
+    )
+    return replace(old, data=data, eval=test, train=replace(old.train, seed=command.seed, curriculum=()))
+
+
+def search(retriever: Retriever, questions: EvaluationSet, budget: int, beam: int) -> tuple[list[EpisodeRecord], float]:
+    """The episodes of a test, and the seconds that one took."""
+    from qrag_jax.evaluate import run_episodes
+
+    start = time.perf_counter()
+    records = [record for examples in questions for record in run_episodes(retriever, examples, budget, beam=beam)]
+    return records, (time.perf_counter() - start) / len(records)
+
+
+def budget_rows(records: Sequence[EpisodeRecord], budgets: Sequence[int]) -> list[dict[str, Any]]:
+    """Fact EM and Fact F1 of the first T picks of greedy episodes."""
+    from qrag_jax.metrics import fact_em, fact_f1
+
+    mean = lambda score, t: sum(score(r.picked[:t], r.support) for r in records) / len(records)  # noqa: E731
+    return [{"budget": t, "fact_em": mean(fact_em, t), "fact_f1": mean(fact_f1, t)} for t in budgets]
+
+
+def beam_rows(retriever: Retriever, questions: EvaluationSet, beams: Sequence[int], budget: int) -> list[dict[str, Any]]:
+    from qrag_jax.evaluate import summary
+
+    rows = []
+    for beam in sorted(beams):
+        records, seconds = search(retriever, questions, budget, beam)
+        found = summary(records, None)
+        rows.append({"beam": beam, "budget": budget, **{name: found[name] for name in ("fact_em", "fact_f1")}, "seconds": seconds})
+    return rows
+
+
+def section_text(section: dict[str, Any]) -> str:
+    """The tables of one test as Markdown, the paper's budgets beside them."""
+    tokens = "" if section["context_tokens"] is None else f", {section['context_tokens']:,} tokens"
+    paper = {(f.budget, f.metric): f.value for f in _figures(section) if f.place == "Table 4"}
+    shown = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    curve = section["stopping"]
+    stops = zip(*(curve[name] for name in ("threshold", "fact_f1", "fact_em", "length", "perfect")), strict=True)
+    budgets = [
+        [str(row["budget"]), shown(row["fact_em"]), shown(row["fact_f1"])]
+        + [shown(paper.get((row["budget"], name))) for name in ("fact_em", "fact_f1")]
+        for row in section["budgets"]
+    ]
+    beams = [[str(row["beam"]), *(shown(row[name]) for name in ("fact_em", "fact_f1", "seconds"))] for row in section["beams"]]
+    best = [
+        f"The paper's {f.metric.replace('_', ' ')}: {f.value:.3f} ({f.place}{'; ' + f.note if f.note else ''})."
+        for f in _figures(section)
+        if f.place == "Tables 5-6"
+    ]
+    parts = [
+        f"## {section['benchmark']} {section['task']}{tokens}: {section['episodes']} test questions",
+        "Retrieval budget:",
+        markdown(["T", "Fact EM", "Fact F1", "paper: Fact EM (Table 4)", "paper: Fact F1"], budgets),
+        f"Early stopping, ROC AUC of the stop {shown(curve['roc_auc'])}:",
+        markdown(["stop below", "Fact F1", "Fact EM", "picks", "perfect stops"], [[shown(value) for value in row] for row in stops]),
+        *best,
+        f"Planning, {section['beams'][0]['budget']} picks:",
+        markdown(["beam", "Fact EM", "Fact F1", "s / question"], beams),
+    ]
+    return "\n\n".join(parts)
+
+
+def _figures(section: dict[str, Any]) -> list[Any]:
+    known = expected(section["benchmark"])
+    return [f for f in known.figures if f.task == section["task"] and f.method == METHOD] if known else []
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

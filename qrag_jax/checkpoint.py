@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from qrag_jax.files import read_json, write_json
@@ -26,12 +27,17 @@ class Checkpoints:
             raise ValueError(f"{root}: holds files that are not checkpoints of qrag-jax; choose another run directory")
         else:
             write_json(marker, FORMAT)
-        self._managers = {
-            name: ocp.CheckpointManager(
-                root / name, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        # One process saves alone, whatever others train beside it (orbax would have all of them come).
+        alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+        self._managers = {}
+        for name, keep in (("last", 2), ("best", 1)):
+            (root / name).mkdir(exist_ok=True)  # orbax does not, for a process alone
+            self._managers[name] = ocp.CheckpointManager(
+                root / name,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, create=False, enable_async_checkpointing=False, multiprocessing_options=alone
+                ),
             )
-            for name, keep in (("last", 2), ("best", 1))
-        }
 
     def save(self, name: str, step: int, state: Any, info: dict[str, Any]) -> None:
         """Keeps ``state`` (host arrays) and ``info`` (JSON) as ``name``, 'last' or 'best', at ``step`` updates."""
@@ -46,7 +52,7 @@ class Checkpoints:
         return self._managers[name].latest_step()
 
     def restore(self, name: str, template: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest state of that name, in the shapes of ``template``, and its info.
+        """The newest state of that name (host arrays), in the shapes of ``template``, and its info.
 
         Raises ValueError when there is none, it cannot be read, or its shapes are others.
         """
@@ -55,7 +61,7 @@ class Checkpoints:
         if step is None:
             raise ValueError(f"{manager.directory}: holds no checkpoint")
         plain = _unkey(template)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain)
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), plain)
         try:
             found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore()))
         except Exception as error:  # orbax raises many kinds; all mean that this checkpoint does not fit
@@ -73,7 +79,7 @@ def _is_key(x: Any) -> bool:
 
 def _unkey(tree: Any) -> Any:
     """Random keys as plain integers, which is what files hold."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if _is_key(x) else x, tree)
 
 
 def _rekey(tree: Any, template: Any) -> Any:

@@ -1,6 +1,7 @@
 """The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
 
 The same call on the same folder resumes and continues bit for bit: batches and randomness are functions of the seed and the update.
+Several processes make the same call; process 0 alone has the folder, validates and evaluates (qrag_jax/hosts.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,10 @@ from qrag_jax.evaluate import (
     threshold_of,
     write_results,
 )
-from qrag_jax.evaluation_sets import test_sets, validation_set
+from qrag_jax.evaluation_sets import EvaluationSet, test_sets, validation_set
 from qrag_jax.export import find_export, read_export, write_export
 from qrag_jax.files import write_text
+from qrag_jax.hosts import agree, from_leader, leader_only, leads, on_any, together
 from qrag_jax.models.embedder import Embedder, make_embedder
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig, Pooling
@@ -72,19 +75,45 @@ def run(config: RunConfig, run_dir: str | Path) -> list[dict[str, Any]]:
     """
     run_dir = Path(run_dir)
     devices = choose_devices(config.train, config.optim.batch)
-    check_run_dir(config, run_dir)
+    from_leader(lambda: check_run_dir(config, run_dir))
+    if config.rl.reward != "support" and jax.process_count() > 1:
+        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains in one process, here are {jax.process_count()}; start one")
     if config.rl.reward != "support" and len(devices) > 1:
         raise ValueError(f"rl.reward = {config.rl.reward!r}: trains on one device, here are {len(devices)}; use train.devices 1")
+    tests, stages, model = together(lambda: prepare(config, run_dir))
+    agree(
+        configuration=config.to_json(),
+        vocabulary=model.tokenizer.to_json(),
+        training_data=repr([examples[0] for _, examples in stages]),
+    )
+    from_leader(lambda: write_start(config, run_dir, model, devices))
+    train(config, run_dir, model, stages, devices)
+    return from_leader(lambda: finish(config, run_dir, model, tests))
+
+
+def prepare(config: RunConfig, run_dir: Path) -> tuple[list[EvaluationSet], list[tuple[Stage, Sequence[QAExample]]], Model]:
+    """What is read before anything is written: test sets, training examples by stage, and the model to start from."""
     tests = test_sets(config)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
-    model = build_model(config, run_dir, [examples for _, examples in stages])
+    return tests, stages, build_model(config, run_dir, [examples for _, examples in stages])
+
+
+def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[jax.Device, ...]) -> None:
+    """The run directory, with what the run is."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.json", config.to_json())
     if not (run_dir / "tokenizer.json").exists():
         model.tokenizer.save(run_dir / "tokenizer.json")
     write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
 
-    params, threshold, step = train(config, run_dir, model, stages, devices)
+
+def finish(config: RunConfig, run_dir: Path, model: Model, tests: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    """Final evaluation and export of the parameters best on validation; returns the rows of results.json."""
+    checkpoints = Checkpoints(run_dir)
+    best, info = checkpoints.restore("best", {"params": model.params})
+    params, threshold, step = jax.device_put(best["params"]), info["threshold"], checkpoints.step("best")
+    checkpoints.close()
+    assert step is not None
     retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, step)
     rows = evaluate(config, run_dir, retriever, tests)
     plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}")
@@ -178,29 +207,31 @@ def train(
     model: Model,
     stages: Sequence[tuple[Stage, Sequence[QAExample]]],
     devices: tuple[jax.Device, ...],
-) -> tuple[Params, float | None, int]:
-    """The loop. Returns the parameters best on validation, their stop threshold and their step."""
+) -> None:
+    """The loop. Leaves the parameters best on validation, with their stop threshold, as the checkpoint "best"."""
     rl, steps, every = config.rl, config.train.steps, config.train.log_every
-    log, checkpoints = RunLog(run_dir), Checkpoints(run_dir)
+    log, checkpoints = leader_only(lambda: RunLog(run_dir)), leader_only(lambda: Checkpoints(run_dir))
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
     parallel = make_parallel(learner.update, config.train.parallel, devices)
     answers = None if rl.reward == "support" else AnswerUpdate(learner, run_dir / "answers")
     questions = validation_set(config)
     validation = [example for group in questions for example in group]
-    batches = Batches(config, model.tokenizer, stages)
+    batches = Batches(config, model.tokenizer, stages, parallel.share)
 
     state = learner.init(jax.random.key(config.train.seed), model.params)
     progress_info: dict[str, Any] = {"seconds": 0.0, "best": -1.0, "reached": 0, "threshold": None}
-    start = checkpoints.step("last") or 0
+    start = from_leader(lambda: checkpoints.step("last") or 0)
     if start:
-        state, progress_info = checkpoints.restore("last", state)
+        fresh = state, progress_info
+        state, progress_info = together(lambda: checkpoints.restore("last", state) if leads() else fresh)
+        progress_info = from_leader(lambda: progress_info)
         say(f"resuming {run_dir} at update {start} of {steps}")
     log.rewind(start if start else -1)
     state = parallel.place(state)
 
-    def check(state: TrainState, step: int) -> None:
-        """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint."""
+    def check(state: TrainState, step: int) -> dict[str, Any]:
+        """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint. Returns progress."""
         params = parallel.fetch(state.params)
         records = run_episodes(
             Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget, beam=config.eval.beam
@@ -217,9 +248,14 @@ def train(
         if score >= progress_info["best"]:
             progress_info["best"] = score
             checkpoints.save("best", step, {"params": params}, dict(progress_info))
+        return progress_info
+
+    def save(state: TrainState, step: int) -> None:
+        checkpoints.save("last", step, parallel.fetch(state), dict(progress_info))
 
     if start == 0:
-        check(state, 0)  # what the parameters can do before training: zero-shot, where they are pretrained
+        # What the parameters can do before training: zero-shot, where they are pretrained.
+        progress_info.update(from_leader(partial(check, state, 0)))
     began = time.perf_counter() - progress_info["seconds"]
     window: list[dict[str, jax.Array]] = []
     texts = 0
@@ -232,7 +268,7 @@ def train(
             else:
                 state, metrics = answers(state, batch, batches.examples(step - 1), batches.stage(step - 1).task)
             window.append(metrics)
-            texts += 2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget
+            texts += parallel.share.count * (2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget)
             bar.update()
             if step % every and step != steps:
                 continue
@@ -249,22 +285,19 @@ def train(
             window, texts = [], 0
             validate = step % config.train.eval_every == 0 or step == steps
             if validate:
-                check(state, step)
+                progress_info.update(from_leader(partial(check, state, step)))
             ended = step == steps or progress_info["reached"] >= 2
             progress_info["seconds"] = time.perf_counter() - began
-            if ended or stop.asked or step % config.train.checkpoint_every == 0:
-                checkpoints.save("last", step, parallel.fetch(state), dict(progress_info))
+            stopping = on_any(stop.asked)
+            if ended or stopping or step % config.train.checkpoint_every == 0:
+                from_leader(partial(save, state, step))
             if ended:
                 break
-            if stop.asked:
+            if stopping:
                 checkpoints.close()
                 raise Preempted(f"saved at update {step}; run the same command again to go on")
             clock = time.perf_counter()
-    best, info = checkpoints.restore("best", {"params": model.params})
-    best_step = checkpoints.step("best")
     checkpoints.close()
-    assert best_step is not None
-    return best["params"], info["threshold"], best_step
 
 
 class StopRequest:

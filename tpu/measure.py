@@ -23,6 +23,7 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, TrainState, make_optimizer
 from qrag_jax.runlog import say
 from qrag_jax.train import Batches, Model, build_model, stage_examples
+from qrag_jax.types import Share
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -51,7 +52,7 @@ def subject(name: str, batch: int = 0) -> Subject:
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
     state = learner.init(jax.random.key(config.train.seed), model.params)
-    return Subject(name, model, learner, state, Batches(config, model.tokenizer, stages), devices)
+    return Subject(name, model, learner, state, Batches(config, model.tokenizer, stages, Share(devices=len(devices))), devices)
 
 
 def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8) -> float:

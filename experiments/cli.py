@@ -98,10 +98,12 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
 
     def run() -> None:
         command = parse(benchmark, tasks, default_task, description, argv)
-        from qrag_jax import train
+        from qrag_jax import hosts, train
 
+        hosts.start()
         rows = train.run(command.config, command.run_dir)
-        write_comparison(command.run_dir, rows, command.config, command.config)
+        if hosts.leads():
+            write_comparison(command.run_dir, rows, command.config, command.config)
 
     return execute(run)
 

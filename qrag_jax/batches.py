@@ -9,7 +9,7 @@ from dataclasses import replace
 from qrag_jax import data
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.tokens import Pool, TextTokenizer, bucket, make_batch
-from qrag_jax.types import QAExample, TaskBatch
+from qrag_jax.types import WHOLE, QAExample, Share, TaskBatch
 
 POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
 
@@ -20,10 +20,19 @@ def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
 
 
 class Batches:
-    """Batch ``step`` of a run, a pure function of the step; the next one is made on a thread while the device works."""
+    """Batch ``step`` of a run, a pure function of the step; the next one is made on a thread while the device works.
 
-    def __init__(self, config: RunConfig, tokenizer: TextTokenizer, stages: Sequence[tuple[Stage, Sequence[QAExample]]]) -> None:
-        self._config, self._tokenizer, self._stages = config, tokenizer, stages
+    Of several processes each makes its ``share`` of the rows, episodes and pool, which stand where those of one process would.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: TextTokenizer,
+        stages: Sequence[tuple[Stage, Sequence[QAExample]]],
+        share: Share = WHOLE,
+    ) -> None:
+        self._config, self._tokenizer, self._stages, self._share = config, tokenizer, stages, share
         self._rows = [self._pool_rows(i) for i in range(len(stages))]
 
     def stage(self, step: int) -> Stage:
@@ -47,9 +56,11 @@ class Batches:
 
     def __getitem__(self, step: int) -> TaskBatch:
         stage, examples = self._number(step), self.examples(step)
-        pool = Pool.build(examples, self._tokenizer, self._config.data.chunk_tokens, at_least=self._rows[stage])
-        first = step * self._config.optim.batch
-        return make_batch(examples, first, self._tokenizer, self._config.data, chunks=self._stages[stage][0].chunks, pool=pool)
+        # The pool's order is that of the whole batch's texts, the same everywhere.
+        pool = Pool.build(examples, self._tokenizer, self._config.data.chunk_tokens, at_least=self._rows[stage], share=self._share)
+        part = self._share.of(len(examples))
+        first = step * self._config.optim.batch + part.start
+        return make_batch(examples[part], first, self._tokenizer, self._config.data, chunks=self._stages[stage][0].chunks, pool=pool)
 
     def ahead(self, start: int, stop: int) -> Iterator[TaskBatch]:
         with ThreadPoolExecutor(1) as worker:

@@ -59,7 +59,9 @@ class Checkpoints:
             raise ValueError(f"{self._root}: holds files that are not checkpoints of qrag-jax; choose another run directory")
         else:
             write_json(marker, FORMAT)
-        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        # One process saves alone, whatever others train beside it (orbax would have all of them come).
+        alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: list[tuple[int, Future[None]]] = []
         self._best_of: dict[int, int] = {}  # of each whole last checkpoint
@@ -222,7 +224,7 @@ def _is_key(x: Any) -> bool:
 
 def _unkey(tree: Any) -> Any:
     """Random keys as plain integers, which is what files hold."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if _is_key(x) else x, tree)
 
 
 def _rekey(tree: Any, template: Any) -> Any:

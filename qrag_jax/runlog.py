@@ -16,6 +16,7 @@ from tqdm import tqdm
 from qrag_jax.files import write_json, write_text
 
 T = TypeVar("T")
+_silent = False
 
 
 class Preempted(Exception):
@@ -30,14 +31,24 @@ class CannotWrite(Exception):
     """The disk is full or broken; the checkpoint before is whole."""
 
 
+def silence() -> None:
+    """From now on this process shows nothing: another one of the same run does."""
+    global _silent
+    _silent = True
+
+
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     """A progress bar with rate and time left, on stderr; lines of a log file when stderr is not a terminal."""
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)
+    if _silent:
+        options["disable"] = True
     return tqdm(items, dynamic_ncols=True, **options)
 
 
 def say(text: str) -> None:
     """One line for the person at the terminal, above any progress bar."""
+    if _silent:
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 

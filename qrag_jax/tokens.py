@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from qrag_jax.config import DataConfig
 from qrag_jax.files import write_text
-from qrag_jax.types import PAD, QAExample, TaskBatch
+from qrag_jax.types import PAD, WHOLE, QAExample, Share, TaskBatch
 
 # Padded sizes (rows of a pool, chunks of a document): dense enough to waste little, few enough that a run compiles a handful of shapes.
 BUCKETS = (*range(16, 65, 16), *range(128, 513, 64), *range(640, 2049, 128))
@@ -59,6 +59,10 @@ class TextTokenizer:
     def save(self, path: str | Path) -> None:
         """Writes a tokenizer.json, whole or not at all."""
         write_text(path, self._tokenizer.to_str(pretty=True))
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+        return str(self._tokenizer.to_str())
 
     @property
     def vocab_size(self) -> int:
@@ -126,20 +130,28 @@ def bucket(size: int) -> int:
 
 @dataclass(frozen=True)
 class Pool:
-    """The distinct chunk texts of some documents, in order of first use: ``rows`` says where a text stands in ``ids`` [U, Lc]."""
+    """The distinct chunk texts of some documents, in order of first use: ``rows`` says where a text stands in the pool [U, Lc].
+
+    ``ids`` are the token rows of the share that was asked for; the whole pool is the shares of all processes, one after another.
+    """
 
     rows: dict[str, int]
     ids: np.ndarray
 
     @classmethod
-    def build(cls, examples: Iterable[QAExample], tokenizer: TextTokenizer, chunk_tokens: int, *, at_least: int = 0) -> Pool:
-        """U is padded to a bucket, of ``at_least`` rows, with rows of padding."""
+    def build(
+        cls, examples: Iterable[QAExample], tokenizer: TextTokenizer, chunk_tokens: int, *, at_least: int = 0, share: Share = WHOLE
+    ) -> Pool:
+        """U is padded to a bucket, of ``at_least`` rows that divide over the share's devices, with rows of padding."""
         rows: dict[str, int] = {}
         for example in examples:
             for text in example.chunks:
                 rows.setdefault(text, len(rows))
-        ids = np.full((bucket(max(len(rows), at_least)), chunk_tokens), PAD, np.int32)
-        ids[: len(rows)] = tokenizer.rows(list(rows), chunk_tokens)
+        size = -(-bucket(max(len(rows), at_least)) // share.devices) * share.devices
+        part = share.of(size)
+        mine = list(rows)[part]
+        ids = np.full((part.stop - part.start, chunk_tokens), PAD, np.int32)
+        ids[: len(mine)] = tokenizer.rows(mine, chunk_tokens)
         return cls(rows, ids)
 
 

@@ -1,6 +1,7 @@
 """The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
 
 The same call on the same folder resumes and continues bit for bit: batches and randomness are functions of the seed and the update.
+Several processes make the same call; process 0 alone has the folder, validates and evaluates (qrag_jax/hosts.py).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ from qrag_jax.evaluate import (
     threshold_of,
     write_results,
 )
-from qrag_jax.evaluation_sets import test_sets, validation_set
+from qrag_jax.evaluation_sets import EvaluationSet, test_sets, validation_set
 from qrag_jax.export import find_export, read_export, write_export
 from qrag_jax.files import disk_error, is_unfinished, write_text
+from qrag_jax.hosts import agree, from_leader, leader_only, on_any, together
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig, Pooling
@@ -87,22 +90,46 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[di
 
 def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool) -> list[dict[str, Any]]:
     devices = choose_devices(config.train, config.optim.batch)
-    check_run_dir(config, run_dir)
+    from_leader(lambda: check_run_dir(config, run_dir))
     if config.rl.reward != "support" and jax.process_count() > 1:
-        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains on one host, here are {jax.process_count()}; start it on one of them")
+        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains in one process, here are {jax.process_count()}; start one")
+    tests, stages, model = together(lambda: prepare(config, run_dir, test))
+    agree(
+        configuration=config.to_json(),
+        vocabulary=model.tokenizer.to_json(),
+        training_data=repr([examples[0] for _, examples in stages]),
+    )
+    from_leader(lambda: write_start(config, run_dir, model, devices))
+    with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
+        best_step = train(config, run_dir, model, stages, devices, checkpoints, stop)
+    return from_leader(lambda: finish(config, run_dir, model, best_step, tests, test))
+
+
+def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[EvaluationSet], list[tuple[Stage, Sequence[QAExample]]], Model]:
+    """What is read before anything is written: test sets, training examples by stage, and the model to start from."""
     check_reader(config.eval)
     tests = test_sets(config) if test else []
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
-    model = build_model(config, run_dir, [examples for _, examples in stages])
+    return tests, stages, build_model(config, run_dir, [examples for _, examples in stages])
+
+
+def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[jax.Device, ...]) -> None:
+    """The run directory, with what the run is."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.json", config.to_json())
     if not (run_dir / "tokenizer.json").exists():
         model.tokenizer.save(run_dir / "tokenizer.json")
     write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
 
+
+def finish(
+    config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet], test: bool
+) -> list[dict[str, Any]]:
+    """Final evaluation and export of the parameters best on validation; returns the rows of results.json."""
     with Checkpoints(run_dir) as checkpoints:
-        params, threshold, step = train(config, run_dir, model, stages, devices, checkpoints, stop)
-    retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, step)
+        best = checkpoints.best(best_step, {"params": model.params})
+    params, threshold = jax.device_put(best.state["params"]), best.info["threshold"]
+    retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, best_step)
     rows = evaluate(config, run_dir, retriever, tests)
     plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}")
     write_export(
@@ -113,7 +140,7 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool) -> lis
         params=params,
         tokenizer=model.tokenizer,
         threshold=threshold,
-        step=step,
+        step=best_step,
         rows=rows,
     )
     if test:
@@ -205,10 +232,10 @@ def train(
     devices: tuple[jax.Device, ...],
     checkpoints: Checkpoints,
     stop: StopRequest,
-) -> tuple[Params, float | None, int]:
-    """The loop. Returns the parameters best on validation, their stop threshold and their step."""
+) -> int:
+    """The loop. Returns the step of the checkpoint "best", which holds the parameters best on validation and their stop threshold."""
     rl, steps, every = config.rl, config.train.steps, config.train.log_every
-    log = RunLog(run_dir)
+    log = leader_only(lambda: RunLog(run_dir))
     layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = make_learner(model.embedder, config, layout)
     parallel = make_parallel(learner.update, config.train.parallel, devices)
@@ -219,17 +246,16 @@ def train(
     )
     questions = validation_set(config)
     validation = [example for group in questions for example in group]
-    batches = Batches(config, model.tokenizer, stages)
+    batches = Batches(config, model.tokenizer, stages, parallel.share)
 
     first = learner.init(jax.random.key(config.train.seed), model.params)
     progress_info: dict[str, Any] = {"seconds": 0.0, "best": -1.0, "best_step": 0, "reached": 0, "threshold": None, "window": None}
 
     def saved() -> tuple[int, TrainState, dict[str, Any]]:
         """The state to go on from, on the devices."""
-        found = checkpoints.latest(first, {"params": model.params})
-        if found is None:
-            return 0, parallel.place(first), progress_info
-        return found.step, parallel.place(found.state), found.info
+        found = together(lambda: checkpoints.latest(first, {"params": model.params}))
+        step, info = from_leader(lambda: (0, progress_info) if found is None else (found.step, found.info))
+        return step, parallel.place(first if found is None else found.state), info
 
     start, state, progress_info = saved()
     if start:
@@ -241,8 +267,8 @@ def train(
             return parallel.update(state, batch)
         return answers(state, batch, batches.examples(step - 1), batches.stage(step - 1).task)
 
-    def check(state: TrainState, step: int) -> None:
-        """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint."""
+    def check(state: TrainState, step: int) -> dict[str, Any]:
+        """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint. Returns progress."""
         params = parallel.fetch(state.params)
         records = run_episodes(
             Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget, beam=config.eval.beam
@@ -259,6 +285,10 @@ def train(
         if score >= progress_info["best"]:
             progress_info.update(best=score, best_step=step)
             checkpoints.save("best", step, {"params": params}, {"threshold": progress_info["threshold"]})
+        return progress_info
+
+    def save(state: TrainState, step: int) -> None:
+        checkpoints.save("last", step, parallel.fetch(state), progress_info)
 
     def refuse_nan(step: int) -> None:
         """Raises NotFinite if one of the updates of the window that ends at ``step`` gave NaN, and leaves it to be looked at."""
@@ -270,20 +300,23 @@ def train(
         for i in range(at + 1, bad):
             before, _ = update(before, batches[i - 1], i)
         metrics = window.values(index)
-        path = write_bad_update(run_dir, bad, metrics, batches.examples(bad - 1), batches[bad - 1], parallel.fetch(before))
+        at_fault = batches.examples(bad - 1), batches[bad - 1], parallel.fetch(before)  # of several processes, the first one's rows
+        path = from_leader(lambda: str(write_bad_update(run_dir, bad, metrics, *at_fault)))
         raise NotFinite(f"update {bad}: not a number in {metrics}; {path} holds it; lower optim.learning_rate, or look at the data")
 
     if start == 0:
-        check(state, 0)  # what the parameters can do before training: zero-shot, where they are pretrained
+        # What the parameters can do before training: zero-shot, where they are pretrained.
+        progress_info.update(from_leader(partial(check, state, 0)))
     began = time.perf_counter() - progress_info["seconds"]
     window = Window(progress_info["window"])
     ended = start >= steps or (config.train.stop_at is not None and progress_info["reached"] >= 2)
     with stop.later(), progress(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
         for step, batch in enumerate(batches.ahead(start, start if ended else steps), start + 1):
             state, metrics = update(state, batch, step)
-            window.add(metrics, 2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget)
+            window.add(metrics, parallel.share.count * (2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget))
             bar.update()
-            if step % every == 0 or step == steps:
+            recorded = step % every == 0 or step == steps
+            if recorded:
                 refuse_nan(step)
                 checkpoints.check()
                 means, spent = window.means(), window.seconds
@@ -295,18 +328,20 @@ def train(
                     refresh=False,
                 )
                 if step % config.train.eval_every == 0 or step == steps:
-                    check(state, step)
+                    progress_info.update(from_leader(partial(check, state, step)))
                 window = Window()
                 ended = step == steps or progress_info["reached"] >= 2
-            asked, late = stop.asked, time.monotonic() - checkpoints.saved_at >= 60 * config.train.checkpoint_minutes
+            asked = late = False
+            if recorded or jax.process_count() == 1:  # several processes agree at records, and do not wait for each other in between
+                asked = on_any(stop.asked)
+                late = from_leader(lambda: time.monotonic() - checkpoints.saved_at >= 60 * config.train.checkpoint_minutes)
             if ended or asked or late or step % config.train.checkpoint_every == 0:
                 refuse_nan(step)
                 progress_info.update(seconds=time.perf_counter() - began, window=window.to_json())
-                checkpoints.save("last", step, parallel.fetch(state), progress_info)
+                from_leader(partial(save, state, step))
             if asked:
-                checkpoints.wait()
+                from_leader(checkpoints.wait)
                 raise Preempted(f"saved at update {step}; run the same command again to go on")
             if ended:
                 break
-    best = checkpoints.best(progress_info["best_step"], {"params": model.params})
-    return best.state["params"], best.info["threshold"], best.step
+    return int(progress_info["best_step"])

@@ -19,6 +19,23 @@ Array = Any  # numpy on the host, jax on the device
 
 
 @dataclass(frozen=True)
+class Share:
+    """Part ``index`` of ``count`` equal ones: what one process makes of a batch. Its rows lie on ``devices`` devices in all."""
+
+    index: int = 0
+    count: int = 1
+    devices: int = 1
+
+    def of(self, size: int) -> slice:
+        """This part of ``size`` rows."""
+        part = size // self.count
+        return slice(self.index * part, (self.index + 1) * part)
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
 class QAExample:
     """One question over one document, on the host.
 

@@ -12,8 +12,9 @@
 #   DRY_RUN           1: only print what it would do
 #
 # Missing, SUSPENDED, PREEMPTED or FAILED: deletes what is left, creates, sets up and starts again. Exit code 75 (preempted and saved,
-# or runs could not be fetched or sent), 143, or a process that vanished: starts the same command again. Any other exit code ends it with
-# that code: 64 (bad configuration), 70 (NaN) and 74 (disk full or broken) too, which would only come again. It can itself be stopped and started again: a running job is found and watched.
+# or runs could not be fetched or sent), 134 (lost another host), 143, or a process that vanished: starts the same command again. Any
+# other exit code ends it with that code: 64 (bad configuration), 70 (NaN) and 74 (disk full or broken) too, which would only come again.
+# It can itself be stopped and started again: a running job is found and watched.
 # Its own exit codes: 64 bad settings or another job on the TPU, 69 gave up.
 
 # shellcheck source=tpu/lib.sh
@@ -103,7 +104,7 @@ while :; do
     UNREADY)
       "$HERE/setup.sh" "$NAME" || back_off "setup.sh failed"
       ;;
-    NONE | LOST | 75 | 143)
+    NONE | LOST | 75 | 134 | 143)
       if [[ $found != NONE ]]; then back_off "job: $found"; fi
       started=yes
       "$HERE/run.sh" "$NAME" -- "${COMMAND[@]}" || back_off "run.sh failed"

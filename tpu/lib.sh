@@ -116,7 +116,7 @@ job() {
     if grep -qx "$word" <<<"$answers"; then echo "$word" && return; fi
   done
   # All have ended: a failure that would only come again counts before one that may be tried again.
-  { grep -vxE '0|75|143' <<<"$answers" || grep -vx 0 <<<"$answers" || echo 0; } | head -n 1
+  { grep -vxE '0|75|134|143' <<<"$answers" || grep -vx 0 <<<"$answers" || echo 0; } | head -n 1
 }
 
 # Names a command on the VM, so that another one's exit code is not taken for its own.

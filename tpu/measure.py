@@ -24,6 +24,7 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, TrainState, make_optimizer
 from qrag_jax.runlog import say
 from qrag_jax.train import Batches, Model, build_model, scratch_model, stage_examples
+from qrag_jax.types import Share
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -41,12 +42,12 @@ class Reference:
     def config(self) -> RunConfig:
         """The same work here: its vocabulary and token lengths, random weights, and its policy from the first update."""
         config = preset("tiny", "babilong", "qa2")
-        tokens = {"question_tokens": 16, "chunk_tokens": 24, "state_chunk_tokens": 24}
-        sizes = {"layers": self.layers, "width": self.width, "heads": self.width // 32, "mlp_width": 4 * self.width, "vocab_size": 30_522}
         return replace(
             config,
-            data=replace(config.data, chunks=self.chunks, **tokens),
-            model=replace(config.model, **sizes),
+            data=replace(config.data, chunks=self.chunks, question_tokens=16, chunk_tokens=24, state_chunk_tokens=24),
+            model=replace(
+                config.model, layers=self.layers, width=self.width, heads=self.width // 32, mlp_width=4 * self.width, vocab_size=30_522
+            ),
             rl=replace(config.rl, random_updates=0),
         )
 
@@ -84,7 +85,7 @@ def subject(name: str, batch: int = 0) -> Subject:
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
     state = learner.init(jax.random.key(config.train.seed), model.params)
-    return Subject(name, model, learner, state, Batches(config, model.tokenizer, stages), devices)
+    return Subject(name, model, learner, state, Batches(config, model.tokenizer, stages, Share(devices=len(devices))), devices)
 
 
 def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8) -> float:

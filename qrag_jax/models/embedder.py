@@ -118,7 +118,8 @@ class RowEmbedder:
         return {self.name: {**grads, words: {"embedding": of_table}}}
 
     def _shape(self, ids: Int[Array, "R L"]) -> Shape:
-        return Shape.make(*ids.shape, self.tile_tokens, BACKBONES[backbone_of(self.embedder.config)].packs)
+        rows, length = ids.shape
+        return Shape.make(rows, length, self.tile_tokens, BACKBONES[backbone_of(self.embedder.config)].packs)
 
     def _tile(
         self, embedder: Embedder, params: Any, shape: Shape, dropout: PRNGKeyArray | None, ids: Array, segments: Array, number: Array

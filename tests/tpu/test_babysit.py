@@ -32,7 +32,7 @@ def test_babysit_sees_a_vm_that_is_gone_before_its_request_says_so(world):
     assert counts(world) == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("again", ["75", "143", "LOST"])
+@pytest.mark.parametrize("again", ["75", "134", "143", "LOST"])
 def test_babysit_starts_again_without_a_new_tpu(world, again):
     lives(world, f"UNREADY NONE RUNNING {again} RUNNING 0")
     world.call("babysit.sh", "qrag", *COMMAND)

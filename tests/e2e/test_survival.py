@@ -214,10 +214,9 @@ def test_nan_stops_the_run_and_leaves_the_update_to_be_looked_at(tmp_path, capsy
 
 def test_a_run_may_go_on_with_other_devices(whole, tmp_path, stop_at_13):
     assert here(tmp_path / "run") == 75
-    assert here(tmp_path / "run", "--train.devices", "4", "--steps", "40") == 0
+    assert here(tmp_path / "run", "--train.devices", "4", "--train.checkpoint-every", "40") == 0
     found, expected = ([r for r in records(run_dir) if r["kind"] == "train"] for run_dir in (tmp_path / "run", whole))
     assert found[:2] == expected[:2]
-    assert found[2] != expected[2]
     # Sums in another order; while no rounding error has changed a pick, that is all.
     assert found[2] == pytest.approx(expected[2], rel=1e-4)
     assert len(found) == len(expected)

@@ -11,11 +11,12 @@ from typing import Any
 from experiments.compare import Comparison, compare, markdown
 from experiments.report_plots import COLOURS, MARKERS
 from qrag_jax.config import RunConfig
-from qrag_jax.files import write_json, write_text
+from qrag_jax.files import read_json, write_json, write_text
 from qrag_jax.lengths import format_tokens
 from qrag_jax.plots import BLACK, _figure, _save
 
 SCHEMA = 1
+COLUMNS = ("benchmark", "task", "embedder", "beside_paper", "rows")
 METRICS = {"fact_em": "Fact EM", "fact_f1": "Fact F1", "fact_f1_stopped": "Fact F1, stopped"}
 
 
@@ -37,8 +38,8 @@ def write_report(run_dir: Path, found: Sequence[Found]) -> None:
     rows, reasons = aggregate(found)
     first = found[0].config
     named = {"benchmark": first.data.benchmark, "task": first.data.task, "embedder": first.model.embedder}
-    write_json(run_dir / "ablations.json", {"schema": SCHEMA, **named, "rows": rows})
-    write_text(run_dir / "ablations.md", table(named, rows, reasons) + "\n")
+    write_json(run_dir / "ablations.json", {"schema": SCHEMA, **named, "beside_paper": reasons, "rows": rows})
+    write_text(run_dir / "ablations.md", table(read_ablations(run_dir / "ablations.json")) + "\n")
     draw(run_dir / "ablations.png", f"{first.data.benchmark} {first.data.task}, {first.model.embedder}, test questions", rows)
 
 
@@ -84,8 +85,17 @@ def _paper(row: dict[str, Any], one: Found) -> Comparison | None:
     return found[0] if found else None
 
 
-def table(named: dict[str, Any], rows: Sequence[dict[str, Any]], reasons: Sequence[str]) -> str:
+def read_ablations(path: Path) -> dict[str, Any]:
+    """An ablations.json. Raises ValueError, naming the file, on anything else."""
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not set(COLUMNS) <= set(tree):
+        raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and {', '.join(COLUMNS)}")
+    return tree
+
+
+def table(ablations: dict[str, Any]) -> str:
     """ablations.md."""
+    rows = ablations["rows"]
     several = len({row["task"] for row in rows}) > 1
     heads = ["variant", *(["task"] if several else []), "tokens", "updates", "seeds", *METRICS.values(), "paper: Fact F1"]
     lines: list[list[str]] = []
@@ -102,10 +112,10 @@ def table(named: dict[str, Any], rows: Sequence[dict[str, Any]], reasons: Sequen
             ]
         )
     text = [
-        f"Ablations on {named['benchmark']} {named['task']}, embedder {named['embedder']}: mean ± standard deviation over seeds. "
-        "Fact F1, stopped: of a search that stops at the threshold calibrated on validation.",
+        f"Ablations on {ablations['benchmark']} {ablations['task']}, embedder {ablations['embedder']}: "
+        "mean ± standard deviation over seeds. Fact F1, stopped: of a search that stops at the threshold calibrated on validation.",
         markdown(heads, lines),
-        *(f"Beside the paper: {reason}." for reason in reasons),
+        *(f"Beside the paper: {reason}." for reason in ablations["beside_paper"]),
     ]
     return "\n\n".join(text)
 

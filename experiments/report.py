@@ -4,7 +4,8 @@
     python -m experiments.report --check    # changes nothing; fails when the section is not what the files give
 
 Only what stands between the two marks of README.md is generated. Every RUN/results.json is a row source; a config.json beside it says what
-the run was, a manifest.json with what it was made. A figure that was not measured is a dash.
+the run was, a manifest.json with what it was made.
+An ablations.json or a tables.json gives its own tables below. A figure that was not measured is a dash.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.ablations_report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
 from experiments.compare import METHOD, expected, markdown
 from experiments.report_plots import Line, draw
+from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig
 from qrag_jax.files import read_json, write_text
 from qrag_jax.runlog import say
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = read_runs(command.results)
         readme = command.results / "README.md"
         text = _readme(readme)
-        new = replaced(text, section(runs), str(readme))
+        new = replaced(text, section(runs, read_more(command.results)), str(readme))
         if command.check:
             missing = [name for name in _pictures(runs) if not (command.results / name).is_file()]
             if new == text and not missing:
@@ -107,8 +110,15 @@ def read_results(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(tree["rows"])
 
 
-def section(runs: Sequence[Run]) -> str:
-    """The generated section, without its marks."""
+def read_more(folder: Path) -> list[str]:
+    """The tables of committed ablations.json and tables.json, each under a heading that names its folder."""
+    ablations = [(path, table(read_ablations(path))) for path in sorted(folder.glob("*/ablations.json"))]
+    tables = [(path, tables_text(read_tables(path))) for path in sorted(folder.glob("*/tables.json"))]
+    return [f"### [{path.parent.name}]({path.parent.name})\n\n{text}" for path, text in [*ablations, *tables]]
+
+
+def section(runs: Sequence[Run], more: Sequence[str] = ()) -> str:
+    """The generated section, without its marks. ``more``: of :func:`read_more`."""
     parts = ["Made by `python -m experiments.report` from the files of each folder. A dash: not measured, or not known."]
     for benchmark in sorted({row["benchmark"] for run in runs for row in run.rows}):
         parts += [f"### {NAMES.get(benchmark, benchmark)}", _runs_table(runs, benchmark)]
@@ -119,7 +129,7 @@ def section(runs: Sequence[Run]) -> str:
         ]
         if paper := _paper_table(runs, benchmark):
             parts += ["The paper on these tasks:", paper]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *more])
 
 
 def replaced(text: str, new: str, where: str) -> str:

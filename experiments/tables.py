@@ -21,7 +21,7 @@ import tyro
 from experiments.cli import execute, read
 from experiments.compare import METHOD, expected, markdown
 from qrag_jax.config import RunConfig
-from qrag_jax.files import write_json, write_text
+from qrag_jax.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from qrag_jax.evaluate import EpisodeRecord
@@ -97,7 +97,7 @@ def run(command: Command) -> None:
     for name, curve in curves.items():
         if retriever.threshold is not None:
             plots.stopping(curve, retriever.threshold, command.run_dir / f"{name}.png", f"{name}, test questions")
-    text = "\n\n".join(section_text(section) for section in sections)
+    text = tables_text(read_tables(command.run_dir / "tables.json"))
     write_text(command.run_dir / "tables.md", text + "\n")
     say(f"\n{text}\n\ntables are in {command.run_dir}")
 
@@ -151,6 +151,19 @@ def beam_rows(retriever: Retriever, questions: EvaluationSet, beams: Sequence[in
     return rows
 
 
+def read_tables(path: Path) -> dict[str, Any]:
+    """A tables.json. Raises ValueError, naming the file, on anything else."""
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not isinstance(tree.get("sections"), list):
+        raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and sections")
+    return tree
+
+
+def tables_text(tables: dict[str, Any]) -> str:
+    """tables.md."""
+    return "\n\n".join(section_text(section) for section in tables["sections"])
+
+
 def section_text(section: dict[str, Any]) -> str:
     """The tables of one test as Markdown, the paper's budgets beside them."""
     tokens = "" if section["context_tokens"] is None else f", {section['context_tokens']:,} tokens"
@@ -170,7 +183,7 @@ def section_text(section: dict[str, Any]) -> str:
         if f.place == "Tables 5-6"
     ]
     parts = [
-        f"## {section['benchmark']} {section['task']}{tokens}: {section['episodes']} test questions",
+        f"**{section['benchmark']} {section['task']}{tokens}: {section['episodes']} test questions**",
         "Retrieval budget:",
         markdown(["T", "Fact EM", "Fact F1", "paper: Fact EM (Table 4)", "paper: Fact F1"], budgets),
         f"Early stopping, ROC AUC of the stop {shown(curve['roc_auc'])}:",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.report import BEGIN, END, NEEDED, Run, main, read_results, read_runs, replaced, section
+from experiments.report import BEGIN, END, NEEDED, Run, main, read_more, read_results, read_runs, replaced, section
 from tests.conftest import ROOT
 from tests.helpers import SMALL, changed
 
@@ -31,7 +31,7 @@ def run_folder(folder: Path, *rows: dict[str, Any]) -> Path:
 
 def test_the_committed_section_is_up_to_date() -> None:
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    assert replaced(text, section(read_runs(RESULTS)), "README.md") == text, "run python -m experiments.report"
+    assert replaced(text, section(read_runs(RESULTS), read_more(RESULTS)), "README.md") == text, "run python -m experiments.report"
     assert main(["--results", str(RESULTS), "--check"]) == 0
 
 
@@ -124,3 +124,27 @@ def test_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path.write_text(json.dumps({"schema": 1, "rows": [row(fact_em=97.0)]}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"row 1: fact_em = 97.0: must be in \[0, 1\], or null where it was not measured"):
         read_results(path)
+
+
+def test_ablations_and_tables_have_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    run_folder(tmp_path / "run", row())
+    (tmp_path / "parts").mkdir()
+    one = {"variant": "full", "label": "Q-RAG", "task": "qa1", "context_tokens": 4_000, "updates": 600, "seeds": [0, 1], "paper": None}
+    scores = dict.fromkeys(("fact_em", "fact_f1", "fact_f1_stopped"), 0.5)
+    named = {"schema": 1, "benchmark": "babilong", "task": "qa1", "embedder": "tiny", "beside_paper": []}
+    path = tmp_path / "parts" / "ablations.json"
+    path.write_text(json.dumps({**named, "rows": [{**one, "mean": scores, "spread": scores}]}), encoding="utf-8")
+    (tmp_path / "parts" / "tables.json").write_text(json.dumps({"schema": 1, "sections": []}), encoding="utf-8")
+    assert main(["--results", str(tmp_path)]) == 0
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "### [parts](parts)\n\nAblations on babilong qa1, embedder tiny" in text
+    assert "| Q-RAG | 4,000 | 600 | 2 | 0.500 ± 0.500 | 0.500 ± 0.500 | 0.500 ± 0.500 | - |" in text
+    assert main(["--results", str(tmp_path), "--check"]) == 0
+    path.write_text(json.dumps({**named, "schema": 2}), encoding="utf-8")
+    assert main(["--results", str(tmp_path)]) == 64
+    assert "ablations.json: must be an object with schema = 1 and benchmark, task" in capsys.readouterr().err
+    path.unlink()
+    (tmp_path / "parts" / "tables.json").write_text("[]", encoding="utf-8")
+    assert main(["--results", str(tmp_path)]) == 64
+    assert "tables.json: must be an object with schema = 1 and sections" in capsys.readouterr().err

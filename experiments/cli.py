@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -100,12 +101,22 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
         command = parse(benchmark, tasks, default_task, description, argv)
         from qrag_jax import hosts, train
 
+        keep_compilations()
         hosts.start()
         rows = train.run(command.config, command.run_dir)
         if hosts.leads():
             write_comparison(command.run_dir, rows, command.config, command.config)
 
     return execute(run)
+
+
+def keep_compilations() -> None:
+    """Compiled programs are kept for the next start: in JAX_COMPILATION_CACHE_DIR, or the user's cache, a folder for each machine."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "qrag-jax" / f"compiled-{platform.node()}"))
 
 
 def execute(run: Callable[[], None]) -> int:

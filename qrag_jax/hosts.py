@@ -159,12 +159,16 @@ def agree(**texts: str) -> None:
             )
 
 
+def meet() -> None:
+    """Waits for all processes, however long; collectives of devices give up after half a minute."""
+    ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_meetings)}", timeout_ms=1000 * PATIENCE)
+
+
 def _gather(text: str) -> list[str]:
     """Every process's text, in order."""
     if jax.process_count() == 1:
         return [text]
-    # Hours may pass before the last one comes, for which collectives of devices are not made.
-    ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_meetings)}", timeout_ms=1000 * PATIENCE)
+    meet()
     own = np.frombuffer(text.encode(), np.uint8)
     sizes: Any = multihost_utils.process_allgather(np.int32(len(own)))
     room = 2 ** int(np.ceil(np.log2(max(sizes.max(), 256))))  # few shapes, so few compiles

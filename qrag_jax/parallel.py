@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qrag_jax.config import TrainConfig
+from qrag_jax.hosts import meet
 from qrag_jax.rl.learner import Metrics, TrainState
 from qrag_jax.types import WHOLE, Episode, Share, TaskBatch
 
@@ -95,7 +96,7 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) 
         return Parallel("pmap", devices, Share(devices=count), place, partial(_call_pmap, step, count), _first)
     step = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=(everywhere.spec, split.spec), out_specs=everywhere.spec), donate_argnums=0)
     share = Share(jax.process_index(), jax.process_count(), count)
-    return Parallel("shard_map", devices, share, partial(_place, everywhere), partial(_call_shard_map, step, split), _fetch)
+    return Parallel("shard_map", devices, share, partial(_place, everywhere), _call_shard_map(step, split), _fetch)
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,22 @@ def _place(everywhere: NamedSharding, state: TrainState) -> TrainState:
     return replace(state, key=jax.random.wrap_key_data(state.key))
 
 
-def _call_shard_map(step: Update, split: NamedSharding, state: TrainState, batch: TaskBatch) -> tuple[Any, Metrics]:
-    """``batch``: this process's rows; those of all processes together are one array a field."""
-    return step(state, jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch))
+def _call_shard_map(step: Any, split: NamedSharding) -> Update:
+    """``step`` of this process's rows of a batch; those of all processes together are one array a field."""
+    compiled: dict[Any, Any] = {}
+
+    def call(state: TrainState, batch: TaskBatch) -> tuple[Any, Metrics]:
+        batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)
+        if jax.process_count() == 1:
+            return step(state, batch)
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in compiled:
+            # One process may compile for much longer than another, and collectives wait for half a minute only.
+            compiled[shapes] = step.lower(state, batch).compile()
+            meet()
+        return compiled[shapes](state, batch)
+
+    return call
 
 
 def _fetch(tree: Any) -> Any:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import jax
 import pytest
 
+from experiments.cli import keep_compilations
 from qrag_jax.config import (
     DataConfig,
     EvalConfig,
@@ -87,3 +90,28 @@ def test_context_lengths():
 def test_curriculum_stages():
     config = replace(RunConfig(), train=TrainConfig(steps=1000, curriculum=("qa1:30:100", "qa2:40:200")))
     assert config.train.stages(config.data) == [Stage("qa1", 30, 100), Stage("qa2", 40, 300), Stage("qa2", 40, 1000)]
+
+
+def test_compilations_are_kept_where_the_user_says_or_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", "/chosen")
+        keep_compilations()
+        assert jax.config.jax_compilation_cache_dir == "/chosen"
+        jax.config.update("jax_compilation_cache_dir", None)
+        keep_compilations()
+        assert Path(jax.config.jax_compilation_cache_dir).parent == tmp_path / "qrag-jax"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_configurations_of_early_runs_are_read():
+    tree = json.loads(preset("tiny", "babilong", "qa1").to_json())
+    tree["optim"]["accumulate"] = 2
+    assert RunConfig.from_json(json.dumps(tree)) == preset("tiny", "babilong", "qa1")
+
+
+def test_tiles_hold_a_token():
+    with pytest.raises(ValueError, match=r"model\.tile_tokens = 0: must be >= 1"):
+        ModelConfig(tile_tokens=0)

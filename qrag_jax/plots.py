@@ -35,13 +35,13 @@ def stopping(curve: Stopping, threshold: float, path: Path, title: str) -> None:
     _save(figure, path)
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
+def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(1, columns, figsize=(5.5 * columns, 3.8), layout="constrained", squeeze=False)
+    return plt.subplots(rows, columns, figsize=(5.5 * columns, 3.8 * rows), layout="constrained", squeeze=False)
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -74,13 +74,23 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Fact EM (with its interval) and stopped Fact F1 against context length; for qa3 the paper's Fact F1 beside them."""
-    rows = sorted(rows, key=lambda row: row["context_tokens"])
+    """Fact EM (with its interval) and stopped Fact F1 against context length, a panel for each task; for qa3 the paper's Fact F1 beside."""
+    tasks: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["context_tokens"]):
+        tasks.setdefault((row["benchmark"], row["task"]), []).append(row)
+    columns = min(len(tasks), 4)
+    figure, axes = _figure(columns, -(-len(tasks) // columns))
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_axis_off()
+    for axis, own in zip(axes.flat, tasks.values(), strict=False):
+        _context_panel(axis, own)
+    _save(figure, path)
+
+
+def _context_panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     tokens = [row["context_tokens"] for row in rows]
     em = [row["fact_em"] for row in rows]
     spread = [[value - row["ci95"][0] for value, row in zip(em, rows, strict=True)], [row["ci95"][1] - row["fact_em"] for row in rows]]
-    figure, axes = _figure(1)
-    axis = axes[0, 0]
     axis.errorbar(
         tokens, em, yerr=spread, color=BLUE, marker="o", capsize=3, label=f"Fact EM at budget {rows[0]['budget']} (95 % interval)"
     )
@@ -102,7 +112,6 @@ def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
     )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower left", fontsize=8)
-    _save(figure, path)
 
 
 def speed(report: dict[str, Any], path: Path) -> None:

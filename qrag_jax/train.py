@@ -151,9 +151,8 @@ def finish(
 def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
     """What an evaluation leaves: results.json, results.md, context.png where there are lengths; and the table for whoever waits."""
     write_results(run_dir, rows)
-    own = [row for row in rows if (row["benchmark"], row["task"]) == (rows[0]["benchmark"], rows[0]["task"])]
-    if all(row["context_tokens"] is not None for row in own):
-        plots.context(own, run_dir / "context.png")
+    if lengths := [row for row in rows if row["context_tokens"] is not None]:
+        plots.context(lengths, run_dir / "context.png")
     say(f"\n{results_table(rows)}\n\nresults are in {run_dir}")
 
 

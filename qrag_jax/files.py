@@ -21,8 +21,9 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -209,7 +209,7 @@ def test_the_command_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--preset", "huge"], "preset 'huge': neither a run nor a preset; known: tiny"),
         (["--methods", "tfidf"], "must be one or more of bm25, single, multi, random"),
-        (["--benchmark", "trivia"], "data.benchmark = 'trivia': 'trivia' is unknown"),
+        (["--benchmark", "trivia"], "data.benchmark = 'trivia': unknown"),
         (["--benchmark", "hotpotqa"], "data.data_dir"),
         (["--budget", "0"], "eval.budget = 0"),
         (["--eval-episodes", "0"], "eval.episodes = 0"),

@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from tests.conftest import ROOT
 
@@ -71,3 +73,12 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
     rows = [[without_times(row) for row in json.loads((run_dir / "results.json").read_text())["rows"]] for run_dir in (found, expected)]
     assert rows[0] == rows[1]
+
+
+def assert_same_records(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Records of metrics.jsonl whose numbers agree up to the order in which they were added."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        numbers = {name for name, value in theirs.items() if isinstance(value, float)}
+        assert {name: ours[name] for name in numbers} == pytest.approx({name: theirs[name] for name in numbers}, rel=1e-4, abs=1e-6)
+        assert {name: ours[name] for name in ours.keys() - numbers} == {name: theirs[name] for name in theirs.keys() - numbers}

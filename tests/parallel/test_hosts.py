@@ -29,6 +29,7 @@ from qrag_jax import hosts
 from qrag_jax.config import BABI_TASKS
 from qrag_jax.types import Share
 from tests.conftest import ROOT
+from tests.helpers_runs import assert_same_records, records
 from tests.parallel.host_gradients import CONFIG, batches, gradients
 
 SMALL = (
@@ -37,7 +38,6 @@ SMALL = (
     *("--train.log-every", "5", "--train.eval-every", "10", "--train.checkpoint-every", "10", "--train.eval-episodes", "8"),
     *("--rl.budget", "2", "--eval.budget", "2", "--eval-tokens", "1k", "--eval-episodes", "8"),
 )
-TIMES = ("seconds", "transitions_per_second", "chunks_per_second")
 
 
 @contextmanager
@@ -74,19 +74,6 @@ def finish(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
 
 def train(run_dir: Path, *words: str) -> tuple[str, ...]:
     return ("-m", "experiments.babilong", *SMALL, "--run-dir", str(run_dir), *words)
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
-
-
-def assert_same_records(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
-        numbers = {name for name, value in theirs.items() if isinstance(value, float)}
-        assert {name: ours[name] for name in numbers} == pytest.approx({name: theirs[name] for name in numbers}, rel=1e-4, abs=1e-6)
-        assert {name: ours[name] for name in ours.keys() - numbers} == {name: theirs[name] for name in theirs.keys() - numbers}
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,13 @@ class Reference:
             config,
             data=replace(config.data, chunks=self.chunks, question_tokens=16, chunk_tokens=24, state_chunk_tokens=24),
             model=replace(
-                config.model, layers=self.layers, width=self.width, heads=self.width // 32, mlp_width=4 * self.width, vocab_size=30_522
+                config.model,
+                layers=self.layers,
+                width=self.width,
+                heads=self.width // 32,
+                mlp_width=4 * self.width,
+                vocab_size=30_522,
+                max_positions=256,
             ),
             rl=replace(config.rl, random_updates=0),
         )

@@ -116,7 +116,7 @@ def complete(sweep: Sweep, claim: Claim) -> None:
         ({"fixed": {"data.task": "qa2"}}, "fixed.data.task: is the key 'task'"),
         ({"fixed": {"rl.lam": 1}}, "rl.lam: is in fixed and in space"),
         ({"fixed": {"optim.batch": 1.5}}, "optim.batch = 1.5: must be of type <class 'int'>"),
-        ({"fixed": {"optim.batch": 0}}, "optim.batch = 0: must be a positive multiple"),
+        ({"fixed": {"optim.batch": 0}}, "optim.batch = 0: must be >= 1"),
         ({"space": {"rl.lam": {"values": [0.5, 2]}}}, "rl.lam = 2.0: must be in [0, 1]"),
         ({"space": {"rl.lam": {"values": []}}}, "space.rl.lam.values = []: must be a list of different values"),
         ({"space": {"rl.lam": {"values": [1, 1]}}}, "must be a list of different values"),

@@ -114,7 +114,7 @@ def keep_compilations() -> None:
     """Compiled programs are kept for the next start: in JAX_COMPILATION_CACHE_DIR, or the user's cache, a folder for each machine."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009 (jax makes it at run time, unseen by mypy)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "qrag-jax" / f"compiled-{platform.node()}"))
 

@@ -82,7 +82,7 @@ def run(command: Command) -> None:
     report = {
         "schema": 1,
         "machine": machine,
-        "model": str(command.model),
+        "model": path.name,
         "batch": command.batch,
         "prompt_tokens": command.prompt_tokens,
         "new_tokens": command.new_tokens,

@@ -23,7 +23,7 @@ def chunk_by(benchmark: str, task: str) -> Literal["sentence", "tokens"]:
 
 def tiny(benchmark: str, task: str) -> RunConfig:
     """Two layers of 128 from scratch: minutes on two CPU cores, nothing to download."""
-    steps = {"qa1": 300, "qa2": 1500, "qa4": 200, "qa5": 400}.get(task, 1000)
+    steps = {"qa1": 300, "qa2": 2500, "qa4": 200, "qa5": 400}.get(task, 1000)
     config = RunConfig(
         data=DataConfig(
             benchmark=benchmark, task=task, chunk_by=chunk_by(benchmark, task), question_tokens=12, chunk_tokens=16, state_chunk_tokens=12

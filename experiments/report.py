@@ -19,7 +19,7 @@ from typing import Any
 from experiments.ablations_report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
 from experiments.compare import METHOD, expected, markdown
-from experiments.report_plots import Line, draw
+from experiments.report_plots import Line, PaperLine, draw
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig
 from qrag_jax.files import read_json, write_text
@@ -32,7 +32,7 @@ NEEDED = (
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1", "fact_f1_stopped"),
     *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
 )
-"""Of a row of results.json; a baseline's has ``method`` as well."""
+"""Of a row of results.json; a baseline's has ``method`` as well, newer ones fact_em_stopped."""
 NAMES = {"babilong": "BabiLong", "ruler": "RULER", "hotpotqa": "HotpotQA", "musique": "MuSiQue", "twowiki": "2WikiMultihopQA"}
 
 
@@ -104,17 +104,23 @@ def read_results(path: Path) -> tuple[dict[str, Any], ...]:
     for number, row in enumerate(tree["rows"], 1):
         if not isinstance(row, dict) or (missing := [name for name in NEEDED if name not in row]):
             raise ValueError(f"{path}: row {number}: " + (f"no column {missing[0]!r}" if isinstance(row, dict) else "must be an object"))
-        for name in ("fact_em", "fact_f1", "fact_f1_stopped", "answer_em", "answer_f1"):
-            if row[name] is not None and not (type(row[name]) in (int, float) and 0 <= row[name] <= 1):
-                raise ValueError(f"{path}: row {number}: {name} = {row[name]!r}: must be in [0, 1], or null where it was not measured")
+        for name in ("fact_em", "fact_f1", "fact_em_stopped", "fact_f1_stopped", "answer_em", "answer_f1"):
+            value = row.get(name)
+            if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
+                raise ValueError(f"{path}: row {number}: {name} = {value!r}: must be in [0, 1], or null where it was not measured")
     return tuple(tree["rows"])
 
 
 def read_more(folder: Path) -> list[str]:
-    """The tables of committed ablations.json and tables.json, each under a heading that names its folder."""
+    """The tables and pictures of committed ablations.json and tables.json, each under a heading that names its folder."""
     ablations = [(path, table(read_ablations(path))) for path in sorted(folder.glob("*/ablations.json"))]
     tables = [(path, tables_text(read_tables(path))) for path in sorted(folder.glob("*/tables.json"))]
-    return [f"### [{path.parent.name}]({path.parent.name})\n\n{text}" for path, text in [*ablations, *tables]]
+    found = []
+    for path, text in [*ablations, *tables]:
+        folder = path.parent
+        pictures = [f"![{folder.name}: {png.stem}]({folder.name}/{png.name})" for png in sorted(folder.glob("*.png"))]
+        found.append("\n\n".join([f"### [{folder.name}]({folder.name})", text, *pictures]))
+    return found
 
 
 def section(runs: Sequence[Run], more: Sequence[str] = ()) -> str:
@@ -165,6 +171,7 @@ def _runs_table(runs: Sequence[Run], benchmark: str) -> str:
         "Fact F1, stopped": lambda run, row: _score(row["fact_f1_stopped"]),
     }
     sometimes = {
+        "Fact EM, stopped": lambda run, row: _score(row.get("fact_em_stopped")),
         "method": lambda run, row: row.get("method"),
         "beam": lambda run, row: str(run.config.eval.beam) if run.config and run.config.eval.beam > 1 else None,
         "answer EM": lambda run, row: _score(row["answer_em"]),
@@ -204,21 +211,24 @@ def _pictures(runs: Sequence[Run]) -> dict[str, str]:
 
 def _lines(runs: Sequence[Run], benchmark: str) -> list[Line]:
     """One line for each run, task and method: its rows by context length."""
-    lines: dict[str, list[dict[str, Any]]] = {}
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
         for row in run.rows:
             if row["benchmark"] == benchmark and row["context_tokens"] is not None:
-                several = len({r["task"] for r in run.rows}) > 1
-                words = [run.name, *([row["task"]] if several else []), *([row["method"]] if row.get("method") else [])]
-                lines.setdefault(", ".join(words), []).append(row)
-    return [Line(name, tuple(sorted(rows, key=lambda row: row["context_tokens"]))) for name, rows in lines.items()]
+                name = run.name.removeprefix(f"{benchmark}-") + (f", {row['method']}" if row.get("method") else "")
+                lines.setdefault((name, row["task"]), []).append(row)
+    return [Line(name, task, tuple(sorted(rows, key=lambda row: row["context_tokens"]))) for (name, task), rows in lines.items()]
 
 
-def _paper(benchmark: str) -> dict[int, float]:
-    """The paper's Fact F1 on BabiLong QA3 by context length; empty for other benchmarks."""
-    known = expected("babilong") if benchmark == "babilong" else None
-    figures = known.figures if known else ()
-    return {f.context_tokens: f.value for f in figures if (f.method, f.task, f.metric) == (METHOD, "qa3", "fact_f1") and f.context_tokens}
+def _paper(benchmark: str) -> list[PaperLine]:
+    """Q-RAG's Fact F1 and answer accuracy in the paper, each task's by context length."""
+    known, lines = expected(benchmark), []
+    figures = [f for f in known.figures if f.method == METHOD and f.context_tokens is not None] if known else []
+    for metric, column, name in (("fact_f1", "fact_em", "paper: Fact F1"), ("answer_accuracy", "answer_em", "paper: answer accuracy")):
+        for task in sorted({f.task for f in figures if f.metric == metric}):
+            values = {f.context_tokens: f.value for f in figures if (f.metric, f.task) == (metric, task) and f.context_tokens is not None}
+            lines.append(PaperLine(name, task, column, values))
+    return lines
 
 
 if __name__ == "__main__":

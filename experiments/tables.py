@@ -94,7 +94,9 @@ def run(command: Command) -> None:
         curves[questions.name] = curve
     named = {"step": retriever.step, "stop_threshold": retriever.threshold, "embedder": retriever.config.model.embedder}
     write_json(command.run_dir / "tables.json", {"schema": SCHEMA, **named, "sections": sections})
-    for name, curve in curves.items():
+    for section, (name, curve) in zip(sections, curves.items(), strict=True):
+        paper = {metric: by_budget for metric in ("fact_em", "fact_f1") if (by_budget := _table4(section, metric))}
+        plots.search(section["budgets"], section["beams"], paper, command.run_dir / f"{name}-search.png", f"{name}, test questions")
         if retriever.threshold is not None:
             plots.stopping(curve, retriever.threshold, command.run_dir / f"{name}.png", f"{name}, test questions")
     text = tables_text(read_tables(command.run_dir / "tables.json"))
@@ -167,13 +169,12 @@ def tables_text(tables: dict[str, Any]) -> str:
 def section_text(section: dict[str, Any]) -> str:
     """The tables of one test as Markdown, the paper's budgets beside them."""
     tokens = "" if section["context_tokens"] is None else f", {section['context_tokens']:,} tokens"
-    paper = {(f.budget, f.metric): f.value for f in _figures(section) if f.place == "Table 4"}
     shown = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
     curve = section["stopping"]
     stops = zip(*(curve[name] for name in ("threshold", "fact_f1", "fact_em", "length", "perfect")), strict=True)
     budgets = [
         [str(row["budget"]), shown(row["fact_em"]), shown(row["fact_f1"])]
-        + [shown(paper.get((row["budget"], name))) for name in ("fact_em", "fact_f1")]
+        + [shown(_table4(section, name).get(row["budget"])) for name in ("fact_em", "fact_f1")]
         for row in section["budgets"]
     ]
     beams = [[str(row["beam"]), *(shown(row[name]) for name in ("fact_em", "fact_f1", "seconds"))] for row in section["beams"]]
@@ -193,6 +194,11 @@ def section_text(section: dict[str, Any]) -> str:
         markdown(["beam", "Fact EM", "Fact F1", "s / question"], beams),
     ]
     return "\n\n".join(parts)
+
+
+def _table4(section: dict[str, Any], metric: str) -> dict[int, float]:
+    """The paper's figures by budget."""
+    return {f.budget: f.value for f in _figures(section) if f.place == "Table 4" and f.metric == metric and f.budget is not None}
 
 
 def _figures(section: dict[str, Any]) -> list[Any]:

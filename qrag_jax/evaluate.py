@@ -141,16 +141,15 @@ def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Seque
 def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[str, Any]:
     """Mean metrics of some episodes; ``ci95`` is the Wilson interval of Fact EM."""
     em = [record.fact_em for record in records]
-    shortened = None
-    if threshold is not None:
-        shortened = float(np.mean([fact_f1(stopped(r.picked, r.q, threshold), r.support) for r in records]))
+    kept = None if threshold is None else [(stopped(r.picked, r.q, threshold), r.support) for r in records]
     return {
         "chunks": max(record.chunks for record in records),
         "episodes": len(records),
         "budget": len(records[0].picked),
         "fact_em": float(np.mean(em)),
         "fact_f1": float(np.mean([record.fact_f1 for record in records])),
-        "fact_f1_stopped": shortened,
+        "fact_em_stopped": None if kept is None else float(np.mean([fact_em(*one) for one in kept])),
+        "fact_f1_stopped": None if kept is None else float(np.mean([fact_f1(*one) for one in kept])),
         "stop_threshold": threshold,
         "answer_em": _mean([record.answer_em for record in records]),
         "answer_f1": _mean([record.answer_f1 for record in records]),
@@ -186,6 +185,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
         "Fact EM",
         "95 %",
         "Fact F1",
+        "Fact EM stopped",
         "Fact F1 stopped",
         "answer EM",
         "s / episode",
@@ -206,6 +206,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
                 show(row["fact_em"]),
                 f"{low:.3f}-{high:.3f}",
                 show(row["fact_f1"]),
+                show(row["fact_em_stopped"]),
                 show(row["fact_f1_stopped"]),
                 show(row["answer_em"]),
                 show(row["seconds_per_episode"]),

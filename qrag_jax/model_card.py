@@ -18,6 +18,7 @@ COLUMNS = {
     "budget": "T",
     "fact_em": "Fact EM",
     "fact_f1": "Fact F1",
+    "fact_em_stopped": "Fact EM, stopped",
     "fact_f1_stopped": "Fact F1, stopped",
     "answer_em": "Answer EM",
     "answer_f1": "Answer F1",

@@ -35,6 +35,33 @@ def stopping(curve: Stopping, threshold: float, path: Path, title: str) -> None:
     _save(figure, path)
 
 
+def search(
+    budgets: Sequence[dict[str, Any]], beams: Sequence[dict[str, Any]], paper: dict[str, dict[int, float]], path: Path, title: str
+) -> None:
+    """Fact EM and Fact F1 against the retrieval budget and against the width of the beam, with the seconds that a question takes.
+
+    ``budgets``, ``beams``: rows of tables.json; ``paper``: metric -> budget -> figure of the paper, empty where it has none.
+    """
+    figure, axes = _figure(2)
+    for axis, rows, x in ((axes[0, 0], budgets, "budget"), (axes[0, 1], beams, "beam")):
+        for metric, colour, marker, line, label in (("fact_em", BLUE, "o", "-", "Fact EM"), ("fact_f1", ORANGE, "s", "--", "Fact F1")):
+            axis.plot([row[x] for row in rows], [row[metric] for row in rows], color=colour, marker=marker, linestyle=line, label=label)
+            if x == "budget" and (theirs := paper.get(metric)):
+                axis.plot(
+                    list(theirs), list(theirs.values()), color=colour, marker="*", linestyle=":", label=f"paper, other encoder: {label}"
+                )
+        axis.set_xticks([row[x] for row in rows])
+        axis.grid(alpha=0.3)
+    axes[0, 0].set(xlabel="budget (chunks picked)", ylabel="score", ylim=(-0.02, 1.02))
+    axes[0, 1].set(xlabel=f"paths kept (beam), {beams[0]['budget']} picks", ylabel="score", ylim=(-0.02, 1.02))
+    time = axes[0, 1].twinx()
+    time.plot([row["beam"] for row in beams], [row["seconds"] for row in beams], color=GREEN, marker="^", linestyle="-.", label="time")
+    time.set(ylabel="time of a question (s), dash-dotted", ylim=(0, None))
+    axes[0, 0].legend(loc="lower left", fontsize=8)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
     import matplotlib
 
@@ -51,8 +78,12 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Return and Fact EM of training and validation against updates and against minutes, from the records of metrics.jsonl."""
+def curves(records: Sequence[dict[str, Any]], path: Path, title: str, sampled: bool = True) -> None:
+    """Return and Fact EM of training and validation against updates and against minutes, from the records of metrics.jsonl.
+
+    ``sampled``: whether training episodes are the policy's; supervised ones follow the labels, and their record is the share of
+    episodes whose supporting chunks rank first at each step.
+    """
     train = [r for r in records if r["kind"] == "train"]
     validation = [r for r in records if r["kind"] == "validation"]
     minutes = {0: 0.0} | {r["step"]: r["seconds"] / 60 for r in train}
@@ -62,11 +93,13 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         (axes[0, 1], "minutes of training", lambda step: minutes[step]),
     ):
         x = [at(r["step"]) for r in train]
-        axis.plot(x, [r["return"] for r in train], color=ORANGE, linewidth=4, alpha=0.6, label="return (training, sampled)")
-        axis.plot(x, [r["fact_em"] for r in train], color=BLUE, label="Fact EM (training, sampled)")
+        if sampled:
+            axis.plot(x, [r["return"] for r in train], color=ORANGE, linewidth=4, alpha=0.6, label="return (training, sampled)")
+        label = "Fact EM (training, sampled)" if sampled else "supporting chunks ranked first (training)"
+        axis.plot(x, [r["fact_em"] for r in train], color=BLUE, label=label)
         x = [at(r["step"]) for r in validation]
         axis.plot(x, [r["fact_em"] for r in validation], color=GREEN, marker="o", linestyle=":", label="Fact EM (validation, greedy)")
-        axis.set(xlabel=label, ylabel="return, Fact EM", ylim=(-0.02, 1.02), xlim=(0, None))
+        axis.set(xlabel=label, ylabel="return, Fact EM" if sampled else "share of episodes", ylim=(-0.02, 1.02), xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0, 0].legend(loc="lower right", fontsize=8)
     figure.suptitle(title)

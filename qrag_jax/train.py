@@ -131,7 +131,8 @@ def finish(
     params, threshold = jax.device_put(best.state["params"]), best.info["threshold"]
     retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, best_step)
     rows = evaluate(config, run_dir, retriever, tests)
-    plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}")
+    title, sampled = f"{config.data.benchmark} {config.data.task}", config.rl.objective == "td"
+    plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", title, sampled)
     write_export(
         run_dir / "export",
         config=config,

@@ -149,6 +149,16 @@ def test_sigterm_on_one_process_stops_all_and_one_process_goes_on_to_the_same_en
     assert rows[0]["fact_em"] == rows[1]["fact_em"]
 
 
+def test_nan_stops_all_and_the_first_process_leaves_the_update(tmp_path):
+    command = train(tmp_path / "run", "--optim.learning-rate", "1e30")
+    with processes(command, command) as started:
+        for output in finish(started, 70):
+            assert "error: update " in output
+            assert "not a number in " in output
+    (path,) = (tmp_path / "run" / "nan").glob("*.npz")
+    assert not all(np.isfinite(value).all() for name, value in np.load(path).items() if name.startswith("metrics/"))
+
+
 def test_processes_that_differ_are_refused(tmp_path):
     with processes(train(tmp_path / "run"), train(tmp_path / "run", "--seed", "1")) as started:
         for output in finish(started, 64):

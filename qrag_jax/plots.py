@@ -98,7 +98,7 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str, sampled: b
         label = "Fact EM (training, sampled)" if sampled else "supporting chunks ranked first (training)"
         axis.plot(x, [r["fact_em"] for r in train], color=BLUE, label=label)
         x = [at(r["step"]) for r in validation]
-        axis.plot(x, [r["fact_em"] for r in validation], color=GREEN, marker="o", linestyle=":", label="Fact EM (validation, greedy)")
+        axis.plot(x, [r["fact_em"] for r in validation], color=GREEN, marker="o", linestyle=":", label="Fact EM (validation, searched)")
         axis.set(xlabel=label, ylabel="return, Fact EM" if sampled else "share of episodes", ylim=(-0.02, 1.02), xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0, 0].legend(loc="lower right", fontsize=8)

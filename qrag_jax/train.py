@@ -268,7 +268,7 @@ def train(
         return answers(state, batch, batches.examples(step - 1), batches.stage(step - 1).task)
 
     def check(state: TrainState, step: int) -> dict[str, Any]:
-        """Validation: the same greedy episodes as the final evaluation, fewer of them; may set the best checkpoint. Returns progress."""
+        """Validation: the same search as the final evaluation, fewer questions; may set the best checkpoint. Returns progress."""
         params = parallel.fetch(state.params)
         records = run_episodes(
             Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget, beam=config.eval.beam

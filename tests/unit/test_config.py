@@ -32,6 +32,13 @@ def test_presets_are_valid_and_round_trip(name, task):
     assert RunConfig.from_json(config.to_json()) == config
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "positions"), [("tiny", "niah", "none"), ("minilm", "niah_mq", "none"), ("contriever", "niah", "relative")]
+)
+def test_needles_have_no_positions_in_our_own_presets(name, task, positions):
+    assert preset(name, "ruler", task).qhead.positions == positions
+
+
 def test_unknown_preset_lists_the_known():
     with pytest.raises(ValueError, match=r"'huge': unknown; known: tiny, minilm"):
         preset("huge", "babilong", "qa1")

@@ -1,6 +1,6 @@
 """Evaluates a trained retriever again: at other lengths, on another task, on other data. Nothing is trained.
 
-python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/qa2-long --eval-tokens 1m
+python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/long --eval-tokens 1m
 python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/qa2-official --data-dir DIR
 """
 

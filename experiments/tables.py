@@ -4,8 +4,9 @@
     python -m experiments.tables EXPORT --run-dir runs/hotpotqa-tables --data-dir DIR --budgets 2 3 4 5
 
 Test questions are searched greedily once, with the largest budget: a greedy search with fewer picks is its beginning (Table 4), and one
-that stops below a threshold as well (Tables 5 and 6). Each beam is a search of its own, at the retriever's budget. The stop threshold is
-chosen on validation questions (experiments.calibrate); the curve here shows what others would have given.
+that stops below a threshold as well (Tables 5 and 6). Questions whose document has fewer chunks are left out, and counted. Each beam is a
+search of its own, at the retriever's budget. The stop threshold is chosen on validation questions (experiments.calibrate); the curve here
+shows what others would have given.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from qrag_jax.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from qrag_jax.evaluate import EpisodeRecord
-    from qrag_jax.evaluation_sets import EvaluationSet
     from qrag_jax.retrieve.retriever import Retriever
+    from qrag_jax.types import QAExample
 
 SCHEMA = 1
 POINTS = 21  # thresholds of the stopping table
@@ -79,8 +80,14 @@ def run(command: Command) -> None:
     config = configuration(command, retriever.config)
     sections, curves = [], {}
     for questions in test_sets(config):
-        say(f"{questions.name}: {config.eval.episodes} questions")
-        greedy, _ = search(retriever, questions, config.eval.budget, 1)
+        groups = [[example for example in examples if len(example.chunks) >= config.eval.budget] for examples in questions]
+        asked = sum(map(len, questions.groups))
+        short = asked - sum(map(len, groups))
+        left_out = f", {short} left out, whose documents have fewer than {config.eval.budget} chunks" if short else ""
+        say(f"{questions.name}: {asked} questions{left_out}")
+        if short == asked:
+            raise ValueError(f"budgets = {command.budgets}: no document of {questions.name} has that many chunks")
+        greedy, _ = search(retriever, groups, config.eval.budget, 1)
         picked, q, support = ([getattr(record, name) for record in greedy] for name in ("picked", "q", "support"))
         curve = stopping(picked, q, support, POINTS)
         section = {
@@ -88,7 +95,7 @@ def run(command: Command) -> None:
             "episodes": len(greedy),
             "budgets": budget_rows(greedy, sorted(command.budgets)),
             "stopping": asdict(curve),
-            "beams": beam_rows(retriever, questions, command.beams, retriever.config.eval.budget),
+            "beams": beam_rows(retriever, groups, command.beams, retriever.config.eval.budget),
         }
         sections.append(section)
         curves[questions.name] = curve
@@ -125,12 +132,12 @@ def configuration(command: Command, old: RunConfig) -> RunConfig:
     return replace(old, data=data, eval=test, train=replace(old.train, seed=command.seed, curriculum=()))
 
 
-def search(retriever: Retriever, questions: EvaluationSet, budget: int, beam: int) -> tuple[list[EpisodeRecord], float]:
+def search(retriever: Retriever, groups: Sequence[Sequence[QAExample]], budget: int, beam: int) -> tuple[list[EpisodeRecord], float]:
     """The episodes of a test, and the seconds that one took."""
     from qrag_jax.evaluate import run_episodes
 
     start = time.perf_counter()
-    records = [record for examples in questions for record in run_episodes(retriever, examples, budget, beam=beam)]
+    records = [record for examples in groups if examples for record in run_episodes(retriever, examples, budget, beam=beam)]
     return records, (time.perf_counter() - start) / len(records)
 
 
@@ -142,12 +149,12 @@ def budget_rows(records: Sequence[EpisodeRecord], budgets: Sequence[int]) -> lis
     return [{"budget": t, "fact_em": mean(fact_em, t), "fact_f1": mean(fact_f1, t)} for t in budgets]
 
 
-def beam_rows(retriever: Retriever, questions: EvaluationSet, beams: Sequence[int], budget: int) -> list[dict[str, Any]]:
+def beam_rows(retriever: Retriever, groups: Sequence[Sequence[QAExample]], beams: Sequence[int], budget: int) -> list[dict[str, Any]]:
     from qrag_jax.evaluate import summary
 
     rows = []
     for beam in sorted(beams):
-        records, seconds = search(retriever, questions, budget, beam)
+        records, seconds = search(retriever, groups, budget, beam)
         found = summary(records, None)
         rows.append({"beam": beam, "budget": budget, **{name: found[name] for name in ("fact_em", "fact_f1")}, "seconds": seconds})
     return rows

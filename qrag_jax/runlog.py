@@ -28,7 +28,7 @@ class NotFinite(Exception):
 
 
 class CannotWrite(Exception):
-    """The disk is full or broken; the checkpoint before is whole."""
+    """The disk is full or broken, or a bucket takes nothing; the checkpoint before is whole."""
 
 
 def silence() -> None:

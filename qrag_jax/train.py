@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from qrag_jax import plots
 from qrag_jax.answer_update import AnswerUpdate
 from qrag_jax.batches import Batches, stage_examples
+from qrag_jax.bucket import is_url
 from qrag_jax.checkpoint import Checkpoints, saved_steps
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate import (
@@ -76,6 +77,8 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[di
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
     when an update gave NaN; CannotWrite when the disk is full or broken.
     """
+    if is_url(run_dir):
+        raise ValueError(f"{run_dir}: not a folder; give Mirror(url).folder of qrag_jax.bucket, as experiments.cli.working_folder does")
     run_dir = Path(run_dir)
     try:
         with stop_requests() as stop:

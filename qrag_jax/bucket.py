@@ -271,7 +271,8 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> tuple[int, int, bool, str]:
         if match := CHECKPOINT.fullmatch(name):
-            return (2 if match[2] == "best" else 3, int(match[3]), name.endswith(f"/{CONTENTS}"), name)
+            # The newest first: it stays longest, and may take long to send.
+            return (2 if match[2] == "best" else 3, -int(match[3]), name.endswith(f"/{CONTENTS}"), name)
         return (0 if name == "config.json" else 1, 0, False, name)
 
     return sorted(names, key=key)

@@ -93,6 +93,11 @@ def _metadata(name: str) -> str | None:
         return None
 
 
+def several() -> bool:
+    """Whether :func:`start` has joined other processes. Uses no device."""
+    return jax.distributed.is_initialized()
+
+
 def leads() -> bool:
     """Whether this is process 0."""
     return jax.process_index() == 0

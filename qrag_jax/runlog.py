@@ -23,6 +23,10 @@ class Preempted(Exception):
     """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
 
 
+class Pruned(Exception):
+    """Not worth going on with; the last checkpoint is saved."""
+
+
 class NotFinite(Exception):
     """An update gave NaN or infinity; it is saved for inspection."""
 

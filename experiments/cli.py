@@ -9,7 +9,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -53,7 +54,8 @@ class Command:
     """Settings to start from: a name, or a .json file with a configuration (a run's config.json, a sweep's best.json), whose task is then
     the default."""
     run_dir: str = ""
-    """Folder of the run; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET (of a file: its name)."""
+    """Folder of the run, or gs://BUCKET/NAME; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET (of a file:
+    its name)."""
 
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
@@ -62,12 +64,16 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
     options: Any = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(kind, args=words, prog=f"python -m {prog}", description=description, **options)
+            found = tyro.cli(kind, args=words, prog=f"python -m {prog}", description=description, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         # tyro draws a box around what it has to say.
         raise ValueError(" ".join(re.sub(r"[^\S ]|[\u2500-\u257f]|-{3,}", " ", shown.getvalue()).split())) from None
+    for name, value in vars(found).items():
+        if isinstance(value, Path) and value.parts[:1] == ("gs:",):
+            raise ValueError(f"{name} = {value}: must be a folder of this machine; only experiments that train, and evaluate, take gs://")
+    return found
 
 
 def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> Command:
@@ -103,11 +109,33 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
 
         keep_compilations()
         hosts.start()
-        rows = train.run(command.config, command.run_dir)
-        if hosts.leads():
-            write_comparison(command.run_dir, rows, command.config, command.config)
+        with working_folder(command.run_dir) as folder:
+            rows = train.run(command.config, folder)
+            if hosts.leads():
+                write_comparison(folder, rows, command.config, command.config)
 
     return execute(run)
+
+
+@contextmanager
+def working_folder(run_dir: str) -> Iterator[Path]:
+    """Where to work on a run directory: there, or for one in a bucket in a folder that process 0 keeps the bucket like, to the end.
+
+    Called by all processes. Raises what :class:`qrag_jax.bucket.Mirror` does.
+    """
+    from qrag_jax import bucket, hosts, survival
+
+    if not bucket.is_url(run_dir):
+        yield Path(run_dir)
+        return
+    with survival.stop_requests():
+        try:
+            with hosts.leader_only(lambda: bucket.Mirror(run_dir)):
+                yield bucket.home(run_dir) / "run"
+        except (Preempted, NotFinite):
+            hosts.meet()
+            raise
+        hosts.meet()  # the last to leave is the one that sends
 
 
 def keep_compilations() -> None:
@@ -125,7 +153,7 @@ def execute(run: Callable[[], None]) -> int:
     0    done
     64   bad input
     70   NaN or infinity in an update; the same command would meet it again
-    74   the disk is full or broken; the same command goes on from the last checkpoint once there is room
+    74   the disk is full or broken, or the bucket takes nothing; the same command goes on once that is mended
     75   preempted, or the reader is out of reach, with everything so far saved: run the same command again
     """
     try:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from experiments.cli import execute, read
+from experiments.cli import execute, read, working_folder
 from experiments.compare import write_comparison
 from qrag_jax.config import EvalConfig
 
@@ -22,10 +21,10 @@ DEFAULTS = EvalConfig()
 
 @dataclass(frozen=True)
 class Command:
-    retriever: tyro.conf.Positional[Path]
-    """Run directory or export of the retriever."""
-    run_dir: Path
-    """Folder for results.json, results.md, comparison.md, context.png and episodes/; must not hold another run."""
+    retriever: tyro.conf.Positional[str]
+    """Run directory or export of the retriever; a folder, or gs://BUCKET/NAME."""
+    run_dir: str
+    """Folder for results.json, results.md, comparison.md, context.png and episodes/; must not hold another run. May be gs://BUCKET/NAME."""
     benchmark: str | None = None
     """Benchmark; none: the one it was trained on."""
     task: str | None = None
@@ -100,12 +99,13 @@ def run(command: Command) -> None:
             reader_dtype=command.reader_dtype,
         ),
     )
-    check_run_dir(config, command.run_dir)
-    sets = official_sets(config) if command.official else test_sets(config)
-    write_text(command.run_dir / "config.json", config.to_json())
-    rows = evaluate.evaluate(config, command.run_dir, retriever, sets)
-    write_report(command.run_dir, rows)
-    write_comparison(command.run_dir, rows, config, old)
+    with working_folder(command.run_dir) as folder:
+        check_run_dir(config, folder)
+        sets = official_sets(config) if command.official else test_sets(config)
+        write_text(folder / "config.json", config.to_json())
+        rows = evaluate.evaluate(config, folder, retriever, sets)
+        write_report(folder, rows)
+        write_comparison(folder, rows, config, old)
 
 
 if __name__ == "__main__":

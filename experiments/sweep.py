@@ -51,13 +51,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
-    spec, folder = read_spec(command.spec)
-    need_optuna()
-    check_data(spec, command.spec)
+    from qrag_jax import hosts
+
+    hosts.start()
+
+    def read_all() -> tuple[Spec, Path]:
+        spec, folder = read_spec(command.spec)
+        need_optuna()
+        check_data(spec, command.spec)
+        return spec, command.run_dir or folder
+
+    if hosts.several():
+        spec, folder = hosts.together(read_all)
+        from experiments import sweep_hosts
+
+        sweep_hosts.run(spec, folder, command.retry_failed)
+        hosts.from_leader(lambda: _tell(folder))
+        return
+    spec, folder = read_all()
     from experiments import sweep_run
     from experiments.sweep_study import Sweep
 
-    sweep = Sweep(spec, command.run_dir or folder)
+    sweep = Sweep(spec, folder)
     if command.retry_failed:
         say(f"{sweep.retry_failed()} failed trials are tried again")
     sweep_run.run(sweep)

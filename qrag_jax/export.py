@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from qrag_jax.bucket import fetch, is_url
 from qrag_jax.config import RunConfig
 from qrag_jax.files import write_json
 from qrag_jax.model_card import model_card
@@ -133,8 +134,8 @@ def state_tokens(config: RunConfig) -> int:
 
 
 def find_export(path: str | Path) -> Path:
-    """The export folder that a run directory or an export folder means."""
-    path = Path(path)
+    """The export folder that a run directory or an export folder means; of a gs:// one, a copy on this machine."""
+    path = fetch(str(path)) if is_url(path) else Path(path)
     return path / "export" if (path / "export").is_dir() else path
 
 

@@ -93,6 +93,11 @@ def _metadata(name: str) -> str | None:
         return None
 
 
+def several() -> bool:
+    """Whether :func:`start` has joined other processes. Uses no device."""
+    return jax.distributed.is_initialized()
+
+
 def leads() -> bool:
     """Whether this is process 0."""
     return jax.process_index() == 0
@@ -161,6 +166,8 @@ def agree(**texts: str) -> None:
 
 def meet() -> None:
     """Waits for all processes, however long; collectives of devices give up after half a minute."""
+    if jax.process_count() == 1:
+        return
     ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_meetings)}", timeout_ms=1000 * PATIENCE)
 
 

@@ -23,12 +23,16 @@ class Preempted(Exception):
     """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
 
 
+class Pruned(Exception):
+    """Not worth going on with; the last checkpoint is saved."""
+
+
 class NotFinite(Exception):
     """An update gave NaN or infinity; it is saved for inspection."""
 
 
 class CannotWrite(Exception):
-    """The disk is full or broken; the checkpoint before is whole."""
+    """The disk is full or broken, or a bucket takes nothing; the checkpoint before is whole."""
 
 
 def silence() -> None:

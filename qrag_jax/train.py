@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from qrag_jax import plots
 from qrag_jax.answer_update import AnswerUpdate
 from qrag_jax.batches import Batches, stage_examples
+from qrag_jax.bucket import is_url
 from qrag_jax.checkpoint import Checkpoints, saved_steps
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate import (
@@ -44,11 +45,12 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Metrics, Params, TrainState
 from qrag_jax.rl.supervised import make_learner
-from qrag_jax.runlog import CannotWrite, NotFinite, Preempted, RunLog, progress, say, write_manifest
+from qrag_jax.runlog import CannotWrite, NotFinite, Preempted, Pruned, RunLog, progress, say, write_manifest
 from qrag_jax.survival import StopRequest, Window, stop_requests, write_bad_update
 from qrag_jax.tokens import TextTokenizer, train_wordpiece
 from qrag_jax.types import QAExample, TaskBatch
 
+Prune = Callable[[], bool] | None
 VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
 # What the same run directory may change between two calls: nothing that training depends on.
 MAY_CHANGE = (
@@ -69,17 +71,20 @@ class Model:
     params: Params
 
 
-def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[dict[str, Any]]:
+def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Prune = None) -> list[dict[str, Any]]:
     """Trains, evaluates and exports; returns the rows of results.json. ``test`` False: the test questions are left alone (the trials of a
-    sweep are compared on validation), and there are no rows; the same call with True evaluates what was trained.
+    sweep are compared on validation), and there are no rows; the same call with True evaluates what was trained. ``prune`` is asked by
+    process 0, after each validation but the first and the last, whether to stop.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
-    when an update gave NaN; CannotWrite when the disk is full or broken.
+    when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or broken.
     """
+    if is_url(run_dir):
+        raise ValueError(f"{run_dir}: not a folder; see experiments.cli.working_folder")
     run_dir = Path(run_dir)
     try:
         with stop_requests() as stop:
-            return _run(config, run_dir, stop, test)
+            return _run(config, run_dir, stop, test, prune)
     except (OSError, ValueError) as error:
         if (told := disk_error(error)) is None:
             raise
@@ -88,7 +93,7 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True) -> list[di
         raise CannotWrite(f"{run_dir}: cannot be written to ({told}); {rest}; make room first") from error
 
 
-def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool) -> list[dict[str, Any]]:
+def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune) -> list[dict[str, Any]]:
     devices = choose_devices(config.train, config.optim.batch)
     from_leader(lambda: check_run_dir(config, run_dir))
     if config.rl.reward != "support" and jax.process_count() > 1:
@@ -101,7 +106,7 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool) -> lis
     )
     from_leader(lambda: write_start(config, run_dir, model, devices))
     with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
-        best_step = train(config, run_dir, model, stages, devices, checkpoints, stop)
+        best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, prune)
     return from_leader(lambda: finish(config, run_dir, model, best_step, tests, test))
 
 
@@ -215,13 +220,9 @@ def _shapes(params: Params) -> list[tuple[Any, tuple[int, ...]]]:
 
 
 def train_vocabulary(config: RunConfig, examples: Sequence[Sequence[QAExample]]) -> TextTokenizer:
-    def texts() -> Iterator[str]:
-        for stage in examples:
-            for i in range(VOCABULARY_EXAMPLES // len(examples)):
-                yield stage[i].question
-                yield from stage[i].chunks
-
-    return train_wordpiece(texts(), config.model.vocab_size)
+    share = range(VOCABULARY_EXAMPLES // len(examples))
+    some = (stage[i] for stage in examples for i in share)
+    return train_wordpiece((text for example in some for text in (example.question, *example.chunks)), config.model.vocab_size)
 
 
 def train(
@@ -232,6 +233,7 @@ def train(
     devices: tuple[jax.Device, ...],
     checkpoints: Checkpoints,
     stop: StopRequest,
+    prune: Prune = None,
 ) -> int:
     """The loop. Returns the step of the checkpoint "best", which holds the parameters best on validation and their stop threshold."""
     rl, steps, every = config.rl, config.train.steps, config.train.log_every
@@ -309,6 +311,7 @@ def train(
         progress_info.update(from_leader(partial(check, state, 0)))
     began = time.perf_counter() - progress_info["seconds"]
     window = Window(progress_info["window"])
+    pruned = False
     ended = start >= steps or (config.train.stop_at is not None and progress_info["reached"] >= 2)
     with stop.later(), progress(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
         for step, batch in enumerate(batches.ahead(start, start if ended else steps), start + 1):
@@ -329,19 +332,20 @@ def train(
                 )
                 if step % config.train.eval_every == 0 or step == steps:
                     progress_info.update(from_leader(partial(check, state, step)))
+                    pruned = prune is not None and step < steps and from_leader(prune)
                 window = Window()
                 ended = step == steps or progress_info["reached"] >= 2
             asked = late = False
             if recorded or jax.process_count() == 1:  # several processes agree at records, and do not wait for each other in between
                 asked = on_any(stop.asked)
                 late = from_leader(lambda: time.monotonic() - checkpoints.saved_at >= 60 * config.train.checkpoint_minutes)
-            if ended or asked or late or step % config.train.checkpoint_every == 0:
+            if ended or asked or late or pruned or step % config.train.checkpoint_every == 0:
                 refuse_nan(step)
                 progress_info.update(seconds=time.perf_counter() - began, window=window.to_json())
                 from_leader(partial(save, state, step))
-            if asked:
+            if asked or pruned:
                 from_leader(checkpoints.wait)
-                raise Preempted(f"saved at update {step}; run the same command again to go on")
+                raise Preempted(f"saved at update {step}; run the same command again to go on") if asked else Pruned(step)
             if ended:
                 break
     return int(progress_info["best_step"])

@@ -8,7 +8,7 @@
 #   BASE_DELAY        seconds before the first new attempt, doubled each time; default 15
 #   MAX_DELAY         at most this many seconds; default 900
 #   POLL              seconds between looks while all is well, default 60
-#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs RUN_BUCKET); default 0, and the TPU goes on costing money
+#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs RUN_BUCKET or --run-dir gs://...); default 0, and the TPU goes on costing money
 #   DRY_RUN           1: only print what it would do
 #
 # Missing, SUSPENDED, PREEMPTED or FAILED: deletes what is left, creates, sets up and starts again. Exit code 75 (preempted and saved,
@@ -26,7 +26,8 @@ MAX_DELAY=${MAX_DELAY:-900}
 POLL=${POLL:-60}
 for setting in MAX_FAILURES BASE_DELAY MAX_DELAY POLL; do whole_number "$setting"; done
 DELETE_WHEN_DONE=${DELETE_WHEN_DONE:-0}
-[[ $DELETE_WHEN_DONE != 1 || -n $BUCKET ]] || die "DELETE_WHEN_DONE = 1: needs RUN_BUCKET, or the results go with the TPU"
+[[ $DELETE_WHEN_DONE != 1 || -n $BUCKET || ${COMMAND[*]} == *gs://* ]] ||
+  die "DELETE_WHEN_DONE = 1: needs RUN_BUCKET or --run-dir gs://..., or the results go with the TPU"
 ID=$(job_id "${COMMAND[@]}")
 failures=0
 started=no

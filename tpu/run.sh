@@ -5,7 +5,7 @@
 #
 #   ZONE, PROJECT   as for create.sh
 #   RUN_BUCKET      gs:// folder that ~/qrag/runs is kept in: fetched before the start, sent every SYNC_SECONDS and at the end.
-#                   One folder for one TPU. Without it, runs are lost with the VM.
+#                   One folder for one TPU. Without it, and without --run-dir gs://..., runs are lost with the VM.
 #   SYNC_SECONDS    default 300
 #   DRY_RUN         1: only print the command
 #
@@ -19,5 +19,5 @@ arguments yes "$@"
 SYNC_SECONDS=${SYNC_SECONDS:-300}
 whole_number SYNC_SECONDS
 
-if [[ -z $BUCKET ]]; then say "RUN_BUCKET is not set: run directories live on the VM alone and are lost with it"; fi
+if [[ -z $BUCKET && ${COMMAND[*]} != *gs://* ]]; then say "RUN_BUCKET is not set: run directories live on the VM alone and are lost with it"; fi
 on_workers "$(remote bash qrag/src/tpu/vm_job.sh start "$(job_id "${COMMAND[@]}")" "$BUCKET" "$SYNC_SECONDS" -- "${COMMAND[@]}")"

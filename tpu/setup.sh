@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts this checkout on every worker of a TPU VM (~/qrag/src) and installs it with ".[tpu]" into ~/qrag/venv. Can be repeated.
+# Puts this checkout on every worker of a TPU VM (~/qrag/src) and installs it with ".[tpu,gcs]" into ~/qrag/venv. Can be repeated.
 #
 #   ZONE=europe-west4-a tpu/setup.sh NAME
 #

@@ -13,5 +13,5 @@ if [[ ! -x venv/bin/python ]]; then
   fi
   bin/uv venv --quiet --seed --python 3.12 venv
 fi
-venv/bin/python -m pip install --quiet --editable 'src[tpu]'
+venv/bin/python -m pip install --quiet --editable 'src[tpu,gcs]'
 touch ready

@@ -89,6 +89,6 @@ def test_babysit_does_not_create_because_gcloud_fails(world):
 
 def test_babysit_deletes_when_done_if_asked(world):
     lives(world, "UNREADY NONE RUNNING 0")
-    world.call("babysit.sh", "qrag", *COMMAND, DELETE_WHEN_DONE="1", RUN_BUCKET="gs://b/r")
+    world.call("babysit.sh", "qrag", *COMMAND, "--run-dir", "gs://b/r", DELETE_WHEN_DONE="1")
     assert counts(world) == (1, 1, 1, 1)
     assert world.calls()[-1][-1] == "--quiet"

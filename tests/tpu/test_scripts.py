@@ -126,7 +126,7 @@ def test_create_setup_run_status_delete(world):
     assert (source / "pyproject.toml").read_bytes() == (ROOT / "pyproject.toml").read_bytes()
     assert os.access(source / "tpu" / "vm_job.sh", os.R_OK)
     assert world.count("uv venv --quiet --seed --python 3.12 venv") == 1
-    assert world.count("python -m pip install --quiet --editable src[tpu]") == 1
+    assert world.count("python -m pip install --quiet --editable src[tpu,gcs]") == 1
     # Again: the environment and the runs stay, the source is replaced.
     (world.home / "qrag" / "runs").mkdir()
     (source / "stale.py").touch()

@@ -1,0 +1,53 @@
+"""A sweep whose trials are trained by two processes together, joined on loopback: one finishes, one is pruned, one fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import sweep_hosts
+from experiments.sweep_spec import read_spec
+from tests.parallel.test_hosts import finish, processes
+
+# Who may pick four of 16 chunks finds more than who may pick one; a state of 15 is longer than the embedder can read.
+SPEC = """
+benchmark: babilong
+task: qa1
+method: grid
+prune: true
+prune_startup: 1
+prune_warmup: 0
+fixed: {train.steps: 8, train.log_every: 2, train.eval_every: 4, train.checkpoint_every: 4, train.eval_episodes: 8,
+  data.chunks: 16, data.shared_noise: 8, model.layers: 1, model.width: 32, model.heads: 2, model.mlp_width: 64, model.vocab_size: 600,
+  model.max_positions: 64, optim.batch: 8, rl.budget: 2, eval.tokens: [1k], eval.episodes: 8}
+space:
+  eval.budget: {values: [4, 1, 15]}
+"""
+
+
+def command(spec: Path, run_dir: Path) -> tuple[str, ...]:
+    return ("-m", "experiments.sweep", str(spec), "--run-dir", str(run_dir))
+
+
+def test_two_processes_train_every_trial_together(tmp_path):
+    spec = tmp_path / "small.yaml"
+    spec.write_text(SPEC)
+    with processes(command(spec, tmp_path / "sweep"), command(spec, tmp_path / "unused")) as started:
+        first, second = finish(started)
+    trials = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
+    assert [trial["state"] for trial in trials] == ["complete", "pruned", "failed"], first
+    assert [trial["updates"] for trial in trials[:2]] == [8, 4]
+    assert "the embedder reads 64: set data.state_tokens" in trials[2]["reason"]
+    assert "best by validation" in first
+    assert "best by validation" not in second
+    assert not (tmp_path / "unused").exists()
+
+
+def test_trials_at_a_time_are_refused(tmp_path):
+    (tmp_path / "small.yaml").write_text(SPEC)
+    spec, folder = read_spec(tmp_path / "small.yaml")
+    with pytest.raises(ValueError, match="parallel = 2: must be 1 where several processes train a trial together"):
+        sweep_hosts.run(replace(spec, settings=replace(spec.settings, parallel=2)), folder, False)

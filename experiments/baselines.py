@@ -82,7 +82,7 @@ def measure(
     retriever = untrained(config, vocabulary) if set(methods) & set(baselines.NEED_EMBEDDER) else None
     found = [(name, baselines.make(name, retriever=retriever, similarity=similarity, seed=config.train.seed)) for name in methods]
     write_text(run_dir / "config.json", config.to_json())
-    rows = [row for name, find in found for row in baselines.evaluate_baseline(name, find, sets, config.eval.budget, run_dir)]
+    rows = [row for name, find in found for row in baselines.evaluate_baseline(name, find, sets, run_dir)]
     baselines.write_baselines(run_dir, rows)
     say(f"\n{baselines.baselines_table(rows)}\n\nresults are in {run_dir}")
     write_comparison(run_dir, rows, config, config)

@@ -123,13 +123,14 @@ def make(method: str, *, retriever: Retriever | None = None, similarity: Similar
     return single_step(retriever, similarity) if method == "single" else multi_step(retriever)
 
 
-def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], budget: int, run_dir: Path) -> list[dict[str, Any]]:
+def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], run_dir: Path) -> list[dict[str, Any]]:
     """Episodes and one row of results.json for each set; rows have no stop threshold, since nothing was calibrated.
 
-    Raises ValueError when a document has fewer chunks than ``budget``, or a question no supporting chunks.
+    Raises ValueError when a document has fewer chunks than its set has picks, or a question no supporting chunks.
     """
     rows = []
     for questions in sets:
+        budget = questions.budget
         start = time.perf_counter()
         records: list[EpisodeRecord] = []
         for examples in questions:

@@ -123,7 +123,7 @@ def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Seque
         for i, examples in enumerate(questions):
             start = time.perf_counter()
             label = f"test {questions.name} {i + 1}/{len(questions.groups)}"
-            part = run_episodes(retriever, examples, config.eval.budget, beam=config.eval.beam, label=label)
+            part = run_episodes(retriever, examples, questions.budget, beam=config.eval.beam, label=label)
             seconds += time.perf_counter() - start
             if reader is not None:
                 part = read_answers(reader, part, questions, config.eval.reader_context, examples, retriever.threshold)

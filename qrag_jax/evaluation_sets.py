@@ -10,6 +10,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.data import ruler, ruler_files
 from qrag_jax.data.splits import Split
 from qrag_jax.lengths import format_tokens, parse_tokens
+from qrag_jax.presets import picks
 from qrag_jax.types import QAExample
 
 OFFICIAL = "-official"  # ends the name of a benchmark whose own records are read
@@ -18,13 +19,15 @@ GROUP = 256  # questions whose own paragraphs are embedded together
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Questions of one kind. ``groups`` are embedded one after the other; those of a group share their haystack.
+    """Questions of one kind, searched with ``budget`` picks. ``groups`` are embedded one after the other; those of a group share their
+    haystack.
     ``context_tokens`` is None where documents come as they are. Groups are made when asked for: 10M-token documents are large."""
 
     name: str
     benchmark: str
     task: str
     context_tokens: int | None
+    budget: int
     examples: Sequence[QAExample]
     groups: tuple[range, ...]
 
@@ -34,14 +37,16 @@ class EvaluationSet:
 
 def test_sets(config: RunConfig) -> list[EvaluationSet]:
     """The test of a run: its benchmark at every context length of ``config.eval.tokens``, or once where documents come as they are; then
-    likewise those of ``config.eval.benchmarks``.
+    likewise those of ``config.eval.benchmarks``, with as many picks as the paper makes there.
 
     Reads what it needs, so that missing data is found before training. Raises ValueError on missing or broken data, and on documents with
-    fewer chunks than ``config.eval.budget``.
+    fewer chunks than the budget.
     """
     sets = []
-    for settings in [*data.parts(config.data), *data.others(config.data, config.eval.benchmarks)]:
-        one = replace(config, data=settings)
+    others = data.others(config.data, config.eval.benchmarks)
+    for settings in [*data.parts(config.data), *others]:
+        budget = picks(settings.benchmark) if settings in others else config.eval.budget
+        one = replace(config, data=settings, eval=replace(config.eval, budget=budget))
         if data.benchmark(settings.benchmark).chunks is None:
             sets.append(evaluation_set(one, "test", None, config.eval.episodes))
         else:
@@ -74,7 +79,7 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
         raise ValueError(
             f"eval.budget = {config.eval.budget}: must be <= {len(examples[0].chunks)}, the chunks of a document of {name} ({split})"
         )
-    return EvaluationSet(name, settings.benchmark, settings.task, tokens, examples, groups)
+    return EvaluationSet(name, settings.benchmark, settings.task, tokens, config.eval.budget, examples, groups)
 
 
 def official_sets(config: RunConfig) -> list[EvaluationSet]:
@@ -89,5 +94,5 @@ def official_sets(config: RunConfig) -> list[EvaluationSet]:
             examples = ruler.load_official(config.data.data_dir, settings.task, length)
             groups = tuple(range(i, i + 1) for i in range(len(examples)))
             name = f"ruler{OFFICIAL}-{settings.task}-{length}"
-            sets.append(EvaluationSet(name, f"ruler{OFFICIAL}", settings.task, length, examples, groups))
+            sets.append(EvaluationSet(name, f"ruler{OFFICIAL}", settings.task, length, config.eval.budget, examples, groups))
     return sets

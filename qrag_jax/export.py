@@ -25,6 +25,7 @@ from qrag_jax.model_card import model_card
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.folder import read_backbone, read_object, read_params, write_folder, write_tokenizer
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
+from qrag_jax.presets import largest_budget
 from qrag_jax.tokens import TextTokenizer
 
 FORMAT = "qrag-jax-export"
@@ -130,7 +131,7 @@ def read_export(folder: str | Path) -> Export:
 def state_tokens(config: RunConfig) -> int:
     """Longest state of a run, in tokens."""
     data = config.data
-    return data.state_tokens or data.question_tokens + (max(config.rl.budget, config.eval.budget) - 1) * data.state_chunk_tokens
+    return data.state_tokens or data.question_tokens + (largest_budget(config) - 1) * data.state_chunk_tokens
 
 
 def find_export(path: str | Path) -> Path:

@@ -22,6 +22,16 @@ def positions(benchmark: str, task: str) -> Literal["relative", "none"]:
     return "relative" if ordered(benchmark, task) and benchmark != "ruler" else "none"
 
 
+def picks(benchmark: str) -> int:
+    """T at evaluation, as in the paper."""
+    return 2 if benchmark == "hotpotqa" else 4
+
+
+def largest_budget(config: RunConfig) -> int:
+    """Of training, of the run's own test, and of the others that it names."""
+    return max(config.rl.budget, config.eval.budget, *(picks(name.partition("/")[0]) for name in config.eval.benchmarks))
+
+
 def chunk_by(benchmark: str, task: str) -> Literal["sentence", "tokens"]:
     """What a benchmark's chunks are: sentences, or paragraphs."""
     return "sentence" if benchmark != "own" and ordered(benchmark, task) else "tokens"
@@ -53,13 +63,12 @@ def tiny(benchmark: str, task: str) -> RunConfig:
         return config
     if task.startswith("niah"):
         return _tiny_needles(config)
-    picks = 2 if benchmark == "hotpotqa" else 4
     return replace(
         config,
         data=replace(config.data, chunks=40 if benchmark == "ruler" else 20, question_tokens=48, chunk_tokens=96, state_chunk_tokens=64),
         model=replace(config.model, vocab_size=4096 if benchmark == "ruler" else 8192, max_positions=512),
-        rl=replace(config.rl, budget=picks),
-        eval=replace(config.eval, budget=picks),
+        rl=replace(config.rl, budget=picks(benchmark)),
+        eval=replace(config.eval, budget=picks(benchmark)),
     )
 
 
@@ -84,8 +93,7 @@ def _tiny_needles(config: RunConfig) -> RunConfig:
 
 def minilm(benchmark: str, task: str) -> RunConfig:
     """all-MiniLM-L6-v2 (22 M parameters), fine-tuned on a CPU or one small accelerator."""
-    picks = 2 if benchmark == "hotpotqa" else 4
-    config = _paper(benchmark, task, "minilm", chunk_tokens=128, budget=picks)
+    config = _paper(benchmark, task, "minilm", chunk_tokens=128, budget=picks(benchmark))
     sizes: dict[str, Any] = {"chunks": 20}
     if benchmark == "babilong":
         sizes = {"chunks": 40, "shared_noise": 32, "chunk_tokens": 24, "state_chunk_tokens": 16}
@@ -98,7 +106,7 @@ def minilm(benchmark: str, task: str) -> RunConfig:
         rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
         optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16),
         train=TrainConfig(steps=300, eval_every=50, checkpoint_every=50),
-        eval=EvalConfig(tokens=("1k", "4k"), episodes=100, budget=picks),
+        eval=EvalConfig(tokens=("1k", "4k"), episodes=100, budget=picks(benchmark)),
     )
 
 
@@ -116,13 +124,13 @@ def contriever(benchmark: str, task: str) -> RunConfig:
 
 def e5(benchmark: str, task: str) -> RunConfig:
     """intfloat/multilingual-e5-large, the paper's model for HotpotQA and MuSiQue: batches of 96 transitions, 10 000 updates."""
-    picks, tokens = (2, 220) if benchmark.startswith("hotpotqa") else (4, 110)
-    config = _paper(benchmark, task, "e5", chunk_tokens=tokens, budget=picks)
+    budget = picks(benchmark)
+    config = _paper(benchmark, task, "e5", chunk_tokens=220 if benchmark == "hotpotqa" else 110, budget=budget)
     return replace(
         config,
-        optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // picks),
+        optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // budget),
         train=replace(config.train, steps=10_000),
-        eval=replace(config.eval, budget=picks),
+        eval=replace(config.eval, budget=budget),
     )
 
 

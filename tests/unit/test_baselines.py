@@ -137,7 +137,7 @@ def test_rows_are_those_of_an_evaluation(retriever: Retriever, tmp_path: Path) -
     sets = test_sets(config)
     (wanted,) = evaluate(config, tmp_path, retriever, sets)
     for method, name in METHODS.items():
-        (row,) = evaluate_baseline(method, make(method, retriever=retriever, seed=1), sets, 4, tmp_path)
+        (row,) = evaluate_baseline(method, make(method, retriever=retriever, seed=1), sets, tmp_path)
         assert list(row) == [*wanted, "method"]
         assert row["method"] == name
         same = ("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget")
@@ -157,12 +157,12 @@ def test_bad_requests_are_refused(retriever: Retriever, tmp_path: Path) -> None:
         make("tfidf")
     with pytest.raises(ValueError, match="method 'single': needs an embedder"):
         make("single")
-    one = EvaluationSet("own-all", "own", "all", None, [HERONS], (range(1),))
+    one = EvaluationSet("own-all", "own", "all", None, 5, [HERONS], (range(1),))
     with pytest.raises(ValueError, match=r"budget = 5: must be in 1..4, the chunks of 'herons'"):
-        evaluate_baseline("random", make("random"), [one], 5, tmp_path)
-    unlabelled = EvaluationSet("own-all", "own", "all", None, [QAExample("u", "?", ("a", "b"), "", ())], (range(1),))
+        evaluate_baseline("random", make("random"), [one], tmp_path)
+    unlabelled = EvaluationSet("own-all", "own", "all", None, 1, [QAExample("u", "?", ("a", "b"), "", ())], (range(1),))
     with pytest.raises(ValueError, match="support is empty"):
-        evaluate_baseline("random", make("random"), [unlabelled], 1, tmp_path)
+        evaluate_baseline("random", make("random"), [unlabelled], tmp_path)
     assert not list(tmp_path.rglob("*.jsonl"))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from qrag_jax.decode import decode
 from qrag_jax.lengths import parse_tokens
 
+Attention = Literal["auto", "plain", "fused"]
 BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 # Switches of the rl section that only its TD objective reads.
 TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha")
@@ -91,6 +92,9 @@ class ModelConfig:
     tile_tokens: int = 512
     """In training an encoder reads about this many tokens at a time, short texts sharing rows. The results do not depend on it: caches of
     a CPU want few, accelerators want as many as their memory holds (16384)."""
+    attention: Attention = "auto"
+    """fused: by jax.nn.dot_product_attention, which is cuDNN's flash kernel on a GPU in bfloat16; plain: three operations; auto: plain on
+    CPU, fused elsewhere. The results do not depend on it. A Qwen3 embedder has only plain."""
     remat: bool = False
     """Recompute each layer in the backward pass (jax.checkpoint): less memory, more time."""
 

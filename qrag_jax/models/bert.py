@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from qrag_jax.config import Attention
+from qrag_jax.models.blocks import INIT, Dense, attend, gelu
 from qrag_jax.models.rotary import segment_places
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
-
-NEGATIVE = -1e9  # finite, so that a row of padding only stays free of NaN
-INIT = nn.initializers.normal(0.02)
 
 
 @dataclass(frozen=True)
@@ -96,21 +94,19 @@ class BertConfig:
 class BertLayer(nn.Module):
     config: BertConfig
     dtype: Any = jnp.float32
+    attention: Attention = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "R L D"], mask: Bool[Array, "R #L L"], deterministic: bool = True) -> Float[Array, "R L D"]:
         c = self.config
-        width, heads = x.shape[-1], c.num_attention_heads
-        dense_ = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
+        width = x.shape[-1]
+        dense_ = lambda size, name: Dense(size, dtype=self.dtype, name=name)  # noqa: E731
         drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
-        split = lambda y: y.reshape(*y.shape[:2], heads, width // heads).swapaxes(1, 2)  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:2], c.num_attention_heads, -1)  # noqa: E731
         query, key, value = (split(dense_(width, name)(x)) for name in ("query", "key", "value"))
-        logits = jnp.einsum("rhqd,rhkd->rhqk", query, key) / jnp.sqrt(jnp.asarray(width // heads, self.dtype))
-        logits = jnp.where(mask[:, None], logits.astype(jnp.float32), NEGATIVE)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        mixed = jnp.einsum("rhqk,rhkd->rhqd", weights, value).swapaxes(1, 2).reshape(x.shape)
+        mixed = attend(query, key, value, mask, self.attention).reshape(x.shape)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
-        inner = jax.nn.gelu(dense_(c.intermediate_size, "mlp_in")(x), approximate=False)
+        inner = gelu(dense_(c.intermediate_size, "mlp_in")(x))
         return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="mlp_norm")(x + drop(dense_(width, "mlp_out")(inner)))
 
 
@@ -120,6 +116,7 @@ class BertEncoder(nn.Module):
     config: BertConfig
     dtype: Any = jnp.float32
     remat: bool = False
+    attention: Attention = "auto"
 
     @nn.compact
     def __call__(
@@ -135,7 +132,7 @@ class BertEncoder(nn.Module):
         x = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)(x)
         layer = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
         for i in range(c.num_hidden_layers):
-            x = layer(c, self.dtype, name=f"layer_{i}")(x, mask, deterministic)
+            x = layer(c, self.dtype, self.attention, name=f"layer_{i}")(x, mask, deterministic)
         return x
 
 

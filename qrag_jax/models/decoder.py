@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from qrag_jax.models.bert import INIT
+from qrag_jax.models.blocks import INIT
 from qrag_jax.models.decoder_layer import DecoderLayer, KeyValue, LayerConfig, layer_weights
 from qrag_jax.models.rope_scaling import Rope, read_rope, rope_parameters
 from qrag_jax.models.rotary import cos_sin, places

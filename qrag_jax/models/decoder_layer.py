@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from qrag_jax.models.bert import INIT, NEGATIVE
+from qrag_jax.models.blocks import INIT, NEGATIVE
 from qrag_jax.models.rotary import turn
 from qrag_jax.models.weights import Weight, dense, norm
 from qrag_jax.types import Array

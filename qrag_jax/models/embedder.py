@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from qrag_jax.config import RunConfig
+from qrag_jax.config import Attention, RunConfig
 from qrag_jax.models.packing import Shape, embed_tiles, tiles_vjp
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
 from qrag_jax.presets import largest_budget
@@ -45,10 +45,12 @@ class Embedder(nn.Module):
     divisor: float = 10.0
     dtype: Any = jnp.float32
     remat: bool = False
+    attention: Attention = "auto"
 
     def setup(self) -> None:
-        encoder = BACKBONES[backbone_of(self.config)].encoder
-        make = lambda: encoder(self.config, dtype=self.dtype, remat=self.remat)  # noqa: E731
+        backbone = BACKBONES[backbone_of(self.config)]
+        how = {"attention": self.attention} if backbone.fuses else {}
+        make = lambda: backbone.encoder(self.config, dtype=self.dtype, remat=self.remat, **how)  # noqa: E731
         if self.tied:
             self.encoder = make()
         else:
@@ -144,6 +146,8 @@ def make_embedder(config: RunConfig, backbone: BackboneConfig, pooling: Pooling 
     for name in ("question_tokens", "chunk_tokens", "state_tokens"):
         if getattr(data, name) > backbone.max_tokens:
             raise ValueError(f"data.{name} = {getattr(data, name)}: the embedder reads at most {backbone.max_tokens} tokens")
+    if model.attention == "fused" and not BACKBONES[backbone_of(backbone)].fuses:
+        raise ValueError(f"model.attention = 'fused': the attention of {backbone_of(backbone)!r} is plain; use auto")
     full = data.question_tokens + (budget - 1) * data.state_chunk_tokens
     if not data.state_tokens and full > backbone.max_tokens:
         raise ValueError(
@@ -156,6 +160,7 @@ def make_embedder(config: RunConfig, backbone: BackboneConfig, pooling: Pooling 
         divisor=model.divisor,
         dtype=jnp.dtype(model.compute_dtype),
         remat=model.remat,
+        attention=model.attention,
     )
 
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from qrag_jax.models.bert import INIT
+from qrag_jax.models.blocks import INIT
 from qrag_jax.models.decoder_layer import DecoderLayer, LayerConfig, layer_weights
 from qrag_jax.models.rope_scaling import rope_parameters
 from qrag_jax.models.rotary import cos_sin, places

@@ -30,6 +30,7 @@ class Backbone:
     config: type[Any]
     encoder: Callable[..., nn.Module]
     weights: Callable[[Any], Iterable[Weight]]
+    fuses: bool = True  # whether its encoder can be told ``ModelConfig.attention``
     packs: bool = True  # whether its encoder keeps the segments of packed rows apart (qrag_jax.models.packing)
     words: str = "word_embeddings"  # name of its table of word vectors
     pooling: Pooling = "mean"  # where a model folder names none; Q-RAG pools every encoder by the mean
@@ -39,7 +40,7 @@ BACKBONES: dict[str, Backbone] = {
     "bert": Backbone(BertConfig, BertEncoder, bert_weights),
     "xlm-roberta": Backbone(XlmRobertaConfig, XlmRobertaEncoder, xlm_roberta_weights),
     "new": Backbone(GteConfig, GteEncoder, gte_weights),
-    "qwen3": Backbone(Qwen3Config, Qwen3Encoder, qwen3_weights, packs=False, words="embed_tokens", pooling="last"),
+    "qwen3": Backbone(Qwen3Config, Qwen3Encoder, qwen3_weights, fuses=False, packs=False, words="embed_tokens", pooling="last"),
 }
 
 

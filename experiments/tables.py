@@ -90,7 +90,7 @@ def run(command: Command) -> None:
         greedy, _ = search(retriever, groups, config.eval.budget, 1)
         picked, q, support = ([getattr(record, name) for record in greedy] for name in ("picked", "q", "support"))
         curve = stopping(picked, q, support, POINTS)
-        section = {
+        section: dict[str, Any] = {
             **{"benchmark": questions.benchmark, "task": questions.task, "context_tokens": questions.context_tokens},
             "episodes": len(greedy),
             "budgets": budget_rows(greedy, sorted(command.budgets)),

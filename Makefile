@@ -11,7 +11,7 @@ babilong: $(VENV)/.installed
 	$(BIN)/python -m experiments.babilong $(ARGS)
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

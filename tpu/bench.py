@@ -80,9 +80,10 @@ def run(options: argparse.Namespace) -> int:
         raise FloatingPointError(f"loss is {float(metrics['loss'])} after {options.updates} updates: these times mean nothing")
 
     # Policies of nearby updates pick alike: the last batch stands for all.
+    batch = it.whole[WARM_UP + options.updates - 1]
     episode = jax.jit(it.learner.collect)(parallel.fetch(state), batch)
     work = model_flops(it, batch, episode)
-    peak = matmul_peak(compute_dtype(it), it.devices[0], options.matmul_size)
+    peak = matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)
     transitions = options.updates * config.optim.batch * config.rl.budget / wall
     values = {
         "devices": [str(d) for d in it.devices],

@@ -2,21 +2,26 @@
 
 devices      how many, of which kind
 matmul       FLOP/s of one device on a large matrix product, in float32 and bfloat16
+split        episodes, pool rows and (range over devices) tokens of the pool that each device has in the first update
 gradient     one update's raw gradient on one device and on all: max |g_N - g_1| / max |g_1| over all parameters, with products in
-             full precision; more than 1e-4 is a failure (not measured with one device)
+             full precision; more than 1e-4 is a failure; and |loss_N - loss_1| (not measured with one device)
+update       seconds of the fastest update, after the first two
 compilations XLA compilations in each of the first updates of training. The first has all of them, the second at most one (pmap: the
              state comes in as pmap leaves it); from the third on, one for each batch of a new shape, more is a failure
+Several processes (docs/multihost.md) each compare with their own first device; process 0 reports.
 Exit codes: 0 all is well, 1 the gradient is wrong or updates compile again and again, 64 bad settings.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from measure import Subject, compilations, describe, flops, main, matmul_peak, report, subject
 
 from qrag_jax.parallel import make_parallel
@@ -25,20 +30,28 @@ from qrag_jax.rl.rewards import support_reward
 TOLERANCE = 1e-4
 
 
-def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...]) -> Any:
-    """Gradient of the first update (before clipping and Adam, which would hide a wrong scale), on the host."""
+def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...]) -> tuple[Any, float]:
+    """Gradient of the first update (before clipping and Adam, which would hide a wrong scale) and its loss, on the host.
+
+    One device: this process's first, with the whole batch.
+    """
     learner = subject.learner
 
     def gradient(state: Any, batch: Any, axis_name: str | None = None) -> tuple[Any, dict[str, Any]]:
         episode = learner.collect(state, batch, axis_name)
         rewards = jax.vmap(support_reward)(episode.picked, batch.support)
         targets = learner.targets(state, batch, episode, rewards, axis_name)
-        return learner.gradient(state, batch, episode, targets, axis_name)[0], {"step": jnp.zeros(())}
+        grads, metrics = learner.gradient(state, batch, episode, targets, axis_name)
+        loss = metrics["loss"] if axis_name is None else jax.lax.pmean(metrics["loss"], axis_name)
+        return {"grads": grads, "loss": loss}, {"step": jnp.zeros(())}
 
-    parallel = make_parallel(gradient, subject.learner.config.train.parallel, devices)
+    alone = len(devices) == 1
+    parallel = make_parallel(gradient, "jit" if alone else subject.learner.config.train.parallel, devices)
+    batch = (subject.whole if alone else subject.batches)[0]
     with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # the state is given away for its gradient
-        return parallel.fetch(parallel.update(parallel.place(subject.state), subject.batches[0])[0])
+        found = parallel.fetch(parallel.update(parallel.place(subject.state), batch)[0])
+    return found["grads"], float(found["loss"])
 
 
 def difference(found: Any, expected: Any) -> float:
@@ -49,38 +62,57 @@ def difference(found: Any, expected: Any) -> float:
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)) / scale
 
 
-def compile_counts(subject: Subject, updates: int) -> tuple[list[int], list[bool]]:
-    """Of each of the first ``updates`` updates of training: how many compilations it took, whether its batch had a new shape."""
+def split(subject: Subject) -> dict[str, Any]:
+    """What each device has to do of the first update's batch."""
+    batch, count = subject.whole[0], len(subject.devices)
+    tokens = (np.asarray(batch.chunk_pool_ids) >= 0).reshape(count, -1).sum(1)
+    return {"episodes": len(batch.chunk_mask) // count, "pool_rows": len(batch.chunk_pool_ids) // count, "pool_tokens": tokens.tolist()}
+
+
+def first_updates(subject: Subject, updates: int) -> tuple[list[int], list[bool], list[float]]:
+    """Of each of the first ``updates`` updates: how many compilations it took, whether its batch had a new shape, its seconds."""
     parallel = make_parallel(subject.learner.update, subject.learner.config.train.parallel, subject.devices)
     state = parallel.place(subject.state)
-    counts, new, seen = [], [], set()
+    counts, new, seconds, seen = [], [], [], set()
     for step in range(updates):
         batch = subject.batches[step]
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         new.append(shapes not in seen)
         seen.add(shapes)
+        began = time.perf_counter()
         with compilations() as found:
             state, metrics = parallel.update(state, batch)
             jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - began)
         counts.append(len(found))
-    return counts, new
+    return counts, new, seconds
 
 
 def run(options: argparse.Namespace) -> int:
     it = subject(options.preset, options.batch)
-    peaks = {name: matmul_peak(name, it.devices[0], options.matmul_size) for name in ("float32", "bfloat16")}
-    error = difference(raw_gradient(it, it.devices), raw_gradient(it, it.devices[:1])) if len(it.devices) > 1 else None
-    counts, new = compile_counts(it, options.updates)
+    peaks = {name: matmul_peak(name, jax.local_devices()[0], options.matmul_size) for name in ("float32", "bfloat16")}
+    error = loss_error = None
+    if len(it.devices) > 1:
+        (grads, loss), (expected, expected_loss) = (raw_gradient(it, devices) for devices in (it.devices, it.devices[:1]))
+        error, loss_error = difference(grads, expected), abs(loss - expected_loss)
+    counts, new, seconds = first_updates(it, options.updates)
+    share, fastest = split(it), min(seconds[2:], default=seconds[-1])
+    tokens = share["pool_tokens"]
     ok = (error is None or error <= TOLERANCE) and sum(counts[2:]) <= sum(new[2:])
     rows = {
         "devices": describe(it.devices),
         "matmul": ", ".join(f"{flops(peak)} {name}" for name, peak in peaks.items()) + " (one device)",
-        "gradient": "one device: nothing to compare" if error is None else f"{error:.1e} from one device's (at most {TOLERANCE:.0e})",
+        "split": f"{share['episodes']} episodes, {share['pool_rows']} pool rows, {min(tokens)}-{max(tokens)} pool tokens a device",
+        "gradient": f"{error:.1e} from one device's (at most {TOLERANCE:.0e}), the loss {loss_error:.1e}"
+        if error is not None
+        else "one device: nothing to compare",
         "compilations": f"{' '.join(map(str, counts))} in updates 1 to {options.updates}, {sum(new)} shape(s) of batches",
+        "update": f"{fastest:.3f} s",
         "": "OK" if ok else "FAIL",
     }
     values = {"devices": [str(d) for d in it.devices], "kind": it.devices[0].device_kind, "preset": it.name, "matmul_flops": peaks}
-    report(rows, {**values, "gradient_difference": error, "compilations": counts, "new_shapes": new, "ok": ok}, options.out)
+    values |= {"processes": jax.process_count(), "split": share, "gradient_difference": error, "loss_difference": loss_error}
+    report(rows, {**values, "update_seconds": fastest, "compilations": counts, "new_shapes": new, "ok": ok}, options.out)
     return 0 if ok else 1
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qrag_jax import hosts
 from qrag_jax.config import RunConfig
 from qrag_jax.files import write_json
 from qrag_jax.parallel import choose_devices
@@ -69,7 +70,8 @@ class Subject:
     model: Model
     learner: Learner
     state: TrainState
-    batches: Batches
+    batches: Batches  # this process's share of them
+    whole: Batches
     devices: tuple[jax.Device, ...]
 
 
@@ -91,7 +93,9 @@ def subject(name: str, batch: int = 0) -> Subject:
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
     learner = Learner(model.embedder, config, layout, make_optimizer(config))
     state = learner.init(jax.random.key(config.train.seed), model.params)
-    return Subject(name, model, learner, state, Batches(config, model.tokenizer, stages, Share(devices=len(devices))), devices)
+    share = Share(jax.process_index(), jax.process_count(), len(devices))
+    shared, whole = (Batches(config, model.tokenizer, stages, part) for part in (share, Share(devices=len(devices))))
+    return Subject(name, model, learner, state, shared, whole, devices)
 
 
 def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8) -> float:
@@ -135,7 +139,9 @@ def describe(devices: tuple[jax.Device, ...]) -> str:
 
 
 def report(rows: dict[str, str], values: dict[str, Any], out: str | None) -> None:
-    """A two-column table for whoever waits; ``values`` as JSON where a file was asked for."""
+    """A two-column table for whoever waits, from process 0; ``values`` as JSON where a file was asked for."""
+    if not hosts.leads():
+        return
     width = max(map(len, rows))
     say("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
     if out:
@@ -165,6 +171,7 @@ def main(description: str, run: Callable[[argparse.Namespace], int], **defaults:
         for name in ("batch", "matmul_size"):
             if getattr(options, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
+        hosts.start()
         return run(options)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -47,10 +47,13 @@ def test_check(tpu, monkeypatch, tmp_path, capsys):
     assert set(found["matmul_flops"]) == {"float32", "bfloat16"}
     assert found["compilations"][0] >= 1
     assert found["compilations"][2] == 0
+    assert found["split"]["episodes"] * len(found["devices"]) == SMALL.optim.batch
+    assert len(found["split"]["pool_tokens"]) == len(found["devices"])
     if len(jax.devices()) == 1:
         assert found["gradient_difference"] is None
     else:
         assert 0 < found["gradient_difference"] < 1e-5
+        assert found["loss_difference"] < 1e-5
     assert "OK" in capsys.readouterr().out
 
 
@@ -58,8 +61,8 @@ def test_check_fails_on_a_wrong_gradient(tpu, monkeypatch, capsys):
     if len(jax.devices()) < 2:
         pytest.skip("needs 2 devices; XLA_FLAGS was set before the tests' own --xla_force_host_platform_device_count=4")
     # What a forgotten mean over devices gives: the sum.
-    monkeypatch.setattr(tpu["check"], "raw_gradient", lambda _, devices: {"w": jnp.ones(3) * len(devices)})
-    monkeypatch.setattr(tpu["check"], "compile_counts", lambda *_: ([9, 1, 0], [True, False, False]))
+    monkeypatch.setattr(tpu["check"], "raw_gradient", lambda _, devices: ({"w": jnp.ones(3) * len(devices)}, 1.0))
+    monkeypatch.setattr(tpu["check"], "first_updates", lambda *_: ([9, 1, 0], [True, False, False], [9.0, 1.0, 1.0]))
     assert call(monkeypatch, tpu["check"]) == 1
     assert "FAIL" in capsys.readouterr().out
 
@@ -68,8 +71,8 @@ def test_check_fails_on_a_wrong_gradient(tpu, monkeypatch, capsys):
     ("counts", "new", "code"), [([9, 1, 0], [1, 0, 0], 0), ([9, 0, 1], [1, 0, 1], 0), ([9, 0, 1], [1, 0, 0], 1), ([9, 1, 3], [1, 0, 1], 1)]
 )
 def test_check_fails_on_updates_that_compile_again(tpu, monkeypatch, counts, new, code):
-    monkeypatch.setattr(tpu["check"], "raw_gradient", lambda *_: {"w": jnp.ones(3)})
-    monkeypatch.setattr(tpu["check"], "compile_counts", lambda *_: (counts, new))
+    monkeypatch.setattr(tpu["check"], "raw_gradient", lambda *_: ({"w": jnp.ones(3)}, 1.0))
+    monkeypatch.setattr(tpu["check"], "first_updates", lambda *_: (counts, new, [9.0, 1.0, 1.0]))
     assert call(monkeypatch, tpu["check"]) == code
 
 

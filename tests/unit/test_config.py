@@ -122,3 +122,9 @@ def test_configurations_of_early_runs_are_read():
 def test_tiles_hold_a_token():
     with pytest.raises(ValueError, match=r"model\.tile_tokens = 0: must be >= 1"):
         ModelConfig(tile_tokens=0)
+
+
+def test_attention_is_one_of_three():
+    text = preset("tiny", "babilong", "qa1").to_json().replace('"attention": "auto"', '"attention": "flash"')
+    with pytest.raises(ValueError, match=r"attention.*'flash'.*auto.*plain.*fused"):
+        RunConfig.from_json(text)

@@ -133,7 +133,7 @@ def test_what_differs_is_said() -> None:
     found = one([row("babilong", "qa3", 4_000)], tiny, metric="fact_f1")
     assert (found.verdict, found.here) == ("not comparable", 0.9)
     assert found.why == (
-        "embedder tiny, the paper's contriever; 2,000 of the paper's 50,000 updates; a beam of 4, the paper's is greedy; "
+        "embedder tiny, the paper's contriever; 6,000 of the paper's 50,000 updates; a beam of 4, the paper's is greedy; "
         "generated stories in Python's documentation"
     )
     # What was not measured has no number, whatever else differs.

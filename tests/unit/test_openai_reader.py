@@ -256,8 +256,13 @@ def test_an_interrupt_waits_for_no_request() -> None:
         child = subprocess.Popen([sys.executable, "-c", INTERRUPTED, server.url], stderr=subprocess.PIPE, text=True)
         while len(server.requests) < 2 and child.poll() is None:
             time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
-        said = child.communicate(timeout=30)[1]
+        time.sleep(1)  # until it waits for them
+        try:
+            child.send_signal(signal.SIGINT)
+            said = child.communicate(timeout=50)[1]
+        finally:
+            child.kill()
+            child.communicate()
         assert len(server.requests) == 2
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "ReaderError" not in said

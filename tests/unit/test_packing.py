@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrag_jax.models.bert import BertConfig
+from qrag_jax.models.blocks import attend
 from qrag_jax.models.embedder import Embedder, RowEmbedder
 from qrag_jax.models.gte import GteConfig
 from qrag_jax.models.packing import Shape, make_tiles
@@ -119,3 +120,25 @@ def test_dropout_is_the_same_forward_and_backward():
     moved = {"params": params["params"] | jax.tree.map(lambda p, g: p - 1e-3 * g, {tiled.name: params["params"][tiled.name]}, grads)}
     change = (jnp.square(embed(moved, ids, key)).sum() - jnp.square(before).sum()) / 2
     assert float(change) == pytest.approx(-1e-3 * float(size), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["bert", "gte"])
+@pytest.mark.parametrize("tile_tokens", [1, 64])
+def test_fused_attention_gives_the_same_values_and_gradients(name, tile_tokens):
+    # One row a bin, with padding; and packed bins.
+    model, params = embedder(name, "mean", False)
+    ids = rows(LENGTHS)
+    cotangents = jax.random.normal(jax.random.key(2), (len(ids), 16))
+    plain, fused = (RowEmbedder(model.clone(attention=how), "embed_states", tile_tokens) for how in ("plain", "fused"))
+    expected, found = (jax.jit(lambda p, e=e: (e(p, ids), e.gradient(p, ids, cotangents)))(params) for e in (plain, fused))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("how", ["plain", "fused"])
+def test_a_token_that_sees_nothing_stays_finite(how):
+    draw = jax.random.normal(jax.random.key(0), (3, 1, 4, 2, 8))
+    mask = jnp.zeros((1, 4, 4), bool).at[:, :2, :2].set(True)  # the last two tokens are padding
+    total = lambda x: jnp.square(attend(*x, mask, how)).sum()  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(total))(draw)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from qrag_jax.config import Attention
-from qrag_jax.models.blocks import INIT, Dense, attend, gelu
+from qrag_jax.models.blocks import INIT, attend
 from qrag_jax.models.rotary import segment_places
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
@@ -100,13 +101,13 @@ class BertLayer(nn.Module):
     def __call__(self, x: Float[Array, "R L D"], mask: Bool[Array, "R #L L"], deterministic: bool = True) -> Float[Array, "R L D"]:
         c = self.config
         width = x.shape[-1]
-        dense_ = lambda size, name: Dense(size, dtype=self.dtype, name=name)  # noqa: E731
+        dense_ = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
         drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
         split = lambda y: y.reshape(*y.shape[:2], c.num_attention_heads, -1)  # noqa: E731
         query, key, value = (split(dense_(width, name)(x)) for name in ("query", "key", "value"))
         mixed = attend(query, key, value, mask, self.attention).reshape(x.shape)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
-        inner = gelu(dense_(c.intermediate_size, "mlp_in")(x))
+        inner = jax.nn.gelu(dense_(c.intermediate_size, "mlp_in")(x), approximate=False)
         return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="mlp_norm")(x + drop(dense_(width, "mlp_out")(inner)))
 
 

@@ -1,4 +1,4 @@
-"""What the layers of BERT and GTE share: dense products, the exact GELU, attention."""
+"""What the layers of BERT and GTE share: initial weights and attention."""
 
 from __future__ import annotations
 
@@ -16,47 +16,6 @@ NEGATIVE = -1e9  # finite, so that a row of padding only stays free of NaN
 INIT = nn.initializers.normal(0.02)
 CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
 CUDNN_HEAD = 128  # widest head that every generation of GPUs has a kernel for
-
-
-@jax.custom_vjp
-def cpu_product(x: Float[Array, "N I"], kernel: Float[Array, "I O"]) -> Float[Array, "N O"]:
-    """``x @ kernel``, for XLA's CPU backend: its products read rows fastest, so the kernel's gradient x^T g is that of a copied x^T."""
-    return x @ kernel
-
-
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    # Without the barrier XLA folds the transpose into the product again.
-    return gradient @ kernel.T, jax.lax.optimization_barrier(x.T) @ gradient
-
-
-cpu_product.defvjp(_forward, _backward)
-
-
-class Dense(nn.Module):
-    """x W + b with the parameters of ``nn.Dense``: ``kernel`` [I, O] and ``bias`` [O]."""
-
-    size: int
-    use_bias: bool = True
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        kernel = self.param("kernel", INIT, (x.shape[-1], self.size))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.size,)) if self.use_bias else None
-        flat, kernel, bias = nn.dtypes.promote_dtype(x.reshape(-1, x.shape[-1]), kernel, bias, dtype=self.dtype)
-        y = cpu_product(flat, kernel) if jax.default_backend() == "cpu" else flat @ kernel
-        return (y if bias is None else y + bias).reshape(*x.shape[:-1], self.size)
-
-
-def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """x (1 + erf(x / sqrt 2)) / 2 in float32, as torch has it; jax.nn.gelu takes erfc, which costs more on CPUs."""
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def attend(

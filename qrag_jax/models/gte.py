@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from qrag_jax.config import Attention
-from qrag_jax.models.blocks import INIT, Dense, attend, gelu
+from qrag_jax.models.blocks import INIT, attend
 from qrag_jax.models.rotary import cos_sin, segment_places, turn
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
@@ -138,13 +139,13 @@ class GteLayer(nn.Module):
         c = self.config
         rows, length, width = x.shape
         heads = (rows, length, c.num_attention_heads, width // c.num_attention_heads)
-        dense_ = lambda size, name, bias=True: Dense(size, bias, self.dtype, name=name)  # noqa: E731
+        dense_ = lambda size, name, bias=True: nn.Dense(size, bias, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
         drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
         packed = [part.reshape(heads) for part in jnp.split(dense_(3 * width, "qkv")(x), 3, axis=-1)]
         mixed = attend(turn(packed[0], *rotary), turn(packed[1], *rotary), packed[2], mask, self.attention).reshape(x.shape)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
         up, gate = jnp.split(dense_(2 * c.intermediate_size, "up_gate", False)(x), 2, axis=-1)
-        inner = drop(up * gelu(gate))
+        inner = drop(up * jax.nn.gelu(gate, approximate=False))
         return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="mlp_norm")(x + drop(dense_(width, "down")(inner)))
 
 

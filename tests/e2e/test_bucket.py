@@ -37,6 +37,7 @@ def server() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
     """A function that moves to another machine: one with a cache of its own."""
+    monkeypatch.setattr(bucket, "PATIENCE", 30.0)
 
     def move(name: str) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
@@ -67,7 +68,7 @@ def whole_steps(url: str) -> list[int]:
 def send(folder: Path, url: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            Bucket(url).put(path.relative_to(folder).as_posix(), path)
+            Bucket(url).put(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_end(server, whole, machine):
     for name, digest in found.items():
         content = (home(url) / "run" / name).read_bytes()
         assert base64.b64encode(hashlib.md5(content).digest()).decode() == digest, name
-    assert whole_steps(url) == [35, 40]
+    assert whole_steps(url) == sorted(saved_steps(home(url) / "run"))
 
 
 def test_a_half_sent_checkpoint_is_passed_over(server, whole, capsys):
@@ -170,6 +171,15 @@ def test_a_folder_that_was_overtaken_follows_the_bucket(server, machine):
     with Mirror(url):
         assert (mirror.folder / "metrics.jsonl").read_text() == "2"
         assert not (mirror.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\r", b"1\r\n", b"1\n", b"\n--==0==--\n", bytes(range(256))])
+def test_files_arrive_to_the_last_byte(server, content, tmp_path):
+    there = Bucket(f"{server}/bytes")
+    there.put("file", content)
+    there.get("file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == content
+    assert there.digests() == {"file": base64.b64encode(hashlib.md5(content).digest()).decode()}
 
 
 def test_only_pruned_checkpoints_are_removed(server):

@@ -130,9 +130,10 @@ def bucket(size: int) -> int:
 
 @dataclass(frozen=True)
 class Pool:
-    """The distinct chunk texts of some documents, in order of first use: ``rows`` says where a text stands in the pool [U, Lc].
+    """The distinct chunk texts of some documents: ``rows`` says where a text stands in the pool [U, Lc].
 
-    ``ids`` are the token rows of the share that was asked for; the whole pool is the shares of all processes, one after another.
+    In order of first use they are dealt out over the devices in turn, so that each has as many to embed. ``ids`` are the token rows of the
+    share that was asked for; the whole pool is the shares of all processes, one after another.
     """
 
     rows: dict[str, int]
@@ -143,15 +144,13 @@ class Pool:
         cls, examples: Iterable[QAExample], tokenizer: TextTokenizer, chunk_tokens: int, *, at_least: int = 0, share: Share = WHOLE
     ) -> Pool:
         """U is padded to a bucket, of ``at_least`` rows that divide over the share's devices, with rows of padding."""
-        rows: dict[str, int] = {}
-        for example in examples:
-            for text in example.chunks:
-                rows.setdefault(text, len(rows))
-        size = -(-bucket(max(len(rows), at_least)) // share.devices) * share.devices
-        part = share.of(size)
-        mine = list(rows)[part]
+        texts = dict.fromkeys(text for example in examples for text in example.chunks)
+        each = -(-bucket(max(len(texts), at_least)) // share.devices)
+        rows = {text: i % share.devices * each + i // share.devices for i, text in enumerate(texts)}
+        part = share.of(each * share.devices)
+        mine = {text: row - part.start for text, row in rows.items() if part.start <= row < part.stop}
         ids = np.full((part.stop - part.start, chunk_tokens), PAD, np.int32)
-        ids[: len(mine)] = tokenizer.rows(mine, chunk_tokens)
+        ids[np.fromiter(mine.values(), int)] = tokenizer.rows(list(mine), chunk_tokens)
         return cls(rows, ids)
 
 

@@ -86,20 +86,21 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_shares_make_up_the_batch_of_one_process(count):
-    whole = batches(CONFIG)
+    whole = batches(CONFIG, Share(devices=4))
     parts = [batches(CONFIG, Share(index, count, 4)) for index in range(count)]
     for step in (0, 7):
         together = jax.tree.map(lambda *rows: np.concatenate(rows), *(part[step] for part in parts))
         jax.tree.map(np.testing.assert_array_equal, together, whole[step])
 
 
-def test_a_pool_divides_over_any_number_of_devices():
-    whole = batches(CONFIG)[0].chunk_pool_ids
-    pool = batches(CONFIG, Share(devices=3))[0].chunk_pool_ids
-    assert len(whole) % 3
-    assert len(pool) % 3 == 0
-    np.testing.assert_array_equal(pool[: len(whole)], whole)
-    assert (pool[len(whole) :] < 0).all()
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_pool_is_dealt_over_any_number_of_devices(count):
+    one, dealt = batches(CONFIG)[0], batches(CONFIG, Share(devices=count))[0]
+    pool = dealt.chunk_pool_ids.reshape(count, -1, dealt.chunk_pool_ids.shape[1])
+    texts = (pool >= 0).any(-1).sum(1)
+    assert texts.sum() == (one.chunk_pool_ids >= 0).any(-1).sum()
+    assert texts.max() - texts.min() <= 1
+    np.testing.assert_array_equal(dealt.chunk_pool_ids[dealt.chunk_index], one.chunk_pool_ids[one.chunk_index])
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.cli import execute, read
 from experiments.compare import write_comparison
-from qrag_jax.config import EvalConfig, RunConfig
+from qrag_jax.config import RunConfig
+from qrag_jax.eval_config import EvalConfig
 from qrag_jax.files import read_json, write_text
 from qrag_jax.presets import PRESETS, preset
 

@@ -14,7 +14,7 @@ import tyro
 
 from experiments.cli import execute, read, working_folder
 from experiments.compare import write_comparison
-from qrag_jax.config import EvalConfig
+from qrag_jax.eval_config import EvalConfig
 
 DEFAULTS = EvalConfig()
 

@@ -11,20 +11,15 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from qrag_jax.decode import decode
-from qrag_jax.lengths import parse_tokens
+from qrag_jax.decode import decode, require
+from qrag_jax.eval_config import EvalConfig
 
 Attention = Literal["auto", "plain", "fused"]
 BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 # Switches of the rl section that only its TD objective reads.
 TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha")
-
-
-def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} = {value!r}: must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -57,11 +52,11 @@ class DataConfig:
     """Longest state (question and picked chunks); what is past it is cut off. 0: long enough for everything."""
 
     def __post_init__(self) -> None:
-        _require(self.chunks >= 1, "data.chunks", self.chunks, ">= 1")
-        _require(self.shared_noise >= 1, "data.shared_noise", self.shared_noise, ">= 1")
+        require(self.chunks >= 1, "data.chunks", self.chunks, ">= 1")
+        require(self.shared_noise >= 1, "data.shared_noise", self.shared_noise, ">= 1")
         for name in ("question_tokens", "chunk_tokens", "state_chunk_tokens"):
-            _require(getattr(self, name) >= 4, f"data.{name}", getattr(self, name), ">= 4")
-        _require(
+            require(getattr(self, name) >= 4, f"data.{name}", getattr(self, name), ">= 4")
+        require(
             self.state_tokens == 0 or self.state_tokens >= self.question_tokens,
             "data.state_tokens",
             self.state_tokens,
@@ -100,13 +95,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "mlp_width", "max_positions"):
-            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), ">= 1")
-        _require(self.width % self.heads == 0, "model.width", self.width, f"a multiple of model.heads ({self.heads})")
-        _require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (two halves of coordinate pairs)")
-        _require(self.vocab_size >= 300, "model.vocab_size", self.vocab_size, ">= 300 (characters and special tokens)")
-        _require(self.divisor > 0, "model.divisor", self.divisor, "> 0")
-        _require(self.tile_tokens >= 1, "model.tile_tokens", self.tile_tokens, ">= 1")
-        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), ">= 1")
+        require(self.width % self.heads == 0, "model.width", self.width, f"a multiple of model.heads ({self.heads})")
+        require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (two halves of coordinate pairs)")
+        require(self.vocab_size >= 300, "model.vocab_size", self.vocab_size, ">= 300 (characters and special tokens)")
+        require(self.divisor > 0, "model.divisor", self.divisor, "> 0")
+        require(self.tile_tokens >= 1, "model.tile_tokens", self.tile_tokens, ">= 1")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -129,12 +124,12 @@ class QHeadConfig:
     """2: the vector's halves are rotated and trained as two values, Q = q1 + q2 (reference code); 1: one value."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.span < self.delta, "qhead.span", self.span, f"in (0, qhead.delta = {self.delta})")
+        require(0 < self.span < self.delta, "qhead.span", self.span, f"in (0, qhead.delta = {self.delta})")
         if self.position_resolution == "integer":
-            _require(self.span == int(self.span), "qhead.span", self.span, "a whole number (or qhead.position_resolution continuous)")
-        _require(self.halves in (1, 2), "qhead.halves", self.halves, "1 or 2")
-        _require(self.theta > 1, "qhead.theta", self.theta, "> 1")
-        _require(self.max_offset >= 1, "qhead.max_offset", self.max_offset, ">= 1")
+            require(self.span == int(self.span), "qhead.span", self.span, "a whole number (or qhead.position_resolution continuous)")
+        require(self.halves in (1, 2), "qhead.halves", self.halves, "1 or 2")
+        require(self.theta > 1, "qhead.theta", self.theta, "> 1")
+        require(self.max_offset >= 1, "qhead.max_offset", self.max_offset, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -178,18 +173,18 @@ class RLConfig:
     """Parity: alpha multiplied by the learning-rate schedule (docs/deviations.md, 3)."""
 
     def __post_init__(self) -> None:
-        _require(self.budget >= 1, "rl.budget", self.budget, ">= 1")
+        require(self.budget >= 1, "rl.budget", self.budget, ">= 1")
         for name in ("gamma", "lam", "tau"):
-            _require(0 <= getattr(self, name) <= 1, f"rl.{name}", getattr(self, name), "in [0, 1]")
+            require(0 <= getattr(self, name) <= 1, f"rl.{name}", getattr(self, name), "in [0, 1]")
         for name in ("alpha", "alpha_end"):
-            _require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "> 0")
+            require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "> 0")
         for name in ("policy_top_k", "value_top_k", "random_updates"):
-            _require(getattr(self, name) >= 0, f"rl.{name}", getattr(self, name), ">= 0")
+            require(getattr(self, name) >= 0, f"rl.{name}", getattr(self, name), ">= 0")
         if self.objective == "supervised":
             for name in TD_ONLY:
                 usual = RLConfig.__dataclass_fields__[name].default
                 allowed = f"{usual!r} under rl.objective 'supervised', which has no rewards, no policy and no targets"
-                _require(getattr(self, name) == usual, f"rl.{name}", getattr(self, name), allowed)
+                require(getattr(self, name) == usual, f"rl.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -209,15 +204,15 @@ class OptimConfig:
     """Episodes an update. The memory of the gradient does not depend on it (model.tile_tokens)."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "> 0")
-        _require(0 <= self.end_ratio <= 1, "optim.end_ratio", self.end_ratio, "in [0, 1]")
-        _require(self.warmup >= 0, "optim.warmup", self.warmup, ">= 0")
+        require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "> 0")
+        require(0 <= self.end_ratio <= 1, "optim.end_ratio", self.end_ratio, "in [0, 1]")
+        require(self.warmup >= 0, "optim.warmup", self.warmup, ">= 0")
         for name in ("b1", "b2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
-        _require(self.eps > 0, "optim.eps", self.eps, "> 0")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
-        _require(self.max_grad_norm > 0, "optim.max_grad_norm", self.max_grad_norm, "> 0")
-        _require(self.batch >= 1, "optim.batch", self.batch, ">= 1")
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "> 0")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
+        require(self.max_grad_norm > 0, "optim.max_grad_norm", self.max_grad_norm, "> 0")
+        require(self.batch >= 1, "optim.batch", self.batch, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -258,23 +253,23 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), ">= 1")
-        _require(
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), ">= 1")
+        require(
             self.eval_every % self.log_every == 0,
             "train.eval_every",
             self.eval_every,
             f"a multiple of train.log_every ({self.log_every}): a validation stands beside a record",
         )
-        _require(0 < self.checkpoint_minutes < math.inf, "train.checkpoint_minutes", self.checkpoint_minutes, "> 0")
-        _require(0 <= self.seed < 2**31, "train.seed", self.seed, "in [0, 2^31)")
-        _require(self.devices >= 0, "train.devices", self.devices, ">= 0")
+        require(0 < self.checkpoint_minutes < math.inf, "train.checkpoint_minutes", self.checkpoint_minutes, "> 0")
+        require(0 <= self.seed < 2**31, "train.seed", self.seed, "in [0, 2^31)")
+        require(self.devices >= 0, "train.devices", self.devices, ">= 0")
         if self.stop_at is not None:
-            _require(0 < self.stop_at <= 1, "train.stop_at", self.stop_at, "in (0, 1]")
+            require(0 < self.stop_at <= 1, "train.stop_at", self.stop_at, "in (0, 1]")
         for text in self.curriculum:
             if not re.fullmatch(r"\w+:[1-9]\d*:[1-9]\d*", text):
                 raise ValueError(f"train.curriculum: stage {text!r} must be TASK:CHUNKS:UPDATES, such as qa2:40:700")
         spent = sum(int(text.split(":")[2]) for text in self.curriculum)
-        _require(spent < self.steps, "train.curriculum", self.curriculum, f"shorter than train.steps ({self.steps}) in all")
+        require(spent < self.steps, "train.curriculum", self.curriculum, f"shorter than train.steps ({self.steps}) in all")
 
     def stages(self, data: DataConfig) -> list[Stage]:
         """The curriculum's stages, then the main task of ``data`` to the end."""
@@ -288,70 +283,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """The final evaluation."""
-
-    tokens: tuple[str, ...] = ("1k", "4k", "32k", "128k")
-    """Context lengths, of benchmarks whose documents are made to length."""
-    benchmarks: tuple[str, ...] = ()
-    """Tests of other benchmarks after the run's own (out of distribution), each BENCHMARK or BENCHMARK/TASK: musique, babilong/qa3.
-    With the paper's number of picks: 2 on hotpotqa, 4 elsewhere."""
-    episodes: int = 200
-    """Questions at each length."""
-    budget: int = 4
-    """T at evaluation."""
-    beam: int = 1
-    """Paths kept at each step of a search ("Plan Q-RAG"); 1 is greedy."""
-    haystacks: int = 2
-    """Distinct haystacks at each length; questions are dealt over them (each haystack is embedded once)."""
-    reader: str = "none"
-    """The frozen LLM that answers: none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL."""
-    reader_context: Literal["retrieved", "stopped", "gold", "none"] = "retrieved"
-    """What the reader is given: the picked chunks, those picked before Q fell below the stop threshold, the supporting ones, or only the
-    question."""
-    reader_tokens: int = 32
-    """Longest answer, in tokens of the reader."""
-    reader_timeout: float = 120.0
-    """Seconds an openai: reader may take for one answer, waiting for its turn included, before it is asked again."""
-    reader_concurrency: int = 8
-    """Requests in flight at an openai: reader. A server that answers one at a time wants 1."""
-    reader_devices: int = 1
-    """Devices of this host that the network of a flax: reader is split over; 0: all. They must divide its key/value heads."""
-    reader_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of a flax: reader's weights, cache and activations. auto: bfloat16 on accelerators, float32 on CPUs."""
-
-    def __post_init__(self) -> None:
-        _require(len(self.tokens) > 0, "eval.tokens", self.tokens, "at least one length such as 4k")
-        for text in self.tokens:
-            parse_tokens(text)
-        for text in self.benchmarks:
-            _require(re.fullmatch(r"\w+(/\w+)?", text) is not None, "eval.benchmarks", text, "BENCHMARK or BENCHMARK/TASK, as babilong/qa3")
-        _require(self.episodes >= 1, "eval.episodes", self.episodes, ">= 1")
-        _require(self.budget >= 1, "eval.budget", self.budget, ">= 1")
-        _require(self.beam >= 1, "eval.beam", self.beam, ">= 1")
-        _require(
-            1 <= self.haystacks <= self.episodes,
-            "eval.haystacks",
-            self.haystacks,
-            f"in 1..eval.episodes ({self.episodes})",
-        )
-        _require(
-            re.fullmatch(r"none|flax:.+|openai:https?://[^,]+,[^,]+", self.reader) is not None,
-            "eval.reader",
-            self.reader,
-            "none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL",
-        )
-        _require(self.reader_tokens >= 1, "eval.reader_tokens", self.reader_tokens, ">= 1")
-        _require(0 < self.reader_timeout < math.inf, "eval.reader_timeout", self.reader_timeout, "a positive number of seconds")
-        _require(self.reader_concurrency >= 1, "eval.reader_concurrency", self.reader_concurrency, ">= 1")
-        _require(self.reader_devices >= 0, "eval.reader_devices", self.reader_devices, ">= 0")
-        if not self.reader.startswith("flax:"):
-            alone = "left at its default, or give a reader that runs here (eval.reader flax:NAME)"
-            _require(self.reader_devices == 1, "eval.reader_devices", self.reader_devices, alone)
-            _require(self.reader_dtype == "auto", "eval.reader_dtype", self.reader_dtype, alone)
-
-
-@dataclass(frozen=True)
 class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -362,16 +293,16 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.rl.budget <= self.data.chunks,
             "rl.budget",
             self.rl.budget,
             f"<= data.chunks ({self.data.chunks}): an episode picks each chunk at most once",
         )
         if self.rl.reward != "support":
-            _require(self.eval.reader != "none", "rl.reward", self.rl.reward, "support, or give the reader that answers (eval.reader)")
+            require(self.eval.reader != "none", "rl.reward", self.rl.reward, "support, or give the reader that answers (eval.reader)")
         for stage in self.train.stages(self.data):
-            _require(
+            require(
                 self.rl.budget <= stage.chunks,
                 "train.curriculum",
                 self.train.curriculum,

@@ -1,4 +1,4 @@
-"""JSON trees to the frozen dataclasses they were written from, strictly."""
+"""JSON trees to the frozen dataclasses they were written from, strictly, and what those say of their own values."""
 
 from __future__ import annotations
 
@@ -39,3 +39,9 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
         elif type(value) is option:
             return value
     raise ValueError(f"{where} = {value!r}: must be of type {hint}")
+
+
+def require(ok: bool, name: str, value: Any, allowed: str) -> None:
+    """Raises ValueError, naming the field, its value and what is allowed, unless ``ok``."""
+    if not ok:
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
+from qrag_jax.config import DataConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
+from qrag_jax.eval_config import EvalConfig
 from qrag_jax.export import write_export
 from qrag_jax.hydra_config import HydraConfig
 from qrag_jax.models.embedder import make_embedder, pair

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
+from qrag_jax.config import DataConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
+from qrag_jax.eval_config import EvalConfig
 
 
 def ordered(benchmark: str, task: str) -> bool:

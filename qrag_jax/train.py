@@ -23,15 +23,7 @@ from qrag_jax.batches import Batches, stage_examples
 from qrag_jax.bucket import is_url
 from qrag_jax.checkpoint import Checkpoints, saved_steps
 from qrag_jax.config import RunConfig, Stage
-from qrag_jax.evaluate import (
-    evaluate,
-    read_answers,
-    results_table,
-    run_episodes,
-    summary,
-    threshold_of,
-    write_results,
-)
+from qrag_jax.evaluate import evaluate, read_answers, results_table, run_episodes, summary, threshold_of, write_results
 from qrag_jax.evaluation_sets import EvaluationSet, test_sets, validation_set
 from qrag_jax.export import find_export, read_export, write_export
 from qrag_jax.files import disk_error, is_unfinished, write_text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import lru_cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ import optax
 
 from qrag_jax import data
 from qrag_jax.answers import BABILONG_LABELS
-from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from qrag_jax.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from qrag_jax.eval_config import EvalConfig
 from qrag_jax.models.embedder import make_embedder
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.rl.env import StateLayout
@@ -56,6 +59,13 @@ def small_batch(step: int = 0, config: RunConfig = SMALL) -> TaskBatch:
     size = config.optim.batch
     batch = make_batch([examples[i] for i in range(step * size, (step + 1) * size)], step * size, small_tokenizer(), config.data)
     return jax.tree.map(jnp.asarray, batch)
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    """Lines of text, or of JSON where they are none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def last_place(user: str) -> str:

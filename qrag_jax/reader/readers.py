@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qrag_jax.config import EvalConfig
+from qrag_jax.eval_config import EvalConfig
 from qrag_jax.reader.cache import ResponseCache
 from qrag_jax.reader.protocol import Answer, Prompt, Reader
 from qrag_jax.runlog import progress

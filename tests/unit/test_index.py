@@ -1,14 +1,9 @@
-"""Indexes: what is stored, how it is read, what is refused, and what a kill at any moment leaves."""
+"""Indexes: what is stored, how it is read, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -17,59 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrag_jax.export import write_export
-from qrag_jax.models.embedder import make_embedder
-from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.retrieve.embed import model_hash
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.results import Document, Rows
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import check_dtype, pack, unpack
-from tests.conftest import ROOT
-from tests.helpers import SMALL, changed, small_tokenizer
+from tests.helpers import SMALL, changed
+from tests.helpers_index import CHUNKS, content, small_retriever, write_files, write_small_export
 
-KINDS = (("vectors", "bin"), ("texts", "jsonl"), ("offsets", "bin"))
-WHO, WHAT, WHERE = (
-    ("Mary", "John", "Sandra", "Daniel"),
-    ("went", "moved", "travelled"),
-    ("kitchen", "garden", "office", "hallway", "bathroom"),
-)
-CHUNKS = [f"{who} {what} to the {where}." for who in WHO for what in WHAT for where in WHERE]  # 60, all different
-CHUNKS = CHUNKS + CHUNKS[10:30]  # the last 20 are old ones
 SHARD = 32  # shards of 32, 32 and 16 chunks
-FILES = {
-    "b.txt": "Mary went to the garden. John moved to the office, and nobody saw him.\r\n\r\nSandra stayed.",
-    "a/deep/one.md": "# Été\n\nDaniel travelled to the kitchen! Then he slept… “Really?” she asked.\n\n" + "Mary " * 40,
-    "a/empty.txt": " \n",
-    "c.TXT": "John took the milk there. " * 9,
-    "notes.pdf": "not read",
-    ".hidden/x.txt": "not read either",
-}
-
-
-def small_retriever(key: int = 0) -> Retriever:
-    tokenizer = small_tokenizer()
-    embedder = make_embedder(SMALL, scratch_backbone(SMALL.model, tokenizer.vocab_size))
-    ids = np.zeros((1, 4), np.int32)
-    return Retriever(SMALL, embedder, jax.jit(embedder.init)(jax.random.key(key), ids, ids), tokenizer)
-
-
-def write_small_export(out: Path, threshold: float | None = None) -> Path:
-    retriever = small_retriever()
-    backbone = scratch_backbone(SMALL.model, retriever.tokenizer.vocab_size)
-    given = {"config": SMALL, "params": retriever.params, "tokenizer": retriever.tokenizer}
-    return write_export(out, backbone=backbone, threshold=threshold, step=1, rows=[], **given)
-
-
-def write_files(folder: Path) -> Path:
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(text.encode())
-    return folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+KINDS = (("vectors", "bin"), ("texts", "jsonl"), ("offsets", "bin"))
 
 
 @pytest.fixture(scope="module")
@@ -346,117 +298,3 @@ def fail_after(patch: pytest.MonkeyPatch, retriever: Retriever, calls: int) -> N
         return embed(texts)
 
     patch.setattr(retriever, "embed_chunks", failing)
-
-
-def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    export = write_small_export(tmp_path / "export")
-    script = """
-import sys, time
-from pathlib import Path
-from qrag_jax import Retriever
-from qrag_jax.retrieve.index import Index
-retriever, embed = Retriever.from_pretrained(sys.argv[1]), None
-embed = retriever.embed_chunks
-retriever.embed_chunks = lambda texts: (time.sleep(0.3), embed(texts))[1]
-Index.build(retriever, Path(sys.argv[2]), sys.argv[3], shard_chunks=8)
-"""
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"{i} {chunk}" for i, chunk in enumerate(CHUNKS)))
-    path = tmp_path / "index"
-    process = subprocess.Popen([sys.executable, "-c", script, export, text, path], cwd=ROOT, stderr=subprocess.PIPE)
-    while not (path / "vectors-00002.bin").exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (path / "meta.json").exists()
-    retriever = Retriever.from_pretrained(export)
-    resumed = Index.build(retriever, text, path, shard_chunks=8)
-    expected = Index.build(retriever, text, tmp_path / "expected", shard_chunks=8)
-    assert content(resumed.path) == content(expected.path)
-
-
-FORKS = """
-import os, shutil, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-from qrag_jax.retrieve import index as module
-
-module.model_hash = lambda retriever: "0" * 64
-vector = lambda text: np.frombuffer(text.encode().ljust(16, b"."), "u1")[:16].astype(np.float32)
-embed = lambda texts: np.stack([vector(text) for text in texts])
-config = SimpleNamespace(data=SimpleNamespace(chunk_tokens=16, chunk_by="tokens"))
-retriever = SimpleNamespace(
-    config=config, embedder=SimpleNamespace(config=SimpleNamespace(width=16)), tokenizer=None, params=None, embed_chunks=embed
-)
-texts = [f"text {i % 7}" for i in range(10)]
-more = ["text 1", "more 0", "more 1", "more 2", "text 2"]
-root = Path(sys.argv[1])
-os.chdir(root)
-build = lambda: module.Index.build(retriever, texts, "index", dtype="int8", shard_chunks=4)
-add = lambda: module.Index.open("index").add(retriever, more)
-content = lambda: {path.name: path.read_bytes() for path in Path("index").iterdir()}
-kinds = [("rename", Path.replace, "replace"), ("write", Path.write_bytes, "write_bytes"), ("unlink", Path.unlink, "unlink")]
-
-def killed(work, moment):
-    # A child that dies at its moment-th change of the folder; False if it came to the end before.
-    child = os.fork()
-    if not child:
-        try:
-            count = iter(range(moment))
-            def dying(method):
-                def call(self, *args, **options):
-                    if next(count, None) is None:
-                        if method is Path.write_bytes:
-                            method(self, args[0][: len(args[0]) // 2])
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return method(self, *args, **options)
-                return call
-            for _, method, name in kinds:
-                setattr(Path, name, dying(method))
-            work()
-        except BaseException as error:
-            print(error, file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or status == 0, status
-    return os.WIFSIGNALED(status)
-
-build()
-built = content()
-add()
-added = content()
-moments = 0
-for work, before, after in ((build, None, built), (add, built, added)):
-    moment = 0
-    while True:
-        shutil.rmtree("index")
-        if before is not None:
-            Path("index").mkdir()
-            for name, data in before.items():
-                Path("index", name).write_bytes(data)
-        if not killed(work, moment):
-            break
-        if before is not None:
-            valid = module.Index.open("index", verify=True)
-            assert len(valid) in (10, 15), len(valid)
-        if before is None or len(module.Index.open("index")) == 10:
-            work()
-            assert content() == after, (moment, sorted(content()), sorted(after))
-        moment += 1
-    moments += moment
-print(moments)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_killed_at_every_change_of_the_folder(tmp_path: Path) -> None:
-    # Children that kill themselves (SIGKILL) at the first, second, ... file that they write (half of it), rename or remove.
-    command = [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    # A build of 3 shards writes and renames 4 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
-    # meta.json and journals are written aside and renamed, two changes each.
-    assert int(done.stdout) == (3 * 4 * 2 + 4 * 2 + 2 + 1) + (2 * 4 * 2 + 3 * 2 + 2 + 1)

@@ -1,14 +1,11 @@
-"""Readers of multi-hop files: what they return and refuse, how splits, orders and mixtures are drawn, and the counts of the real files."""
+"""Readers of multi-hop files: what they return and refuse, how splits and orders are drawn, and the counts of the real files."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import http.server
 import json
 import shutil
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,17 +14,16 @@ from typing import Any
 
 import pytest
 
-from qrag_jax import data, evaluation_sets
-from qrag_jax.config import DataConfig, EvalConfig
+from qrag_jax import data
+from qrag_jax.config import DataConfig
 from qrag_jax.data import multihop
 from qrag_jax.data.hotpotqa import HOTPOTQA, read_hotpotqa
-from qrag_jax.data.mixture import Mixture, parse_mixture
 from qrag_jax.data.musique import MUSIQUE, read_musique
 from qrag_jax.data.records import Record
 from qrag_jax.data.splits import SPLITS
 from qrag_jax.data.twowiki import TWOWIKI, read_twowiki
 from qrag_jax.tokens import make_batch
-from tests.helpers import SMALL, changed, small_tokenizer
+from tests.helpers import small_tokenizer
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
@@ -284,36 +280,6 @@ def test_skipping_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 HOTPOTQA_load = functools.partial(multihop.load, HOTPOTQA)
 
 
-def test_a_mixture_keeps_its_proportions_in_every_round() -> None:
-    mixed = data.load(config("hotpotqa:2+musique:1"), "train", seed=5, group=4)
-    assert len(mixed) == 4
-    names = [mixed[i].id.partition("/")[0] for i in range(60)]
-    rounds = [tuple(names[k : k + 3]) for k in range(0, 60, 3)]
-    assert {round_.count("hotpotqa") for round_ in rounds} == {2}
-    assert len(set(rounds)) == 3  # the one of musique is in any place
-    hotpot = data.load(config("hotpotqa"), "train", seed=5)
-    assert [mixed[i] for i in range(60) if names[i] == "hotpotqa"] == [hotpot[i] for i in range(40)]
-    assert [mixed[i] for i in (59, 7)] == [data.load(config("hotpotqa:2+musique"), "train", seed=5)[i] for i in (59, 7)]
-    assert isinstance(mixed, Mixture)
-    with pytest.raises(IndexError, match="indices begin at 0"):
-        mixed[-1]
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("hotpotqa+", "write names joined by"),
-        ("hotpotqa:0+musique", "write names joined by"),
-        ("hotpotqa+squid", "'squid' is unknown; known: .*musique"),
-        ("hotpotqa+hotpotqa", "names hotpotqa twice"),
-    ],
-)
-def test_refuses_bad_mixtures(text: str, reason: str) -> None:
-    assert parse_mixture("hotpotqa:2+musique", ["hotpotqa", "musique"]) == {"hotpotqa": 2, "musique": 1}
-    with pytest.raises(ValueError, match=rf"data.benchmark = '.*{reason}"):
-        data.load(config(text), "train", seed=0)
-
-
 @pytest.mark.parametrize(
     ("name", "sizes", "notes"),
     [
@@ -345,70 +311,3 @@ def test_real_files(shared_data: Path, name: str, sizes: tuple[int, int], notes:
     ids = {split: {example.id for example in part} for split, part in parts.items()}
     assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == sum(sizes)
     assert 0.07 < len(ids["validation"]) / sizes[0] < 0.13
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_prepared_questions_read_as_the_files_do(tmp_path: Path, name: str) -> None:
-    from qrag_jax.data.prepared import prepared_folder
-    from qrag_jax.data.tfds_builders import prepare
-
-    benchmark = BENCHMARKS[name]
-    shutil.copytree(FIXTURES / benchmark.folder, tmp_path / benchmark.folder)
-    folder = str(tmp_path)
-    texts = {split: multihop.read_split(benchmark, folder, split, False) for split in SPLITS}
-    assert prepare(tmp_path) == [prepared_folder(tmp_path, "multihop", name)]
-    multihop.read_split.cache_clear()
-    assert {split: multihop.read_split(benchmark, folder, split, False) for split in SPLITS} == texts
-    assert "tensorflow" not in sys.modules
-    shutil.move(tmp_path / benchmark.folder, tmp_path / "elsewhere")
-    multihop.read_split.cache_clear()
-    assert multihop.read_split(benchmark, folder, "test", False) == texts["test"]
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-def test_official_files_can_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qrag_jax.data import tfds_builders
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(FIXTURES / "hotpotqa")))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        train, test = (f"http://127.0.0.1:{server.server_port}/{name}" for name in HOTPOTQA.files[1])
-        local = replace(HOTPOTQA, downloads=(train, test))
-        monkeypatch.setitem(tfds_builders.MULTIHOP, "hotpotqa", local)
-        tfds_builders.prepare(tmp_path, download=["hotpotqa"])
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    for split in SPLITS:
-        assert multihop.read_split(HOTPOTQA, str(tmp_path), split, False) == multihop.read_split(HOTPOTQA, str(FIXTURES), split, False)
-    with pytest.raises(ValueError, match=r"looked for in data_dir/musique: .* They come from https://github.com/StonyBrookNLP/musique"):
-        tfds_builders.prepare(tmp_path, download=["musique"])
-    with pytest.raises(ValueError, match="download = 'squid': unknown; known: hotpotqa, musique, twowiki"):
-        tfds_builders.prepare(tmp_path, download=["squid"])
-
-
-def test_other_benchmarks_are_tested_after_the_runs_own() -> None:
-    config = changed(SMALL, data={"benchmark": "hotpotqa:2+musique", "task": "all", "data_dir": str(FIXTURES)}, eval={"budget": 2})
-    both = replace(config, eval=replace(config.eval, benchmarks=("ruler/niah_s1", "ruler/niah_mk2")))
-    # The run's own test has the run's budget, another benchmark's the paper's.
-    assert [(questions.name, questions.budget) for questions in evaluation_sets.test_sets(both)] == [
-        ("hotpotqa-all", 2),
-        ("musique-all", 2),
-        ("ruler-niah_s1-1k", 4),
-        ("ruler-niah_mk2-1k", 4),
-    ]
-    for name, message in (
-        ("wiki", "'wiki' is unknown; known: babilong, hotpotqa"),
-        ("musique", "musique/all is tested already"),
-        ("babilong/qa9", "qa9"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            evaluation_sets.test_sets(replace(config, eval=replace(config.eval, benchmarks=(name,))))
-    with pytest.raises(ValueError, match=r"eval\.benchmarks = 'a b': must be BENCHMARK or BENCHMARK/TASK"):
-        EvalConfig(benchmarks=("a b",))

@@ -1,8 +1,7 @@
-"""RULER: needles found by a checker of its own, exact lengths, purity in (seed, i), disjoint splits, official files, paragraphs."""
+"""RULER: needles found by a checker of its own, exact lengths, purity in (seed, i), disjoint splits."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -14,10 +13,9 @@ from qrag_jax import data
 from qrag_jax.config import DataConfig
 from qrag_jax.data import ruler, ruler_needles
 from qrag_jax.data.babilong import ContiguousNoise, SharedNoise
-from qrag_jax.data.ruler import context_chunks, load, load_official
+from qrag_jax.data.ruler import context_chunks, load
 from qrag_jax.data.ruler_documents import Documents, Item, Piece, TextHaystack
-from qrag_jax.data.ruler_files import cut, official_lengths, read_official
-from qrag_jax.data.ruler_needles import ALIASES, NIAH, NOISE_LINE
+from qrag_jax.data.ruler_needles import ALIASES
 from qrag_jax.data.splits import SPLITS, Split
 from qrag_jax.types import QAExample
 
@@ -230,224 +228,7 @@ def test_context_lengths() -> None:
     assert context_chunks("qa_mh", 4_000) == 34
 
 
-# Official files -------------------------------------------------------------------------------------------------------------------
-
-INTRODUCTION = (
-    "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the numbers afterwards."
-)
-QUESTION = "What are all the special magic numbers for calm-fox and bold-hill mentioned in the provided text?"
-ESSAY = " ".join(f"This is sentence number {n} of an essay that Mr. Brown wrote[2] at his desk." for n in range(9))
-
-
-def record(**changes: object) -> dict[str, object]:
-    calm, bold = "One of the special magic numbers for calm-fox is: 1234567.", "One of the special magic numbers for bold-hill is: 7654321."
-    text = f"{INTRODUCTION}\n {bold} {ESSAY} An end with a note.[3] {calm} \n{QUESTION} The special magic numbers for calm-fox are"
-    return {"index": 7, "input": text, "outputs": ["1234567", "7654321"], "length": 300, **changes}
-
-
-def write(path: Path, *lines: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def test_an_official_record_by_hand(tmp_path: Path) -> None:
-    path = write(tmp_path / "ruler" / "4096" / "niah_multiquery" / "validation.jsonl", record(), record(index=8))
-    (first, second) = load_official(str(tmp_path), "niah_mq", 4096)
-    # A needle, nine sentences ("Mr." ends none), the sentence with a note, a needle; the question without what follows it.
-    assert first.chunks == (
-        "One of the special magic numbers for bold-hill is: 7654321.",
-        *(f"This is sentence number {n} of an essay that Mr. Brown wrote[2] at his desk." for n in range(9)),
-        "An end with a note.[3]",
-        "One of the special magic numbers for calm-fox is: 1234567.",
-    )
-    assert (first.question, first.answer, first.support) == (QUESTION, "1234567, 7654321", (0, 11))
-    assert (first.id, second.id) == ("ruler/niah_multiquery/official/7", "ruler/niah_multiquery/official/8")
-    assert read_official(path) == [first, second]
-    write(tmp_path / "ruler" / "131072" / "niah_multiquery" / "validation.jsonl", record())
-    assert official_lengths(tmp_path, "niah_multiquery") == [4096, 131072]
-
-
-def test_short_lines_stay_whole_and_nothing_is_lost() -> None:
-    text = f"\n{NOISE_LINE}\nOne of the special magic words for a-b is: c-d.\n\n{NOISE_LINE}\n{ESSAY}"
-    chunks = list(cut(text))
-    assert chunks[:3] == [NOISE_LINE, "One of the special magic words for a-b is: c-d.", NOISE_LINE]
-    assert " ".join(chunks).split() == text.split()
-    assert len(chunks) == 12
-
-
-@pytest.mark.parametrize("task", NIAH)
-def test_the_official_generators_records(task: str, shared_data: Path) -> None:
-    examples = load_official(str(shared_data), task, 4096)
-    lines = (shared_data / "ruler" / "4096" / task / "validation.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(examples) == len(lines) == 3
-    for example, line in zip(examples, lines, strict=True):
-        raw = json.loads(line)
-        assert example.question in raw["input"]
-        text = raw["input"].split("afterwards.\n", 1)[1].rsplit("\nWhat ", 1)[0]
-        assert "".join(" ".join(example.chunks).split()) == "".join(text.split())
-        assert all(NEEDLE.fullmatch(example.chunks[n]) for n in example.support)
-        assert sorted(NEEDLE.fullmatch(example.chunks[n])[3] for n in example.support) == sorted(raw["outputs"])  # type: ignore[index]
-        keys = {NEEDLE.fullmatch(example.chunks[n])[2] for n in example.support}  # type: ignore[index]
-        assert all(key in example.question for key in keys)
-        assert example.answer.split(", ") == raw["outputs"]
-        wanted = {"niah_multikey_2": 201, "niah_multikey_3": 51, "niah_single_1": 151}.get(task)
-        assert wanted is None or abs(len(example.chunks) - wanted) <= 2
-        generated = load(DataConfig(task=task, data_dir=str(shared_data)), "test", seed=0, haystacks=1, chunks=40)[0]
-        masked = lambda question: re.sub(r"for .* mentioned", "for KEYS mentioned", question)  # noqa: E731
-        assert masked(generated.question) == masked(example.question)
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("{", "is not JSON"),
-        ("", "is not JSON"),
-        ([1], "is a JSON list; a record is an object"),
-        ({"index": 1, "outputs": ["1"]}, "has no field 'input'"),
-        (record(index="7"), "index = '7': must be a number >= 0"),
-        (record(index=7), "index 7 is also that of line 1"),
-        (record(index=8, input=5), "input = 5: must be the prompt"),
-        (record(index=8, outputs=[]), r"outputs = \[\]: must be a list of one or more values"),
-        (record(index=8, outputs=["1234567", 5]), "must be a list of one or more values, each a string"),
-        (record(index=8, outputs=["1, 2"]), "a value holds ', '"),
-        (record(index=8, outputs=["234567"]), "output '234567' is not found in the text"),
-        (record(index=8, outputs=["1234567", "7654322"]), "output '7654322' is not found in the text"),
-        (record(index=8, input="Read this.\nWhat is the special magic number for a mentioned in the provided text?"), "no introduction"),
-        (record(index=8, input=f"{INTRODUCTION}\nText. Why?"), "input has no question"),
-    ],
-)
-def test_a_broken_record_is_named_by_file_and_line(line: object, reason: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "validation.jsonl", record(), line)
-    with pytest.raises(ValueError, match=rf"validation.jsonl:2: .*{reason}"):
-        read_official(path)
-
-
-def test_refuses_missing_official_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
-        read_official(tmp_path / "validation.jsonl")
-    with pytest.raises(ValueError, match="is empty"):
-        read_official(write(tmp_path / "validation.jsonl"))
-    with pytest.raises(ValueError, match=r"must hold ruler/LENGTH/niah_single_1/validation.jsonl"):
-        official_lengths(tmp_path, "niah_single_1")
-    with pytest.raises(ValueError, match=r"a folder with ruler/4096/niah_single_1/validation.jsonl must be given"):
-        load_official(None, "niah_s1", 4096)
-    with pytest.raises(ValueError, match="official files are read for the NIAH tasks only"):
-        load_official(str(tmp_path), "qa_sh", 4096)
-
-
-# RULER-QA -------------------------------------------------------------------------------------------------------------------------
-
-
-def squad(**changes: object) -> dict[str, object]:
-    """Ten articles of two paragraphs, each with a question that has an answer and one that has none."""
-    question = lambda n, k: {  # noqa: E731
-        "id": f"q{n}-{k}",
-        "question": f"Who lives at {n}-{k}?",
-        "answers": [{"text": f"Tenant {n}-{k}", "answer_start": 0}, {"text": "Tenant", "answer_start": 0}],
-        "is_impossible": False,
-        **changes,
-    }
-    nobody = {"id": "x", "question": "Who else?", "answers": [], "is_impossible": True}
-    paragraphs = lambda n: [{"context": f"Tenant {n}-{k} lives here.", "qas": [question(n, k), nobody]} for k in range(2)]  # noqa: E731
-    return {"version": "v2.0", "data": [{"title": f"House_{n}", "paragraphs": paragraphs(n)} for n in range(10)]}
-
-
-def hotpot(count: int, name: str) -> list[dict[str, object]]:
-    context = lambda n: [[f"{name} {n} {k}", [f"Paragraph {k}.", f"About {name} {n}."]] for k in range(3)]  # noqa: E731
-    return [
-        {
-            "_id": f"{name}{n}",
-            "question": f"What of {name} {n}?",
-            "answer": "yes",
-            "type": "bridge",
-            "context": context(n),
-            "supporting_facts": [[f"{name} {n} 2", 0], [f"{name} {n} 0", 1]],
-        }
-        for n in range(count)
-    ]
-
-
-@pytest.fixture(scope="module")
-def paragraphs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("qa")
-    write(root / "squad" / "dev-v2.0.json", squad())
-    write(root / "hotpotqa" / "hotpot_fit.json", hotpot(60, "Fit"))
-    write(root / "hotpotqa" / "hotpot_eval.json", hotpot(20, "Eval"))
-    return str(root)
-
-
-def test_squad_questions_have_their_paragraph_and_a_split_its_articles(paragraphs: str) -> None:
-    articles: dict[str, set[str]] = {}
-    for split, houses in (("train", 5), ("validation", 1), ("test", 4)):
-        documents = load(DataConfig(task="qa_sh", data_dir=paragraphs), split, seed=0, haystacks=2, chunks=2 * houses)
-        assert len(documents) == 2 * houses
-        seen = set()
-        for example in documents:
-            place = example.question.removeprefix("Who lives at ").removesuffix("?")
-            assert [example.chunks[n] for n in example.support] == [f"House {place[0]}. Tenant {place} lives here."]
-            assert example.answer == f"Tenant {place}"
-            assert len(set(example.chunks)) == 2 * houses  # every paragraph of the split, once
-            seen.add(example.question)
-            articles.setdefault(split, set()).update(chunk.split(".")[0] for chunk in example.chunks)
-        assert len(seen) == 2 * houses
-        assert len(articles[split]) == houses
-    assert len(set.union(*articles.values())) == 10
-
-
-def test_hotpotqa_questions_bring_their_paragraphs_along(paragraphs: str) -> None:
-    for split, name in (("train", "Fit"), ("validation", "Fit"), ("test", "Eval")):
-        config = DataConfig(task="qa_mh", data_dir=paragraphs, shared_noise=20)
-        for documents in (load(config, split, seed=0, group=4, chunks=9), load(config, split, seed=0, haystacks=2, chunks=9)):
-            orders = set()
-            for example in documents:
-                number = example.question.removeprefix(f"What of {name} ").removesuffix("?")
-                titles = [chunk.split(".")[0] for chunk in example.chunks]
-                own = [f"{name} {number} {k}" for k in range(3)]
-                assert len(set(titles)) == len(titles) == 9
-                assert {titles[n] for n in example.support} == {own[0], own[2]}
-                assert set(own) <= set(titles)
-                orders.add(tuple(title[-1] for title in titles if title in own))
-                assert f"{name} {number} 1. Paragraph 1. About {name} {number}." in example.chunks
-            assert len(orders) > 2
-    questions = {split: {e.question for e in load(config, split, seed=0, haystacks=1, chunks=9)} for split in SPLITS}
-    assert [len(questions[split]) for split in ("test", "train")] == [20, 60 - len(questions["validation"])]
-    assert 0 < len(questions["validation"]) < 20
-    assert not questions["train"] & questions["validation"]
-
-
-def test_real_paragraphs(shared_data: Path) -> None:
-    for task, needed in (("qa_sh", 1), ("qa_mh", 2)):
-        config = DataConfig(task=task, data_dir=str(shared_data))
-        for split in SPLITS:
-            documents = load(config, split, seed=0, haystacks=2, chunks=100)
-            for i in (0, 1, 77):
-                example = documents[i]
-                assert len(set(example.chunks)) == 100
-                assert len(example.support) == needed
-                text = " ".join(example.chunks[n] for n in example.support)
-                assert example.answer.lower() in ("yes", "no") or example.answer in text
-
-
-@pytest.mark.parametrize(
-    ("tree", "reason"),
-    [
-        (squad(is_impossible="no"), r"article 1 \(House 0\), paragraph 1: wrong type of is_impossible"),
-        (squad(answers=[]), r"article 1 \(House 0\), paragraph 1: no answer: question 'q0-0' has none"),
-        (squad(answers=[{"text": "Nobody"}]), "paragraph 1: answer not in its paragraph: 'Nobody'"),
-        ({"data": [{"title": "A", "paragraphs": []}, {"title": "A", "paragraphs": []}]}, "article 2: duplicate title"),
-        ({"data": [{"title": "A", "paragraphs": []}]}, "1 articles; the three splits share none"),
-        ({}, "the file: no data"),
-    ],
-)
-def test_refuses_broken_squad_files(tree: object, reason: str, tmp_path: Path) -> None:
-    write(tmp_path / "squad" / "dev-v2.0.json", tree)
-    with pytest.raises(ValueError, match=rf"dev-v2.0.json: .*{reason}"):
-        load(DataConfig(task="qa_sh", data_dir=str(tmp_path)), "train", seed=0, group=1)
-
-
-def test_refuses_bad_arguments(folder: str, paragraphs: str, tmp_path: Path) -> None:
+def test_refuses_bad_arguments(folder: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.task = 'qa2': unknown task of ruler; known: niah_s1, .*niah_multiquery, qa_sh, qa_mh"):
         data.load(DataConfig(benchmark="ruler", task="qa2"), "train", seed=0, group=1)
     with pytest.raises(ValueError, match="give group to train, or haystacks to evaluate"):
@@ -458,14 +239,6 @@ def test_refuses_bad_arguments(folder: str, paragraphs: str, tmp_path: Path) -> 
         load(DataConfig(task="niah_s1"), "test", seed=0, haystacks=0)
     with pytest.raises(ValueError, match="chunks = 3: must be >= 4, the chunks a question of task niah_multiquery brings"):
         load(DataConfig(task="niah_mq", chunks=3, data_dir=folder), "train", seed=0, group=1)
-    with pytest.raises(ValueError, match=r"chunks = 9: must be <= 8, the different paragraphs of task qa_sh in test"):
-        load(DataConfig(task="qa_sh", data_dir=paragraphs), "test", seed=0, haystacks=1, chunks=9)
-    with pytest.raises(ValueError, match=r"task qa_sh asks SQuAD questions, so a folder with squad/dev-v2.0.json must be given"):
-        load(DataConfig(task="qa_sh"), "train", seed=0, group=1)
-    with pytest.raises(ValueError, match=r"task qa_mh asks HotpotQA questions, so a folder with hotpotqa/\*.json must be given"):
-        load(DataConfig(task="qa_mh"), "train", seed=0, group=1)
-    with pytest.raises(ValueError, match=r"dev-v2.0.json: no such file"):
-        load(DataConfig(task="qa_sh", data_dir=str(tmp_path)), "train", seed=0, group=1)
     with pytest.raises(ValueError, match=r"pg_essays: no .txt files"):
         load(DataConfig(task="niah_s2", data_dir=str(tmp_path)), "test", seed=0, haystacks=1)
     with pytest.raises(IndexError, match="example -1: indices begin at 0"):

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import shutil
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qrag_jax.data import babi, haystack
+from qrag_jax.data import babi, haystack, multihop
 from qrag_jax.data.babi import load_stories
 from qrag_jax.data.haystack import load_haystack
+from qrag_jax.data.hotpotqa import HOTPOTQA
+from qrag_jax.data.musique import MUSIQUE
 from qrag_jax.data.prepared import prepared_folder
 from qrag_jax.data.splits import SPLITS
+from qrag_jax.data.twowiki import TWOWIKI
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "babi"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
 SPLIT_SIZES = {"train": 5, "test": 2}
 
 
@@ -22,7 +31,7 @@ SPLIT_SIZES = {"train": 5, "test": 2}
 def source(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     (folder / "babi" / "en-10k").mkdir(parents=True)
-    for path in FIXTURES.glob("qa2_*.txt"):
+    for path in (FIXTURES / "babi").glob("qa2_*.txt"):
         shutil.copy(path, folder / "babi" / "en-10k")
     for split, count in SPLIT_SIZES.items():
         (folder / "books" / split).mkdir(parents=True)
@@ -77,3 +86,48 @@ def test_preparing_nothing_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"holds neither babi/en-10k/\*\.txt nor books/"):
         prepare(tmp_path)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_prepared_questions_read_as_the_files_do(tmp_path: Path, name: str) -> None:
+    from qrag_jax.data.tfds_builders import prepare
+
+    benchmark = BENCHMARKS[name]
+    shutil.copytree(FIXTURES / benchmark.folder, tmp_path / benchmark.folder)
+    folder = str(tmp_path)
+    texts = {split: multihop.read_split(benchmark, folder, split, False) for split in SPLITS}
+    assert prepare(tmp_path) == [prepared_folder(tmp_path, "multihop", name)]
+    multihop.read_split.cache_clear()
+    assert {split: multihop.read_split(benchmark, folder, split, False) for split in SPLITS} == texts
+    assert "tensorflow" not in sys.modules
+    shutil.move(tmp_path / benchmark.folder, tmp_path / "elsewhere")
+    multihop.read_split.cache_clear()
+    assert multihop.read_split(benchmark, folder, "test", False) == texts["test"]
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_official_files_can_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qrag_jax.data import tfds_builders
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(FIXTURES / "hotpotqa")))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        train, test = (f"http://127.0.0.1:{server.server_port}/{name}" for name in HOTPOTQA.files[1])
+        local = replace(HOTPOTQA, downloads=(train, test))
+        monkeypatch.setitem(tfds_builders.MULTIHOP, "hotpotqa", local)
+        tfds_builders.prepare(tmp_path, download=["hotpotqa"])
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    for split in SPLITS:
+        assert multihop.read_split(HOTPOTQA, str(tmp_path), split, False) == multihop.read_split(HOTPOTQA, str(FIXTURES), split, False)
+    with pytest.raises(ValueError, match=r"looked for in data_dir/musique: .* They come from https://github.com/StonyBrookNLP/musique"):
+        tfds_builders.prepare(tmp_path, download=["musique"])
+    with pytest.raises(ValueError, match="download = 'squid': unknown; known: hotpotqa, musique, twowiki"):
+        tfds_builders.prepare(tmp_path, download=["squid"])

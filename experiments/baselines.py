@@ -71,7 +71,7 @@ def measure(
     ``vocabulary`` may be the folder of a from-scratch run, whose tokens are then used.
     """
     from qrag_jax import baselines
-    from qrag_jax.evaluation_sets import test_sets
+    from qrag_jax.evaluation_sets import final_sets
     from qrag_jax.runlog import say
     from qrag_jax.train import check_run_dir
 
@@ -79,7 +79,7 @@ def measure(
         raise ValueError(f"methods = {methods}: must be one or more of {', '.join(baselines.METHODS)}")
     check_run_dir(config, run_dir)
     check_results(run_dir)
-    sets = test_sets(config)
+    sets = final_sets(config)
     retriever = untrained(config, vocabulary) if set(methods) & set(baselines.NEED_EMBEDDER) else None
     found = [(name, baselines.make(name, retriever=retriever, similarity=similarity, seed=config.train.seed)) for name in methods]
     write_text(run_dir / "config.json", config.to_json())

@@ -266,6 +266,8 @@ def _same_embedder(here: str, paper: str) -> bool:
 def _other_data(row: Mapping[str, Any], tested: RunConfig) -> str | None:
     """How the test differs from the published one, as far as the configuration tells."""
     benchmark, generated = row["benchmark"], tested.data.data_dir is None
+    if row["split"] != "test":
+        return f"{row['split']} questions"
     if benchmark == "babilong" and generated:
         return "generated stories in Python's documentation"
     if benchmark == "ruler" and generated and _short(row) in ESSAYS:

@@ -33,6 +33,8 @@ class Command:
     """Folder with the benchmark's files; none: generated stories and needles in Python's documentation."""
     official: bool = False
     """RULER's own records (data_dir/ruler/LENGTH/TASK/validation.jsonl) in place of generated ones."""
+    split: Literal["test", "validation"] = DEFAULTS.split
+    """Which questions are asked; validation: to compare retrievers without a look at the test."""
     eval_tokens: tuple[str, ...] = DEFAULTS.tokens
     """Context lengths."""
     eval_episodes: int = DEFAULTS.episodes
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command) -> None:
     from qrag_jax import evaluate
-    from qrag_jax.evaluation_sets import official_sets, test_sets
+    from qrag_jax.evaluation_sets import final_sets, official_sets
     from qrag_jax.files import write_text
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.train import check_run_dir, write_report
@@ -86,6 +88,7 @@ def run(command: Command) -> None:
         train=replace(old.train, seed=command.seed, curriculum=()),
         eval=EvalConfig(
             tokens=command.eval_tokens,
+            split=command.split,
             episodes=command.eval_episodes,
             budget=command.budget,
             beam=command.beam,
@@ -101,7 +104,7 @@ def run(command: Command) -> None:
     )
     with working_folder(command.run_dir) as folder:
         check_run_dir(config, folder)
-        sets = official_sets(config) if command.official else test_sets(config)
+        sets = official_sets(config) if command.official else final_sets(config)
         write_text(folder / "config.json", config.to_json())
         rows = evaluate.evaluate(config, folder, retriever, sets)
         write_report(folder, rows)

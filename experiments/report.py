@@ -171,6 +171,7 @@ def _runs_table(runs: Sequence[Run], benchmark: str) -> str:
         "Fact F1, stopped": lambda run, row: _score(row["fact_f1_stopped"]),
     }
     sometimes = {
+        "split": lambda run, row: row["split"] if row["split"] != "test" else None,
         "Fact EM, stopped": lambda run, row: _score(row.get("fact_em_stopped")),
         "method": lambda run, row: row.get("method"),
         "beam": lambda run, row: str(run.config.eval.beam) if run.config and run.config.eval.beam > 1 else None,
@@ -210,11 +211,11 @@ def _pictures(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _lines(runs: Sequence[Run], benchmark: str) -> list[Line]:
-    """One line for each run, task and method: its rows by context length."""
+    """One line for each run, task and method: its test rows by context length."""
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
         for row in run.rows:
-            if row["benchmark"] == benchmark and row["context_tokens"] is not None:
+            if row["benchmark"] == benchmark and row["context_tokens"] is not None and row["split"] == "test":
                 name = run.name.removeprefix(f"{benchmark}-") + (f", {row['method']}" if row.get("method") else "")
                 lines.setdefault((name, row["task"]), []).append(row)
     return [Line(name, task, tuple(sorted(rows, key=lambda row: row["context_tokens"]))) for (name, task), rows in lines.items()]

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command) -> None:
     from qrag_jax import plots
-    from qrag_jax.evaluation_sets import test_sets
+    from qrag_jax.evaluation_sets import final_sets
     from qrag_jax.metrics import stopping
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.runlog import say
@@ -79,7 +79,7 @@ def run(command: Command) -> None:
     retriever = Retriever.from_pretrained(command.retriever)
     config = configuration(command, retriever.config)
     sections, curves = [], {}
-    for questions in test_sets(config):
+    for questions in final_sets(config):
         groups = [[example for example in examples if len(example.chunks) >= config.eval.budget] for examples in questions]
         asked = sum(map(len, questions.groups))
         short = asked - sum(map(len, groups))

@@ -140,10 +140,9 @@ def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], ru
             records += score_episodes(examples, find(examples, budget))
         seconds = (time.perf_counter() - start) / len(records)
         write_episodes(run_dir / "episodes" / f"{questions.name}-{method}.jsonl", records)
-        named = {"benchmark": questions.benchmark, "task": questions.task, "split": "test", "context_tokens": questions.context_tokens}
         found = summary(records, None)
         step = 0 if method in NEED_EMBEDDER else None
-        rows.append({**named, **found, "seconds_per_episode": seconds, "checkpoint_step": step, "method": METHODS[method]})
+        rows.append({**questions.names, **found, "seconds_per_episode": seconds, "checkpoint_step": step, "method": METHODS[method]})
         say(f"{questions.name}, {METHODS[method]}: Fact EM {found['fact_em']:.3f} on {found['episodes']} questions, {seconds:.2f} s each")
     return rows
 

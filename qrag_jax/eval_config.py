@@ -20,6 +20,8 @@ class EvalConfig:
     benchmarks: tuple[str, ...] = ()
     """Tests of other benchmarks after the run's own (out of distribution), each BENCHMARK or BENCHMARK/TASK: musique, babilong/qa3.
     With the paper's number of picks: 2 on hotpotqa, 4 elsewhere."""
+    split: Literal["test", "validation"] = "test"
+    """Which questions are asked. validation: to compare settings, at lengths beyond those of training, without a look at the test."""
     episodes: int = 200
     """Questions at each length."""
     budget: int = 4

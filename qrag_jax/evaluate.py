@@ -122,7 +122,7 @@ def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Seque
         records: list[EpisodeRecord] = []
         for i, examples in enumerate(questions):
             start = time.perf_counter()
-            label = f"test {questions.name} {i + 1}/{len(questions.groups)}"
+            label = f"{questions.split} {questions.name} {i + 1}/{len(questions.groups)}"
             part = run_episodes(retriever, examples, questions.budget, beam=config.eval.beam, label=label)
             seconds += time.perf_counter() - start
             if reader is not None:
@@ -130,9 +130,8 @@ def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Seque
             records += part
         seconds /= len(records)
         write_episodes(run_dir / "episodes" / f"{questions.name}.jsonl", records)
-        named = {"benchmark": questions.benchmark, "task": questions.task, "split": "test", "context_tokens": questions.context_tokens}
         found = summary(records, retriever.threshold)
-        rows.append({**named, **found, "seconds_per_episode": seconds, "checkpoint_step": retriever.step})
+        rows.append({**questions.names, **found, "seconds_per_episode": seconds, "checkpoint_step": retriever.step})
         answered = "" if found["answer_em"] is None else f", answer EM {found['answer_em']:.3f}"
         say(f"{questions.name}: Fact EM {found['fact_em']:.3f}{answered} on {found['episodes']} questions, {seconds:.2f} s each")
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qrag_jax import data
 from qrag_jax.config import RunConfig
@@ -30,14 +31,20 @@ class EvaluationSet:
     budget: int
     examples: Sequence[QAExample]
     groups: tuple[range, ...]
+    split: Split = "test"
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What a row of results.json begins with."""
+        return {"benchmark": self.benchmark, "task": self.task, "split": self.split, "context_tokens": self.context_tokens}
 
     def __iter__(self) -> Iterator[list[QAExample]]:
         return ([self.examples[i] for i in group] for group in self.groups)
 
 
-def test_sets(config: RunConfig) -> list[EvaluationSet]:
-    """The test of a run: its benchmark at every context length of ``config.eval.tokens``, or once where documents come as they are; then
-    likewise those of ``config.eval.benchmarks``, with as many picks as the paper makes there.
+def final_sets(config: RunConfig) -> list[EvaluationSet]:
+    """The final evaluation of a run, on ``config.eval.split``: its benchmark at every context length of ``config.eval.tokens``, or once
+    where documents come as they are; then likewise those of ``config.eval.benchmarks``, with as many picks as the paper makes there.
 
     Reads what it needs, so that missing data is found before training. Raises ValueError on missing or broken data, and on documents with
     fewer chunks than the budget.
@@ -48,9 +55,9 @@ def test_sets(config: RunConfig) -> list[EvaluationSet]:
         budget = picks(settings.benchmark) if settings in others else config.eval.budget
         one = replace(config, data=settings, eval=replace(config.eval, budget=budget))
         if data.benchmark(settings.benchmark).chunks is None:
-            sets.append(evaluation_set(one, "test", None, config.eval.episodes))
+            sets.append(evaluation_set(one, config.eval.split, None, config.eval.episodes))
         else:
-            sets += [evaluation_set(one, "test", parse_tokens(text), config.eval.episodes) for text in config.eval.tokens]
+            sets += [evaluation_set(one, config.eval.split, parse_tokens(text), config.eval.episodes) for text in config.eval.tokens]
     return sets
 
 
@@ -79,13 +86,15 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
         raise ValueError(
             f"eval.budget = {config.eval.budget}: must be <= {len(examples[0].chunks)}, the chunks of a document of {name} ({split})"
         )
-    return EvaluationSet(name, settings.benchmark, settings.task, tokens, config.eval.budget, examples, groups)
+    return EvaluationSet(name, settings.benchmark, settings.task, tokens, config.eval.budget, examples, groups, split)
 
 
 def official_sets(config: RunConfig) -> list[EvaluationSet]:
     """RULER's own records of the run's task, or of all eight, one set for each length there is in ``config.data.data_dir``."""
     if config.data.benchmark != "ruler":
         raise ValueError(f"official: there are official records of ruler only, not of {config.data.benchmark}")
+    if config.eval.split != "test":
+        raise ValueError(f"eval.split = {config.eval.split!r}: official records are for the test alone; leave it at test")
     if config.data.data_dir is None:
         raise ValueError(f"data.data_dir: official records are files, so give the folder that holds {ruler_files.FOLDER}/")
     sets = []

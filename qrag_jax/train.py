@@ -24,7 +24,7 @@ from qrag_jax.bucket import is_url
 from qrag_jax.checkpoint import Checkpoints, saved_steps
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate import evaluate, read_answers, results_table, run_episodes, summary, threshold_of, write_results
-from qrag_jax.evaluation_sets import EvaluationSet, test_sets, validation_set
+from qrag_jax.evaluation_sets import EvaluationSet, final_sets, validation_set
 from qrag_jax.export import find_export, read_export, write_export
 from qrag_jax.files import disk_error, is_unfinished, write_text
 from qrag_jax.hosts import agree, from_leader, leader_only, on_any, together
@@ -105,7 +105,7 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune:
 def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[EvaluationSet], list[tuple[Stage, Sequence[QAExample]]], Model]:
     """What is read before anything is written: test sets, training examples by stage, and the model to start from."""
     check_reader(config.eval)
-    tests = test_sets(config) if test else []
+    tests = final_sets(config) if test else []
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     return tests, stages, build_model(config, run_dir, [examples for _, examples in stages])
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import evaluate
 from experiments.cli import main
-from qrag_jax import Retriever
-from qrag_jax.config import BABI_TASKS
+from qrag_jax import Retriever, data
+from qrag_jax.config import BABI_TASKS, RunConfig
+from qrag_jax.data.splits import SPLITS
 from tests.helpers_runs import SMALL, finish, start
 
 ROW = {
@@ -49,6 +51,23 @@ def test_a_run_leaves_what_the_contract_says(whole):
     assert row["fact_em"] == np.mean([set(e["support"]) <= set(e["picked"]) for e in episodes])
     train = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert all(r["transitions_per_second"] > 0 and r["chunks_per_second"] > 0 for r in train)
+
+
+def test_evaluation_on_validation_questions_leaves_the_test_alone(whole, tmp_path, capsys):
+    words = [str(whole), "--run-dir", str(tmp_path / "run"), "--eval-tokens", "1k", "--eval-episodes", "8"]
+    assert evaluate.main([*words, "--split", "validation"]) == 0
+    (row,) = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    assert (row["split"], row["chunks"]) == ("validation", 50)
+    asked = [json.loads(line)["question"] for line in (tmp_path / "run" / "episodes" / "babilong-qa1-1k.jsonl").read_text().splitlines()]
+    config = RunConfig.from_json((whole / "config.json").read_text())
+    questions = {split: [data.load(config.data, split, seed=0, chunks=50, haystacks=2)[i].question for i in range(8)] for split in SPLITS}
+    assert sorted(asked) == sorted(questions["validation"]) != sorted(questions["test"])
+    assert evaluate.main(words) == 64  # another run
+    assert "eval.split was 'validation', now 'test'" in capsys.readouterr().err
+    assert evaluate.main([*words, "--split", "train"]) == 64
+    official = ["--benchmark", "ruler", "--task", "niah_s1", "--official", "--split", "validation", "--data-dir", str(tmp_path)]
+    assert evaluate.main([*words[:1], "--run-dir", str(tmp_path / "official"), *official]) == 64
+    assert "eval.split = 'validation': official records are for the test alone" in capsys.readouterr().err
 
 
 def test_the_trained_retriever_answers_over_a_text(whole):

@@ -16,12 +16,11 @@ from experiments.baselines import main
 from qrag_jax import data
 from qrag_jax.baselines import METHODS, bm25, evaluate_baseline, make, multi_step, random_chunks, single_step
 from qrag_jax.evaluate import evaluate
-from qrag_jax.evaluation_sets import EvaluationSet, test_sets
+from qrag_jax.evaluation_sets import EvaluationSet, final_sets
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.types import QAExample
 from tests.helpers import SMALL, changed, small_learner, small_tokenizer
 
-test_sets.__test__ = False  # type: ignore[attr-defined]  # a function of the library, not a test
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 HERONS = QAExample(
     "herons",
@@ -134,7 +133,7 @@ def test_random_is_a_function_of_seed_and_question() -> None:
 
 def test_rows_are_those_of_an_evaluation(retriever: Retriever, tmp_path: Path) -> None:
     config = changed(SMALL, eval={"episodes": 3, "haystacks": 2})
-    sets = test_sets(config)
+    sets = final_sets(config)
     (wanted,) = evaluate(config, tmp_path, retriever, sets)
     for method, name in METHODS.items():
         (row,) = evaluate_baseline(method, make(method, retriever=retriever, seed=1), sets, tmp_path)

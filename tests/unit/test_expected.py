@@ -22,7 +22,7 @@ FIGURE = {
 
 
 def row(benchmark: str, task: str, tokens: int | None, **values: Any) -> dict[str, Any]:
-    named = {"benchmark": benchmark, "task": task, "context_tokens": tokens, "budget": 4, "episodes": 10_000}
+    named = {"benchmark": benchmark, "task": task, "split": "test", "context_tokens": tokens, "budget": 4, "episodes": 10_000}
     measured = {"fact_em": 0.9, "fact_f1": 0.8, "fact_f1_stopped": 0.9, "answer_em": None, "answer_f1": None}
     return {**named, **measured, **values}
 
@@ -139,6 +139,8 @@ def test_what_differs_is_said() -> None:
     # What was not measured has no number, whatever else differs.
     found = one([row("babilong", "qa3", 4_000)], tiny, metric="answer_accuracy")
     assert (found.verdict, found.here, found.why) == ("not comparable", None, "answer_em was not measured")
+    found = one([row("babilong", "qa3", 4_000, split="validation")], tiny, metric="fact_f1")
+    assert found.why.endswith("; validation questions")
     hotpot = paper_run("hotpotqa", "all", "e5")
     found = one([row("hotpotqa", "all", None, budget=2, episodes=200)], hotpot, metric="fact_em", place="Table 2")
     assert found.why == "200 of 7,405 questions"

@@ -54,7 +54,7 @@ def test_other_benchmarks_are_tested_after_the_runs_own() -> None:
     config = changed(SMALL, data={"benchmark": "hotpotqa:2+musique", "task": "all", "data_dir": str(FIXTURES)}, eval={"budget": 2})
     both = replace(config, eval=replace(config.eval, benchmarks=("ruler/niah_s1", "ruler/niah_mk2")))
     # The run's own test has the run's budget, another benchmark's the paper's.
-    assert [(questions.name, questions.budget) for questions in evaluation_sets.test_sets(both)] == [
+    assert [(questions.name, questions.budget) for questions in evaluation_sets.final_sets(both)] == [
         ("hotpotqa-all", 2),
         ("musique-all", 2),
         ("ruler-niah_s1-1k", 4),
@@ -66,6 +66,6 @@ def test_other_benchmarks_are_tested_after_the_runs_own() -> None:
         ("babilong/qa9", "qa9"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluation_sets.test_sets(replace(config, eval=replace(config.eval, benchmarks=(name,))))
+            evaluation_sets.final_sets(replace(config, eval=replace(config.eval, benchmarks=(name,))))
     with pytest.raises(ValueError, match=r"eval\.benchmarks = 'a b': must be BENCHMARK or BENCHMARK/TASK"):
         EvalConfig(benchmarks=("a b",))

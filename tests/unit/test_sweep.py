@@ -34,7 +34,8 @@ SPEC: dict[str, Any] = {
     "fixed": {"train.steps": 30, "train.log_every": 10, "train.eval_every": 10, "train.checkpoint_every": 10},
     "space": {"optim.learning_rate": {"values": [1e-3, 1e-2, 1e-1]}, "rl.lam": {"values": [0.5, 0]}},
 }
-# Fact EM at the last update is the learning rate times 10; seeds above 100 fail the first time, above 200 wait to be killed, as do slow ones that decay much.
+# Fact EM at the last update is the learning rate times 10; seeds above 100 fail the first time, above 200 wait to be killed, as do slow
+# ones that decay much.
 TRIAL = """
 import json, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])

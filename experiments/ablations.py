@@ -2,7 +2,7 @@
 
     python -m experiments.ablations                                                # BabiLong qa2, the tiny embedder, three seeds
     python -m experiments.ablations --task qa3 --variants full supervised --seeds 0 1
-    python -m experiments.ablations --variants all --steps 600                     # positions, halves, alpha and lambda as well
+    python -m experiments.ablations --variants all --steps 600                     # positions, halves, alpha, lambda and gamma as well
 
 Each variant and seed is an ordinary run, RUN_DIR/VARIANT-seedN. The same command goes on where it was: finished runs are kept, the one
 that was going on resumes. ablations.json, ablations.md and ablations.png are brought up to date after each run.
@@ -10,7 +10,7 @@ that was going on resumes. ablations.json, ablations.md and ablations.png are br
 Variants: full; no_soft; no_target; supervised (Beam Retriever's loss); no_finetuning (the search with the embedder as it comes: "tiny"
 comes with random weights); single_step (one look with that embedder); bm25 (needs pip install 'qrag-jax[baselines]');
 positions_integer and positions_continuous (relative), positions_absolute, positions_none; halves_1 (one value); alpha_X (a constant
-temperature); lambda_X. A variant that changes nothing in the settings shares the runs of full.
+temperature); lambda_X; gamma_X. A variant that changes nothing in the settings shares the runs of full.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ POSITIONS = {
 SENSITIVITY = {
     **{f"alpha_{x}": Variant(f"alpha {x}", {"rl": {"alpha": x, "alpha_end": x}}) for x in (0.005, 0.01, 0.05, 0.2)},
     **{f"lambda_{x}": Variant(f"lambda {x}", {"rl": {"lam": x}}) for x in (0.0, 0.25, 0.5, 0.75, 1.0)},
+    **{f"gamma_{x}": Variant(f"gamma {x}", {"rl": {"gamma": x}}) for x in (0.25, 0.5, 0.75, 0.9, 0.99)},
 }
 VARIANTS = TABLE3 | POSITIONS | SENSITIVITY
 ALL = "all"

@@ -51,7 +51,7 @@ def test_every_variant_changes_what_it_says() -> None:
     configs = {name: variant_config(base, name, 3) for name in VARIANTS}
     assert {config.train.seed for config in configs.values()} == {3}
     same = [name for name, config in configs.items() if config == configs["full"] and not VARIANTS[name].baseline]
-    assert same == ["full", "positions_integer", "lambda_0.5"], "those share the runs of full"
+    assert same == ["full", "positions_integer", "lambda_0.5", "gamma_0.99"], "those share the runs of full"
     assert configs["no_soft"].rl.soft is False
     assert configs["no_target"].rl.target_network is False
     assert configs["supervised"].rl.objective == "supervised"

@@ -21,9 +21,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from qrag_jax.runlog import silence
+from qrag_jax.files import disk_error
+from qrag_jax.runlog import CannotWrite, NotFinite, Preempted, silence
 
 T = TypeVar("T")
+ENDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
+"""Errors with an exit code of their own, which all processes end with when one does."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
 LEAVE = 60  # and at the end, which all reach together: longer only if one has failed
@@ -104,7 +107,7 @@ def leads() -> bool:
 
 
 def together(make: Callable[[], T]) -> T:
-    """``make()``, on every process. Where it fails on one it fails on all: ValueError if its error is one, else RuntimeError."""
+    """``make()``, on every process. Where it fails on one it fails on all, with the same of ``ENDS``, or RuntimeError."""
     if jax.process_count() == 1:
         return make()
     failure: Exception | None = None
@@ -112,14 +115,21 @@ def together(make: Callable[[], T]) -> T:
         made = make()
     except Exception as error:
         failure = error
-    kind = "" if failure is None else "ValueError" if isinstance(failure, ValueError) else type(failure).__name__
+    kind = "" if failure is None else _kind(failure)
     reports = [json.loads(report) for report in _gather(json.dumps([kind, str(failure)]))]
     if failure is not None:
         raise failure
     for process, (kind, text) in enumerate(reports):
         if kind:
-            raise ValueError(text) if kind == "ValueError" else RuntimeError(f"process {process} failed: {kind}: {text}")
+            raise ENDS[kind](text) if kind in ENDS else RuntimeError(f"process {process} failed: {kind}: {text}")
     return made
+
+
+def _kind(error: Exception) -> str:
+    """The name of the one of ``ENDS`` that an error is, or will be told as; else its own."""
+    if disk_error(error) is not None:
+        return CannotWrite.__name__
+    return next((name for name, kind in ENDS.items() if isinstance(error, kind)), type(error).__name__)
 
 
 def from_leader(make: Callable[[], T]) -> T:

@@ -120,6 +120,33 @@ def test_raw_gradients_and_loss_are_those_of_one_process(count, expected_gradien
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
+ENDINGS = """
+import errno, os
+from experiments.cli import execute
+from qrag_jax import hosts
+from qrag_jax.runlog import CannotWrite, NotFinite, Preempted
+
+def failing():
+    raise error
+
+hosts.start()
+for error in (ValueError("v"), Preempted("p"), CannotWrite("c"), NotFinite("n")):
+    print("exit", execute(lambda: hosts.from_leader(failing)))
+error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file")
+try:
+    hosts.from_leader(failing)
+except Exception as told:
+    print(type(told).__name__)
+"""
+
+
+def test_what_ends_the_first_process_ends_all_with_its_exit_code():
+    with processes(*[("-c", ENDINGS)] * 2) as started:
+        outputs = [[line for line in output.splitlines() if line.startswith(("exit", "OSError", "Cannot"))] for output in finish(started)]
+    codes = ["exit 64", "exit 75", "exit 74", "exit 70"]
+    assert outputs == [[*codes, "OSError"], [*codes, "CannotWrite"]]
+
+
 def test_the_first_process_leads(two_processes):
     run_dir, (first, second) = two_processes
     assert (run_dir / "export" / "qrag.json").exists()

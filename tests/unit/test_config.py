@@ -39,6 +39,14 @@ def test_needles_have_no_positions_in_our_own_presets(name, task, positions):
     assert preset(name, "ruler", task).qhead.positions == positions
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "gamma"),
+    [("tiny", "niah_mk2", 0.5), ("tiny", "niah_mv", 0.99), ("tiny", "niah", 0.99), ("contriever", "niah_mk2", 0.99)],
+)
+def test_one_needle_has_a_low_gamma_in_the_tiny_preset(name, task, gamma):
+    assert preset(name, "ruler", task).rl.gamma == gamma
+
+
 def test_unknown_preset_lists_the_known():
     with pytest.raises(ValueError, match=r"'huge': unknown; known: tiny, minilm"):
         preset("huge", "babilong", "qa1")

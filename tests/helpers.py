@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,6 +31,10 @@ SMALL = RunConfig(
     train=TrainConfig(steps=40, log_every=5, eval_every=10, checkpoint_every=10, eval_episodes=8),
     eval=EvalConfig(tokens=("1k",), episodes=8),
 )
+
+
+NEEDLE = re.compile(r"One of the special magic (numbers|words|uuids) for (\S+) is: (\S+)\.")
+"""A needle of RULER: form, key, value."""
 
 
 def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:

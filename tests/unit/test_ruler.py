@@ -18,8 +18,8 @@ from qrag_jax.data.ruler_documents import Documents, Item, Piece, TextHaystack
 from qrag_jax.data.ruler_needles import ALIASES
 from qrag_jax.data.splits import SPLITS, Split
 from qrag_jax.types import QAExample
+from tests.helpers import NEEDLE
 
-NEEDLE = re.compile(r"One of the special magic (numbers|words|uuids) for (\S+) is: (\S+)\.")
 WORDS = r"[a-z]+-[a-z]+"
 NUMBERS = r"[1-9]\d{6}"
 UUIDS = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"

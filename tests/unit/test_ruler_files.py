@@ -12,7 +12,7 @@ from qrag_jax.config import DataConfig
 from qrag_jax.data.ruler import load, load_official
 from qrag_jax.data.ruler_files import cut, official_lengths, read_official
 from qrag_jax.data.ruler_needles import NIAH, NOISE_LINE
-from tests.helpers import write_lines
+from tests.helpers import NEEDLE, write_lines
 
 INTRODUCTION = (
     "Some special magic numbers are hidden within the following text. Make sure to memorize it. "

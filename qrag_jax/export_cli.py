@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Import:
 
 @dataclass(frozen=True)
 class ToTorch:
-    """An export -> folders that PyTorch programs load; then reloaded in PyTorch and compared with JAX."""
+    """An export -> folders that PyTorch programs load; then, where PyTorch is installed, reloaded there and compared with JAX."""
 
     run: tyro.conf.Positional[Path]
     """Export folder, or run directory that has one."""
@@ -71,6 +72,9 @@ def _to_torch(command: ToTorch, say: Callable[[str], None]) -> int:
     export = read_export(find_export(command.run))
     out = to_torch(export, command.out_dir, command.format)
     say(f"{out}: written ({command.format})")
+    if importlib.util.find_spec("torch") is None:
+        say("not compared with PyTorch, which is not installed (pip install qrag-jax[torch])")
+        return DONE
     found = difference(export, out, command.format)
     if found is None:
         say("not compared with PyTorch: transformers has no class for this architecture, and code from the hub is not run here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,18 @@ class TestCommands:
         assert (code, said[0]) == (0, f"{tmp_path / 'out'}: written (reference)")
         assert said[1].endswith("(allowed 0.0001): OK")
 
+    def test_without_pytorch_safetensors_are_written_and_not_compared(
+        self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "torch", None)
+        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "out")
+        assert (code, said[1]) == (0, "not compared with PyTorch, which is not installed (pip install qrag-jax[torch])")
+        assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
+        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "pickle", "--format", "reference")
+        assert (code, said) == (64, ["error: this needs PyTorch: pip install qrag-jax[torch]"])
+
     def test_a_difference_keeps_the_files_and_exits_1(self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("torch")
         monkeypatch.setattr("qrag_jax.export_cli.difference", lambda *_: 0.5)
         code, said = self.run("to-torch", tmp_path / "export", tmp_path / "out")
         assert code == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from qrag_jax.config import RunConfig
-from qrag_jax.decode import decode
+from qrag_jax.decode import decode, require
 from qrag_jax.files import read_json, write_text
 from qrag_jax.lengths import format_tokens
 from qrag_jax.runlog import say
@@ -56,11 +56,11 @@ class Figure:
 
     def __post_init__(self) -> None:
         for name in ("benchmark", "task", "method", "place"):
-            _require(bool(getattr(self, name).strip()), name, getattr(self, name), "a name")
+            require(bool(getattr(self, name).strip()), name, getattr(self, name), "a name")
         for name in ("context_tokens", "budget", "seeds", "updates"):
-            _require(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), ">= 1, or null")
-        _require(0 <= self.value <= 1, "value", self.value, "in [0, 1]: percentages are divided by 100")
-        _require(0 <= self.tolerance < 1, "tolerance", self.tolerance, "in [0, 1)")
+            require(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), ">= 1, or null")
+        require(0 <= self.value <= 1, "value", self.value, "in [0, 1]: percentages are divided by 100")
+        require(0 <= self.tolerance < 1, "tolerance", self.tolerance, "in [0, 1)")
 
     @property
     def column(self) -> str:
@@ -91,11 +91,6 @@ class Comparison:
     why: str
 
 
-def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} = {value!r}: must be {allowed}")
-
-
 def load_expected(path: Path) -> Expected:
     """Reads a file of figures. Raises ValueError, naming file, row and field, on anything else than its schema, and on repeats."""
     tree = read_json(path)
@@ -115,7 +110,7 @@ def load_expected(path: Path) -> Expected:
             if isinstance(row, dict) and (missing := [name for name in needed if name not in row]):
                 raise ValueError(f"no field {missing[0]!r}; needed: {', '.join(needed)}")
             figure = decode(Figure, row)
-            _require(figure.benchmark == path.stem, "benchmark", figure.benchmark, f"{path.stem!r}, as the file is called")
+            require(figure.benchmark == path.stem, "benchmark", figure.benchmark, f"{path.stem!r}, as the file is called")
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
         key = (figure.task, figure.context_tokens, figure.budget, figure.method, figure.metric, figure.trained_on, figure.place)

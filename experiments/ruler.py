@@ -1,6 +1,6 @@
 """RULER: needles in a haystack and questions among paragraphs (Hsieh et al. 2024), the paper's second long-context benchmark.
 
-    python -m experiments.ruler                      # niah_mk3: uuids among uuids, from scratch: 11 minutes on two CPU cores beside other work
+    python -m experiments.ruler                      # niah_mk3: uuids among uuids, from scratch: 11 minutes on two busy CPU cores
     python -m experiments.ruler --task niah          # one retriever for all eight needle tasks: half an hour on two CPU cores
     python -m experiments.ruler --task niah_mk1 --eval-tokens 4k 32k 128k --data-dir DIR  # books to train on, essays to test on
     python -m experiments.ruler --task qa_sh --data-dir DIR                               # SQuAD paragraphs; qa_mh: HotpotQA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def load_tokenizer(path: Path) -> Any:
     # Without any of these, transformers makes up a tokenizer that knows no words.
     if path.is_dir() and not any(any(path.glob(pattern)) for pattern in VOCABULARIES):
         raise ValueError(f"{path}: no tokenizer; expected one of {', '.join(VOCABULARIES)}")
+    if path.is_file() and importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            f"{path}: transformers reads the tokenizer of a .gguf file by way of PyTorch: pip install 'qrag-jax[reader,torch]', or give a "
+            "folder of safetensors"
+        )
     where = {"gguf_file": path.name} if path.is_file() else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent if path.is_file() else path), local_files_only=True, **where)

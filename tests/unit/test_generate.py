@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,13 @@ def test_what_is_not_a_chat_model_is_refused(folder: Path, tmp_path: Path) -> No
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="no tokenizer"):
         FlaxReader.from_pretrained(folder)
+
+
+def test_without_pytorch_a_gguf_file_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match=r"model\.gguf: transformers reads the tokenizer .* pip install 'qrag-jax\[reader,torch\]'"):
+        load_tokenizer(tmp_path / "model.gguf")
 
 
 def test_a_template_s_refusal_is_a_value_error(folder: Path) -> None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from qrag_jax.config import Attention
-from qrag_jax.models.blocks import INIT, attend
+from qrag_jax.models.blocks import INIT, Affine, attend, gelu, project
 from qrag_jax.models.rotary import segment_places
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
@@ -100,15 +99,18 @@ class BertLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "R L D"], mask: Bool[Array, "R #L L"], deterministic: bool = True) -> Float[Array, "R L D"]:
         c = self.config
-        width = x.shape[-1]
+        width, shape = x.shape[-1], x.shape
         dense_ = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
         drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
-        split = lambda y: y.reshape(*y.shape[:2], c.num_attention_heads, -1)  # noqa: E731
-        query, key, value = (split(dense_(width, name)(x)) for name in ("query", "key", "value"))
+        norm = lambda name: nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name=name)  # noqa: E731
+        # But for attention tokens are rows of one matrix: so the gradient in a kernel is one product.
+        x = x.reshape(-1, width)
+        packed = project(x, *(Affine(width, self.dtype, name=name)(width) for name in ("query", "key", "value")))
+        query, key, value = (y.reshape(*shape[:2], c.num_attention_heads, -1) for y in packed)
         mixed = attend(query, key, value, mask, self.attention).reshape(x.shape)
-        x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
-        inner = jax.nn.gelu(dense_(c.intermediate_size, "mlp_in")(x), approximate=False)
-        return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="mlp_norm")(x + drop(dense_(width, "mlp_out")(inner)))
+        x = norm("attention_norm")(x + drop(dense_(width, "output")(mixed)))
+        inner = gelu(dense_(c.intermediate_size, "mlp_in")(x))
+        return norm("mlp_norm")(x + drop(dense_(width, "mlp_out")(inner))).reshape(shape)
 
 
 class BertEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""What the layers of BERT and GTE share: initial weights and attention."""
+"""What the layers of BERT and GTE share: initial weights, dense layers, GELU and attention."""
 
 from __future__ import annotations
 
@@ -16,6 +16,31 @@ NEGATIVE = -1e9  # finite, so that a row of padding only stays free of NaN
 INIT = nn.initializers.normal(0.02)
 CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
 CUDNN_HEAD = 128  # widest head that every generation of GPUs has a kernel for
+
+
+class Affine(nn.Module):
+    """Kernel [D, O] and bias [O] of a dense layer from D to ``size`` = O, named and started as those of ``nn.Dense``."""
+
+    size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Float[Array, "D O"], Float[Array, " O"]]:
+        kernel, bias = self.param("kernel", INIT, (width, self.size)), self.param("bias", nn.initializers.zeros, (self.size,))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+def project(x: Float[Array, "R D"], *layers: tuple[Float[Array, "D O"], Float[Array, " O"]]) -> list[Float[Array, "R O"]]:
+    """What each of some dense layers of one size makes of ``x``, in one product: small ones do not keep a processor busy."""
+    kernels, biases = zip(*layers, strict=True)
+    out = x.astype(kernels[0].dtype) @ jnp.concatenate(kernels, axis=1) + jnp.concatenate(biases)
+    return jnp.split(out, len(layers), axis=-1)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Phi(x) by erf in float32, as in PyTorch. (``jax.nn.gelu`` goes by erfc, which is more work for a CPU.)"""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def attend(

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from qrag_jax.config import Attention
-from qrag_jax.models.blocks import INIT, attend
+from qrag_jax.models.blocks import INIT, attend, gelu
 from qrag_jax.models.rotary import cos_sin, segment_places, turn
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
@@ -145,7 +144,7 @@ class GteLayer(nn.Module):
         mixed = attend(turn(packed[0], *rotary), turn(packed[1], *rotary), packed[2], mask, self.attention).reshape(x.shape)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
         up, gate = jnp.split(dense_(2 * c.intermediate_size, "up_gate", False)(x), 2, axis=-1)
-        inner = drop(up * jax.nn.gelu(gate, approximate=False))
+        inner = drop(up * gelu(gate))
         return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="mlp_norm")(x + drop(dense_(width, "down")(inner)))
 
 

@@ -53,10 +53,20 @@ def learning_rate(config: RunConfig) -> optax.Schedule:
     return optax.join_schedules([lambda step: rise(step + 1), fall], [warmup])
 
 
+def clip_by_global_norm(highest: float) -> optax.GradientTransformation:
+    """``optax.clip_by_global_norm`` by one factor instead of a division an entry, which would have the clipped gradient written out."""
+
+    def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
+        norm = optax.tree.norm(grads)
+        return optax.tree.scale(highest / jnp.maximum(norm, highest), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     optim = config.optim
     return optax.chain(
-        optax.clip_by_global_norm(optim.max_grad_norm),
+        clip_by_global_norm(optim.max_grad_norm),
         optax.adamw(learning_rate(config), optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay),
     )
 

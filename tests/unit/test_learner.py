@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from qrag_jax.config import OptimConfig, RunConfig, TrainConfig
-from qrag_jax.rl.learner import learning_rate
+from qrag_jax.rl.learner import clip_by_global_norm, learning_rate
 from qrag_jax.rl.rewards import support_reward
 from tests.helpers import SMALL, changed, small_batch, small_learner
 from tests.oracles import rl_python as oracle
@@ -18,6 +19,13 @@ def test_learning_rate_by_hand():
     # Warm-up of 4 updates to 1.0, then 6 more down to 0.1: the last update has 0.1 + 0.9 / 6 left.
     rate = learning_rate(RunConfig(optim=OptimConfig(learning_rate=1.0, warmup=4, end_ratio=0.1), train=TrainConfig(steps=10)))
     np.testing.assert_allclose([rate(i) for i in range(10)], [0.25, 0.5, 0.75, 1.0, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.5, 4.0])
+def test_gradients_are_clipped_as_optax_does(size):
+    grads = {"a": size * jnp.array([0.6, 0.0]), "b": size * jnp.array([[-0.8]])}  # of norm ``size``
+    ours, theirs = (clip(2.0).update(grads, optax.EmptyState())[0] for clip in (clip_by_global_norm, optax.clip_by_global_norm))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
 
 
 def test_an_episode_picks_each_chunk_once_and_its_rows_say_what_was_picked():

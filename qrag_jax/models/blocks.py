@@ -1,4 +1,4 @@
-"""What the layers of BERT and GTE share: initial weights, dense layers, GELU and attention."""
+"""What the layers of BERT and GTE are made of: initial weights, dense layers in one product, GELU and attention."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ How the official stories came about was read off the files themselves:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +43,8 @@ ACTIONS = {
 # How often "there" ends a sentence, as in "John took the milk there."
 THERE = {"get": {"qa2": 1.0, "qa3": 0.2, "qa5": 1.0}, "drop": {"qa2": 0.2, "qa3": 0.2, "qa5": 0.2}}
 
-QUESTIONS = 5
+QUESTIONS = {"qa1": 5, "qa2": 5, "qa3": 5, "qa4": 1, "qa5": 5}
+"""A story has so many."""
 QUESTION_EVERY = 2
 WINDOW = 5
 FEWEST_FACTS = {"qa1": 2, "qa2": 2, "qa3": 4, "qa4": 2, "qa5": 2}
@@ -55,6 +55,7 @@ OPENING = 4
 DIRECTIONS = (("north", "south"), ("east", "west"))
 SHARED_LAST = 2 / 3
 """qa4: how often a fact names the place that both facts share last ("The office is north of the SHARED.")."""
+NUMBERS = 64  # random ones, fetched at a time
 
 
 class Event(NamedTuple):
@@ -67,24 +68,24 @@ class Event(NamedTuple):
     receiver: str = ""
 
 
-@dataclass(frozen=True)
 class _Draw:
-    """Choices from a generator. ``Generator.random`` is several times faster on single numbers than ``integers`` or ``choice``."""
+    """Choices from a generator, whose numbers are fetched many at a time: its time for one is mostly the call."""
 
-    generator: np.random.Generator
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._number = chain.from_iterable(generator.random(NUMBERS).tolist() for _ in repeat(None)).__next__
 
     def below(self, n: int) -> int:
-        return int(self.generator.random() * n)
+        return int(self._number() * n)
 
     def one(self, options: tuple[str, ...] | list[str]) -> str:
-        return options[int(self.generator.random() * len(options))]
+        return options[int(self._number() * len(options))]
 
     def happens(self, probability: float) -> bool:
-        return bool(self.generator.random() < probability)
+        return self._number() < probability
 
 
-def simulate_story(task: str, split: Split, seed: int, index: int) -> Story:
-    """Story ``index`` of a split: a pure function of its arguments.
+def simulate_story(task: str, split: Split, seed: int, index: int, questions: int | None = None) -> Story:
+    """Story ``index`` of a split: a pure function of its arguments. ``questions``: how many are wanted; it ends with the last of them.
 
     Stories of two splits never begin with the same four facts (two in qa4), whatever the seeds: the opening's hash says which split
     it belongs to, and openings of another split are drawn again.
@@ -93,11 +94,14 @@ def simulate_story(task: str, split: Split, seed: int, index: int) -> Story:
     check_split(split)
     if seed < 0 or index < 0:
         raise ValueError(f"seed = {seed}, index = {index}: both must be >= 0")
+    count = QUESTIONS[task] if questions is None else questions
+    if not 1 <= count <= QUESTIONS[task]:
+        raise ValueError(f"questions = {count}: a story of {task} has 1..{QUESTIONS[task]}")
     attempt = 0
     while True:
         key = (seed, BABI_TASKS.index(task), SPLITS.index(split), index, attempt)
         draw = _Draw(np.random.default_rng(key))
-        story = _relations(split, draw) if task == "qa4" else _Scene(task, draw).story(split)
+        story = _relations(split, draw) if task == "qa4" else _Scene(task, draw).story(split, count)
         if story is not None:
             return story
         attempt += 1
@@ -114,11 +118,11 @@ class _Scene:
         self.holder: dict[str, str] = {}
         self.events: list[Event] = []
 
-    def story(self, split: Split) -> Story | None:
-        """A whole story, or None if its opening belongs to another split."""
+    def story(self, split: Split, count: int) -> Story | None:
+        """A story up to its question ``count``, or None if its opening belongs to another split."""
         facts: list[str] = []
         questions: list[BabiQuestion] = []
-        while len(questions) < QUESTIONS:
+        while len(questions) < count or len(facts) < OPENING:
             event = self._next_event()
             self._happen(event)
             facts.append(self._sentence(event))
@@ -126,7 +130,7 @@ class _Scene:
                 return None
             if len(facts) % QUESTION_EVERY == 0 and (question := self._question()):
                 questions.append(question)
-        return Story(tuple(facts), tuple(questions))
+        return Story(tuple(facts), tuple(questions[:count]))
 
     def _next_event(self) -> Event:
         draw, place = self.draw, self.place

@@ -16,7 +16,7 @@ import numpy as np
 
 from qrag_jax.config import DataConfig
 from qrag_jax.data.babi import BabiQuestion, Story, check_task, load_stories
-from qrag_jax.data.babi_simulator import FEWEST_FACTS, simulate_story
+from qrag_jax.data.babi_simulator import FEWEST_FACTS, QUESTIONS, simulate_story
 from qrag_jax.data.haystack import Haystack, load_haystack
 from qrag_jax.data.splits import SPLITS, Split, check_split
 from qrag_jax.types import QAExample
@@ -71,8 +71,8 @@ class GeneratedQuestions:
 
     def question(self, i: int) -> tuple[Story, BabiQuestion]:
         for attempt in range(_GIVE_UP):
-            story = simulate_story(self.task, self.split, self.seed, i + attempt * (ENDLESS + 1))
-            pick = np.random.default_rng((self.seed, _ORDER, SPLITS.index(self.split), i, attempt)).integers(len(story.questions))
+            pick = int(np.random.default_rng((self.seed, _ORDER, SPLITS.index(self.split), i, attempt)).integers(QUESTIONS[self.task]))
+            story = simulate_story(self.task, self.split, self.seed, i + attempt * (ENDLESS + 1), pick + 1)
             if story.questions[pick].facts <= self.max_facts:
                 return story, story.questions[pick]
         raise _no_question(self.task, self.max_facts, FEWEST_FACTS[self.task])

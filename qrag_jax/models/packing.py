@@ -2,8 +2,9 @@
 
 Texts of a batch have very different lengths, and what is picked is not known before it is picked, so rows are packed on the device:
 first-fit decreasing lays them into bins, an encoder that is told the segments of a bin keeps them apart, and a row's embedding is what it
-would be alone. Shapes are static, the number of tiles is not: a loop ends when the tokens do. Values and gradients are those of the
-unpacked rows; the memory of a gradient is that of one tile.
+would be alone. Equal rows (a question that starts several episodes, a text that was picked twice) are read once. Shapes are static, the
+number of tiles is not: a loop ends when the tokens do. Values and gradients are those of the unpacked rows; the memory of a gradient is
+that of one tile.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Shape:
 class Tiles:
     """G tiles of K bins of W tokens with up to S segments each; the first ``count`` tiles hold everything.
 
-    ``segments``: which segment of its bin a token belongs to, -1 for padding. ``slot``: where each row went, counted over all tiles; a row
-    without tokens went nowhere, G K S.
+    ``segments``: which segment of its bin a token belongs to, -1 for padding. ``slot``: where each row went, counted over all tiles, equal
+    rows to the same; a row without tokens went nowhere, G K S.
     """
 
     ids: Int[Array, "G K W"]
@@ -58,19 +59,26 @@ class Tiles:
 
 
 def make_tiles(ids: Int[Array, "R L"], shape: Shape) -> Tiles:
-    """First-fit decreasing. A bin is passed over only when it holds as many rows as fit unpacked, so ``shape`` always suffices."""
+    """First-fit decreasing. A bin is passed over only when it holds as many rows as fit unpacked, so ``shape`` always suffices.
+
+    Equal rows share a place. They are neighbours once sorted, unless others of their length have their checksum: those are read twice.
+    """
     lengths = (ids >= 0).sum(1)
     bins = shape.tiles * shape.bins
+    checksum = (ids * jnp.arange(1, ids.shape[1] + 1)).sum(1)
+    order = jnp.lexsort((checksum, -lengths))
+    ordered = ids[order]
+    new = jnp.ones_like(lengths, bool).at[1:].set((ordered[1:] != ordered[:-1]).any(1))
 
     def put(state: tuple[Array, Array], size: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
         used, held = state
         where = jnp.argmax((used + size <= shape.width) & (held < shape.segments))
         return (used.at[where].add(size), held.at[where].add(size > 0)), (where, used[where], held[where])
 
-    order = jnp.argsort(-lengths)
     empty = jnp.zeros_like(lengths, shape=bins)
-    (used, _), found = jax.lax.scan(put, (empty, empty), lengths[order])
-    where, start, segment = (jnp.zeros_like(lengths).at[order].set(x) for x in found)
+    (used, _), found = jax.lax.scan(put, (empty, empty), jnp.where(new, lengths[order], 0))
+    same = jax.lax.cummax(jnp.where(new, jnp.arange(len(lengths)), 0))
+    where, start, segment = (jnp.zeros_like(lengths).at[order].set(x[same]) for x in found)
 
     real = ids >= 0
     target = where[:, None] * shape.width + start[:, None] + jnp.cumsum(real, axis=1) - 1
@@ -119,7 +127,7 @@ def tiles_vjp(
     tiles = make_tiles(ids, shape)
     size = shape.bins * shape.width
     per_slot = jnp.zeros((shape.tiles * shape.bins * shape.segments, cotangents.shape[-1]), cotangents.dtype)
-    per_slot = per_slot.at[tiles.slot].set(cotangents, mode="drop").reshape(shape.tiles, shape.bins, shape.segments, -1)
+    per_slot = per_slot.at[tiles.slot].add(cotangents, mode="drop").reshape(shape.tiles, shape.bins, shape.segments, -1)
 
     def body(i: Array, total: tuple[Any, Array]) -> tuple[Any, Array]:
         grads, words = total

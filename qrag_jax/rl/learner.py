@@ -24,7 +24,7 @@ from qrag_jax.rl.qhead import q_halves
 from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
 from qrag_jax.rl.rewards import support_reward
 from qrag_jax.rl.rollout import picks_before, rollout, scores, states
-from qrag_jax.types import PAD, Episode, TaskBatch
+from qrag_jax.types import Episode, TaskBatch
 
 Params = Any
 Metrics = dict[str, Array]
@@ -184,19 +184,16 @@ class Learner:
         params, dropout = self.own(state.params, axis_name), self.dropout(state, batch)
         flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
         rows = jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1).reshape(-1)
-        first = jnp.argmax(rows == rows[:, None], axis=1)  # a text that was picked several times is read once
         state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
-        action_ids = jnp.where((first == jnp.arange(len(rows)))[:, None], action_ids, PAD)
         s, a = flat(episode.states), flat(episode.actions)
         if dropout is not None:
-            s, a = self.states(params, state_ids, dropout), self.actions(params, action_ids, dropout)[first]
+            s, a = self.states(params, state_ids, dropout), self.actions(params, action_ids, dropout)
 
         def loss(s: Array, a: Array) -> Float[Array, ""]:
             q = q_halves(s, a, episode.positions.reshape(-1), qhead)
             return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
 
         value, (of_s, of_a) = jax.value_and_grad(loss, argnums=(0, 1))(s, a)
-        of_a = jnp.zeros_like(of_a).at[first].add(of_a)
         return self.encoder_gradient(params, (state_ids, of_s), (action_ids, of_a), dropout, axis_name), {"loss": value}
 
     def encoder_gradient(

@@ -29,6 +29,9 @@ BACKBONES = {
 LENGTHS = (0, 1, 3, 20, 9, 20, 2, 2, 0, 7, 12, 5, 5, 20, 1)
 
 
+SOME_TWICE = jnp.array([*range(11), 0, 3, 3, 8])  # of the rows of LENGTHS that are not empty
+
+
 def rows(lengths, length=20):
     draw = np.random.default_rng(0)
     return jnp.asarray([[*draw.integers(0, 50, size), *[PAD] * (length - size)] for size in lengths], jnp.int32)
@@ -51,13 +54,13 @@ place = jax.jit(make_tiles, static_argnums=1)
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 20), min_size=30, max_size=30), st.sampled_from([1, 70, 1000]), st.booleans())
-def test_every_row_finds_a_place_whole_and_once(lengths, tile_tokens, packs):
+def test_every_row_finds_a_place_whole_and_only_equal_ones_share_it(lengths, tile_tokens, packs):
     ids = np.asarray(rows(lengths))
     shape = Shape.make(*ids.shape, tile_tokens, packs)
     tiles = jax.tree.map(np.asarray, place(ids, shape))
     assert (tiles.ids[tiles.count :] == PAD).all()
-    used = [slot for slot, size in zip(tiles.slot, lengths, strict=True) if size]
-    assert len(used) == len(set(used))
+    places = {(slot, tuple(row)) for row, slot, size in zip(ids, tiles.slot, lengths, strict=True) if size}
+    assert len(places) == len({slot for slot, _ in places})
     for row, slot, size in zip(ids, tiles.slot, lengths, strict=True):
         if not size:
             assert slot == shape.tiles * shape.bins * shape.segments
@@ -65,6 +68,22 @@ def test_every_row_finds_a_place_whole_and_once(lengths, tile_tokens, packs):
         bin_, segment = divmod(int(slot), shape.segments)
         here = (tiles.segments == segment).reshape(-1, shape.width)[bin_]
         np.testing.assert_array_equal(tiles.ids.reshape(-1, shape.width)[bin_][here], row[:size])
+
+
+def test_equal_rows_are_read_once():
+    ids = rows((5, 8, 3, 7), length=8)
+    shape = Shape(tiles=4, bins=1, width=16, segments=4)
+    alone, tiles = make_tiles(ids, shape), make_tiles(ids[jnp.array([3, 0, 1, 0, 2, 3, 2, 3])], shape)
+    np.testing.assert_array_equal(tiles.ids, alone.ids)
+    np.testing.assert_array_equal(tiles.segments, alone.segments)
+    np.testing.assert_array_equal(tiles.slot, alone.slot[jnp.array([3, 0, 1, 0, 2, 3, 2, 3])])
+
+
+def test_another_row_with_their_checksum_parts_equal_ones():
+    ids = jnp.asarray([[4, 1, PAD], [2, 2, PAD], [4, 1, PAD], [4, 1, PAD]], jnp.int32)
+    tiles = make_tiles(ids, Shape(tiles=1, bins=1, width=8, segments=4))
+    assert tiles.slot.tolist() == [0, 1, 2, 2]
+    np.testing.assert_array_equal(tiles.ids[0, 0], [4, 1, 2, 2, 4, 1, PAD, PAD])
 
 
 def test_short_rows_share_bins():
@@ -87,7 +106,7 @@ CASES = [("bert", "mean", False), ("bert", "last", True), ("gte", "cls", False),
 @pytest.mark.parametrize("tile_tokens", [1, 64, 10_000])
 def test_embeddings_are_those_of_rows_alone(name, pooling, tied, tile_tokens):
     model, params = embedder(name, pooling, tied)
-    ids = rows(LENGTHS)
+    ids = jnp.concatenate([rows(LENGTHS), rows(LENGTHS)[::2]])
     found = jax.jit(RowEmbedder(model, "embed_states", tile_tokens))(params, ids)
     expected = jax.jit(lambda ids: model.apply(params, ids, method="embed_states"))(ids)
     np.testing.assert_allclose(found, jnp.where((ids >= 0).any(1, keepdims=True), expected, 0), atol=1e-6)
@@ -96,7 +115,7 @@ def test_embeddings_are_those_of_rows_alone(name, pooling, tied, tile_tokens):
 @pytest.mark.parametrize(("name", "pooling", "tied"), CASES)
 def test_gradients_are_those_of_rows_alone(name, pooling, tied):
     model, params = embedder(name, pooling, tied)
-    ids = rows([size for size in LENGTHS if size])
+    ids = rows([size for size in LENGTHS if size])[SOME_TWICE]
     cotangents = jax.random.normal(jax.random.key(2), (len(ids), 16))
     loss = lambda params: (model.apply(params, ids, method="embed_actions") * cotangents).sum()  # noqa: E731
     expected = jax.jit(jax.grad(loss))(params)["params"]

@@ -11,7 +11,7 @@ import pytest
 
 from qrag_jax.config import BABI_TASKS
 from qrag_jax.data.babi import Story, babi_path, read_babi
-from qrag_jax.data.babi_simulator import FEWEST_FACTS, OPENING, simulate_story
+from qrag_jax.data.babi_simulator import FEWEST_FACTS, OPENING, QUESTIONS, simulate_story
 from qrag_jax.data.splits import SPLITS
 from tests.oracles.babi_replay import check_possible, parse, solve
 
@@ -39,6 +39,17 @@ def test_a_story_is_a_function_of_its_arguments(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", BABI_TASKS)
+def test_a_story_for_fewer_questions_is_the_beginning_of_the_whole_one(task: str) -> None:
+    for index in range(20):
+        story = simulate_story(task, "train", 0, index)
+        assert len(story.questions) == QUESTIONS[task]
+        for count in range(1, QUESTIONS[task] + 1):
+            begun = simulate_story(task, "train", 0, index, count)
+            assert begun.questions == story.questions[:count]
+            assert begun.facts == story.facts[: max(OPENING, story.questions[count - 1].facts)]
+
+
+@pytest.mark.parametrize("task", BABI_TASKS)
 def test_splits_share_no_opening_whatever_the_seed(task: str) -> None:
     # qa4 has only 1920 different stories: that many of each split are as good as all of them.
     count = 400 if task == "qa4" else 15
@@ -55,6 +66,8 @@ def test_refuses_bad_arguments() -> None:
         simulate_story("qa9", "train", 0, 0)
     with pytest.raises(ValueError, match=r"index = -1: both must be >= 0"):
         simulate_story("qa1", "train", 0, -1)
+    with pytest.raises(ValueError, match=r"questions = 6: a story of qa2 has 1\.\.5"):
+        simulate_story("qa2", "train", 0, 0, 6)
 
 
 def _statistics(stories: Sequence[Story]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 transitions/s    updates x episodes x picks / wall
 FLOP an update   what the encoders' matrix products need for the tokens there are (model_flops below): padding is no work
-utilisation      FLOP an update x updates / wall / (devices x FLOP/s of a large matrix product, measured here in the same dtype)
+utilisation      FLOP an update x updates / wall / (devices x FLOP/s of a large matrix product, measured here in the same dtype, before
+                 and after the updates: the better)
 input-bound      time waiting for the host's next batch / wall; batches are made on a thread while the devices work, as in training
 Updates are waited for one by one, so wall = waiting + updating. The first updates, which compile, are not counted.
 """
@@ -66,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         state, metrics = parallel.update(state, next(batches))
         jax.block_until_ready((state, metrics))
 
+    product = lambda: matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)  # noqa: E731
+    peak = product()
     waited = 0.0
     with compilations() as compiled:
         began = time.perf_counter()
@@ -83,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     batch = it.whole[WARM_UP + options.updates - 1]
     episode = jax.jit(it.learner.collect)(parallel.fetch(state), batch)
     work = model_flops(it, batch, episode)
-    peak = matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)
+    peak = max(peak, product())
     transitions = options.updates * config.optim.batch * config.rl.budget / wall
     values = {
         "devices": [str(d) for d in it.devices],

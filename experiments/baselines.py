@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.cli import execute, read
-from experiments.compare import write_comparison
-from qrag_jax.config import RunConfig
-from qrag_jax.eval_config import EvalConfig
-from qrag_jax.files import read_json, write_text
-from qrag_jax.presets import PRESETS, preset
+from experiments.paper.compare import write_comparison
+from qrag_jax.config import EvalConfig, RunConfig
+from qrag_jax.config.presets import PRESETS, preset
+from qrag_jax.rundir.files import read_json, write_text
 
 if TYPE_CHECKING:
     from qrag_jax.retrieve.retriever import Retriever
@@ -70,10 +69,10 @@ def measure(
 
     ``vocabulary`` may be the folder of a from-scratch run, whose tokens are then used.
     """
-    from qrag_jax import baselines
-    from qrag_jax.evaluation_sets import final_sets
-    from qrag_jax.runlog import say
-    from qrag_jax.train import check_run_dir
+    from qrag_jax.evaluate import baselines
+    from qrag_jax.evaluate.sets import final_sets
+    from qrag_jax.rundir.log import say
+    from qrag_jax.train.training import check_run_dir
 
     if not methods or not set(methods) <= set(baselines.METHODS):
         raise ValueError(f"methods = {methods}: must be one or more of {', '.join(baselines.METHODS)}")
@@ -137,7 +136,7 @@ def settings(name: str, benchmark: str | None = None, task: str | None = None) -
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
     else:
-        from qrag_jax.export import read_export
+        from qrag_jax.export.folder import read_export
 
         base = read_export(folder).config
     return replace(base, data=replace(base.data, benchmark=benchmark or base.data.benchmark, task=task or base.data.task))
@@ -160,7 +159,8 @@ def check_results(run_dir: Path) -> None:
 def untrained(config: RunConfig, run_dir: Path) -> Retriever:
     """The embedder of a configuration before any fine-tuning. ``run_dir`` may hold the vocabulary of a from-scratch run."""
     from qrag_jax.retrieve.retriever import Retriever
-    from qrag_jax.train import build_model, stage_examples
+    from qrag_jax.train.model import build_model
+    from qrag_jax.train.training import stage_examples
 
     scratch = config.model.embedder == "tiny" and not (run_dir / "tokenizer.json").exists()
     examples = [stage_examples(config, stage) for stage in config.train.stages(config.data)] if scratch else []

@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
-    from qrag_jax import plots
-    from qrag_jax.evaluate import run_episodes
-    from qrag_jax.evaluation_sets import validation_set
-    from qrag_jax.export import find_export, read_export, write_export
-    from qrag_jax.files import write_json
-    from qrag_jax.metrics import calibrate_threshold, stopping
+    from qrag_jax.evaluate import plots
+    from qrag_jax.evaluate.episodes import run_episodes
+    from qrag_jax.evaluate.metrics import calibrate_threshold, stopping
+    from qrag_jax.evaluate.sets import validation_set
+    from qrag_jax.export.folder import find_export, read_export, write_export
     from qrag_jax.retrieve.retriever import Retriever
-    from qrag_jax.runlog import say
+    from qrag_jax.rundir.files import write_json
+    from qrag_jax.rundir.log import say
 
     folder = find_export(command.retriever)
     export = read_export(folder)

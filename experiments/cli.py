@@ -17,11 +17,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from experiments.compare import write_comparison
-from qrag_jax import presets
-from qrag_jax.config import RunConfig
+from experiments.paper.compare import write_comparison
+from qrag_jax.config import RunConfig, presets
 from qrag_jax.reader.protocol import ReaderError
-from qrag_jax.runlog import CannotWrite, NotFinite, Preempted
+from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
 
 T = TypeVar("T")
 EXIT_BAD_CONFIGURATION = 64
@@ -105,12 +104,12 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
 
     def run() -> None:
         command = parse(benchmark, tasks, default_task, description, argv)
-        from qrag_jax import hosts, train
+        from qrag_jax.train import hosts, training
 
         keep_compilations()
         hosts.start()
         with working_folder(command.run_dir) as folder:
-            rows = train.run(command.config, folder)
+            rows = training.run(command.config, folder)
             if hosts.leads():
                 write_comparison(folder, rows, command.config, command.config)
 
@@ -121,14 +120,16 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
 def working_folder(run_dir: str) -> Iterator[Path]:
     """Where to work on a run directory: there, or for one in a bucket in a folder that process 0 keeps the bucket like, to the end.
 
-    Called by all processes. Raises what :class:`qrag_jax.bucket.Mirror` does.
+    Called by all processes. Raises what :class:`qrag_jax.rundir.bucket.Mirror` does.
     """
-    from qrag_jax import bucket, hosts, survival
+    from qrag_jax.rundir import bucket
+    from qrag_jax.train import hosts
+    from qrag_jax.train.stop import stop_requests
 
     if not bucket.is_url(run_dir):
         yield Path(run_dir)
         return
-    with survival.stop_requests():
+    with stop_requests():
         try:
             with hosts.leader_only(lambda: bucket.Mirror(run_dir)):
                 yield bucket.home(run_dir) / "run"

@@ -13,8 +13,8 @@ from typing import Literal
 import tyro
 
 from experiments.cli import execute, read, working_folder
-from experiments.compare import write_comparison
-from qrag_jax.eval_config import EvalConfig
+from experiments.paper.compare import write_comparison
+from qrag_jax.config import EvalConfig
 
 DEFAULTS = EvalConfig()
 
@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
-    from qrag_jax import evaluate
-    from qrag_jax.evaluation_sets import final_sets, official_sets
-    from qrag_jax.files import write_text
+    from qrag_jax.evaluate import episodes
+    from qrag_jax.evaluate.sets import final_sets, official_sets
     from qrag_jax.retrieve.retriever import Retriever
-    from qrag_jax.train import check_run_dir, write_report
+    from qrag_jax.rundir.files import write_text
+    from qrag_jax.train.training import check_run_dir, write_report
 
     retriever = Retriever.from_pretrained(command.retriever)
     old = retriever.config
@@ -106,7 +106,7 @@ def run(command: Command) -> None:
         check_run_dir(config, folder)
         sets = official_sets(config) if command.official else final_sets(config)
         write_text(folder / "config.json", config.to_json())
-        rows = evaluate.evaluate(config, folder, retriever, sets)
+        rows = episodes.evaluate(config, folder, retriever, sets)
         write_report(folder, rows)
         write_comparison(folder, rows, config, old)
 

@@ -15,8 +15,8 @@ dev file is test; a tenth of the train file is validation.
 from __future__ import annotations
 
 from experiments.cli import main
-from qrag_jax.data.multihop import ALL
-from qrag_jax.data.musique import TYPES
+from qrag_jax.data.multihop.musique import TYPES
+from qrag_jax.data.multihop.questions import ALL
 
 if __name__ == "__main__":
     raise SystemExit(main("musique", (ALL, *TYPES), ALL, __doc__ or ""))

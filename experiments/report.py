@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.ablations_report import read_ablations, table
+from experiments.ablations.report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
-from experiments.compare import METHOD, expected, markdown
-from experiments.report_plots import Line, PaperLine, draw
+from experiments.paper.compare import METHOD, expected, markdown
+from experiments.paper.plots import Line, PaperLine, draw
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig
-from qrag_jax.files import read_json, write_text
-from qrag_jax.runlog import say
+from qrag_jax.rundir.files import read_json, write_text
+from qrag_jax.rundir.log import say
 
 SCHEMA = 1
 BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"

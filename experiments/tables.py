@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.cli import execute, read
-from experiments.compare import METHOD, expected, markdown
+from experiments.paper.compare import METHOD, expected, markdown
 from qrag_jax.config import RunConfig
-from qrag_jax.files import read_json, write_json, write_text
+from qrag_jax.rundir.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
-    from qrag_jax.evaluate import EpisodeRecord
+    from qrag_jax.evaluate.results import EpisodeRecord
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.types import QAExample
 
@@ -62,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
-    from qrag_jax import plots
-    from qrag_jax.evaluation_sets import final_sets
-    from qrag_jax.metrics import stopping
+    from qrag_jax.evaluate import plots
+    from qrag_jax.evaluate.metrics import stopping
+    from qrag_jax.evaluate.sets import final_sets
     from qrag_jax.retrieve.retriever import Retriever
-    from qrag_jax.runlog import say
+    from qrag_jax.rundir.log import say
 
     for name in ("budgets", "beams"):
         values = getattr(command, name)
@@ -134,7 +134,7 @@ def configuration(command: Command, old: RunConfig) -> RunConfig:
 
 def search(retriever: Retriever, groups: Sequence[Sequence[QAExample]], budget: int, beam: int) -> tuple[list[EpisodeRecord], float]:
     """The episodes of a test, and the seconds that one took."""
-    from qrag_jax.evaluate import run_episodes
+    from qrag_jax.evaluate.episodes import run_episodes
 
     start = time.perf_counter()
     records = [record for examples in groups if examples for record in run_episodes(retriever, examples, budget, beam=beam)]
@@ -143,14 +143,14 @@ def search(retriever: Retriever, groups: Sequence[Sequence[QAExample]], budget: 
 
 def budget_rows(records: Sequence[EpisodeRecord], budgets: Sequence[int]) -> list[dict[str, Any]]:
     """Fact EM and Fact F1 of the first T picks of greedy episodes."""
-    from qrag_jax.metrics import fact_em, fact_f1
+    from qrag_jax.evaluate.metrics import fact_em, fact_f1
 
     mean = lambda score, t: sum(score(r.picked[:t], r.support) for r in records) / len(records)  # noqa: E731
     return [{"budget": t, "fact_em": mean(fact_em, t), "fact_f1": mean(fact_f1, t)} for t in budgets]
 
 
 def beam_rows(retriever: Retriever, groups: Sequence[Sequence[QAExample]], beams: Sequence[int], budget: int) -> list[dict[str, Any]]:
-    from qrag_jax.evaluate import summary
+    from qrag_jax.evaluate.episodes import summary
 
     rows = []
     for beam in sorted(beams):

@@ -18,7 +18,7 @@ import numpy as np
 from measure import REFERENCES, Subject, compilations, compute_dtype, describe, flops, main, matmul_peak, report, subject
 from numpy.typing import ArrayLike
 
-from qrag_jax.parallel import make_parallel
+from qrag_jax.train.parallel import make_parallel
 from qrag_jax.types import Episode, TaskBatch
 
 WARM_UP = 2

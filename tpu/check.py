@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from measure import Subject, compilations, describe, flops, main, matmul_peak, report, subject
 
-from qrag_jax.parallel import make_parallel
 from qrag_jax.rl.rewards import support_reward
+from qrag_jax.train.parallel import make_parallel
 
 TOLERANCE = 1e-4
 

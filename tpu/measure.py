@@ -16,15 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qrag_jax import hosts
 from qrag_jax.config import RunConfig
-from qrag_jax.files import write_json
-from qrag_jax.parallel import choose_devices
-from qrag_jax.presets import PRESETS, preset
+from qrag_jax.config.presets import PRESETS, preset
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, TrainState, make_optimizer
-from qrag_jax.runlog import say
-from qrag_jax.train import Batches, Model, build_model, scratch_model, stage_examples
+from qrag_jax.rundir.files import write_json
+from qrag_jax.rundir.log import say
+from qrag_jax.train import hosts
+from qrag_jax.train.batches import Batches, stage_examples
+from qrag_jax.train.model import Model, build_model, scratch_model
+from qrag_jax.train.parallel import choose_devices
 from qrag_jax.types import Share
 
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qrag_jax import lengths
-from qrag_jax.config import DataConfig
-from qrag_jax.data import babilong, hotpotqa, mixture, musique, own, ruler, twowiki
+from qrag_jax.config import DataConfig, lengths
+from qrag_jax.data import mixture
+from qrag_jax.data.babilong import documents as babilong
+from qrag_jax.data.multihop import hotpotqa, musique, own, twowiki
+from qrag_jax.data.ruler import tasks as ruler
 from qrag_jax.data.splits import Split
 from qrag_jax.types import QAExample
 

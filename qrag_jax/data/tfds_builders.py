@@ -18,14 +18,15 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from qrag_jax.config import BABI_TASKS
-from qrag_jax.data import babi, haystack
-from qrag_jax.data.hotpotqa import HOTPOTQA
-from qrag_jax.data.multihop import Benchmark, find_files, split_files
-from qrag_jax.data.musique import MUSIQUE
+from qrag_jax.data.babilong import stories as babi
+from qrag_jax.data.multihop.hotpotqa import HOTPOTQA
+from qrag_jax.data.multihop.musique import MUSIQUE
+from qrag_jax.data.multihop.questions import Benchmark, find_files, split_files
+from qrag_jax.data.multihop.records import Record
+from qrag_jax.data.multihop.twowiki import TWOWIKI
 from qrag_jax.data.prepared import FOLDER, VERSION, fingerprint
-from qrag_jax.data.records import Record
 from qrag_jax.data.splits import SPLITS, Split
-from qrag_jax.data.twowiki import TWOWIKI
+from qrag_jax.data.text import haystack
 
 PAGE = 256
 """Sentences a record: a page is read at once, and a book ends with a shorter one."""

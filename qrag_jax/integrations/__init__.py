@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.retrieve.index import Index
-from qrag_jax.retrieve.results import Pick
 from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.retrieve.types import Pick
 
 
 def missing(package: str) -> ImportError:
@@ -32,5 +32,5 @@ def identity(pick: Pick) -> str:
 
 
 def metadata(pick: Pick) -> dict[str, Any]:
-    """Everything but the text, under the names of :class:`~qrag_jax.retrieve.results.Pick`; None for what a chunk given as such lacks."""
+    """Everything but the text, under the names of :class:`~qrag_jax.retrieve.types.Pick`; None for what a chunk given as such lacks."""
     return {name: value for name, value in asdict(pick).items() if name != "text"}

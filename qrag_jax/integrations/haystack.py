@@ -17,7 +17,7 @@ class QRAGRetriever:
 
     ``retriever_dir``: a run directory or an export folder. ``index_dir``: a folder written by ``Index``. Both are opened by
     :meth:`warm_up`, which a pipeline calls by itself. ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`.
-    ``meta`` are the fields of :class:`~qrag_jax.retrieve.results.Pick`.
+    ``meta`` are the fields of :class:`~qrag_jax.retrieve.types.Pick`.
     """
 
     def __init__(self, retriever_dir: str, index_dir: str, budget: int = 4, beam: int = 1, stop: bool = False) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.integrations import identity, load, metadata, missing
-from qrag_jax.retrieve.results import Pick
 from qrag_jax.retrieve.retriever import Retriever, Source
+from qrag_jax.retrieve.types import Pick
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -29,7 +29,7 @@ class QRAGRetriever(BaseRetriever):
 
     ``source``: an ``Index``, the chunks of a document in order, or a text. ``budget``, ``beam`` and ``stop`` are those of
     :meth:`qrag_jax.Retriever.search`; ``invoke`` and ``batch`` (and their async forms) also take a ``budget`` for one call.
-    The metadata of a document are the fields of :class:`~qrag_jax.retrieve.results.Pick`.
+    The metadata of a document are the fields of :class:`~qrag_jax.retrieve.types.Pick`.
 
     Raises ValueError on an empty question, or a budget above the number of chunks.
     """

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.integrations import identity, load, metadata, missing
-from qrag_jax.retrieve.results import Pick
 from qrag_jax.retrieve.retriever import Retriever, Source
+from qrag_jax.retrieve.types import Pick
 
 try:
     from llama_index.core.callbacks import CallbackManager
@@ -22,7 +22,7 @@ class QRAGRetriever(BaseRetriever):
     """Chunks picked in several steps, in document order; the score of a node is its Q when it was picked.
 
     ``source``: an ``Index``, the chunks of a document in order, or a text. ``budget``, ``beam`` and ``stop`` are those of
-    :meth:`qrag_jax.Retriever.search`. The metadata of a node are the fields of :class:`~qrag_jax.retrieve.results.Pick`; a prompt
+    :meth:`qrag_jax.Retriever.search`. The metadata of a node are the fields of :class:`~qrag_jax.retrieve.types.Pick`; a prompt
     and an embedding made from the node see the source alone.
 
     Raises ValueError on an empty question, or a budget above the number of chunks.

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from qrag_jax.config import Attention, RunConfig
+from qrag_jax.config.presets import largest_budget
 from qrag_jax.models.packing import Shape, embed_tiles, tiles_vjp
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
-from qrag_jax.presets import largest_budget
 from qrag_jax.types import Array
 
 

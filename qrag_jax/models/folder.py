@@ -14,9 +14,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from qrag_jax.files import read_json, write_json
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of, config_from_hf, encoder_params, encoder_tensors
-from qrag_jax.tokens import TextTokenizer
+from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.rundir.files import read_json, write_json
 
 # sentence-transformers' names of the poolings, and the fields by which versions before 5 said the same.
 POOLING_NAMES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}

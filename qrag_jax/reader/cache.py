@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.reader.protocol import Answer, Prompt
-from qrag_jax.runlog import say
+from qrag_jax.rundir.log import say
 
 VERSION = 1
 FILE_NAME = "responses.jsonl"

@@ -20,7 +20,7 @@ from qrag_jax.reader.chat import chat_tokens, load_tokenizer, stop_tokens
 from qrag_jax.reader.generate import generate, pad_prompts, prompt_bucket
 from qrag_jax.reader.memory import MemoryPlan, check_fit, free_memory, plan_memory
 from qrag_jax.reader.protocol import Answer, Prompt
-from qrag_jax.runlog import say
+from qrag_jax.rundir.log import say
 
 # Prompts up to this length are planned for when the model is loaded; a longer one is planned for when it comes.
 PLANNED_TOKENS = 2048

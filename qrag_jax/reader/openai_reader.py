@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from qrag_jax.reader.cache import ResponseCache
 from qrag_jax.reader.protocol import Answer, Prompt, ReaderError
-from qrag_jax.runlog import progress
+from qrag_jax.rundir.log import progress
 
 RETRIED = frozenset({408, 409, 429})
 """Statuses asked again, beside all from 500 on."""

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from qrag_jax.config import QHeadConfig
-from qrag_jax.retrieve.results import Rows
-from qrag_jax.retrieve.scan import Look, runs, stretches
+from qrag_jax.retrieve.scan import runs, stretches
+from qrag_jax.retrieve.types import Look, Rows
 from qrag_jax.rl.qhead import q_halves, rotate
 
 BLOCK = 2**16  # rows a device reads at once

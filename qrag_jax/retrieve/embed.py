@@ -19,8 +19,8 @@ from jaxtyping import Float
 from qrag_jax.config import RunConfig
 from qrag_jax.models.embedder import Embedder, encoders
 from qrag_jax.models.registry import backbone_of
-from qrag_jax.runlog import progress
-from qrag_jax.tokens import TextTokenizer
+from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.rundir.log import progress
 
 BLOCK = 256  # rows embedded at once
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from qrag_jax.decode import decode
-from qrag_jax.files import read_json, write_json
-from qrag_jax.retrieve.chunking import Chunk, ChunkBy
+from qrag_jax.config.parse import decode
+from qrag_jax.retrieve.chunks import Chunk, ChunkBy
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.sources import ChunkStream, Source
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, Shard, StoredRows, check_dtype, merge, record
-from qrag_jax.runlog import progress
+from qrag_jax.rundir.files import read_json, write_json
+from qrag_jax.rundir.log import progress
 
 FORMAT, VERSION = "qrag-jax-index", 1
 META, JOURNAL = "meta.json", "building.json"
@@ -91,7 +91,7 @@ class Meta:
 
 
 class Index:
-    """Chunks and their vectors on disk, written by one process at a time: a :class:`~qrag_jax.retrieve.results.Document`."""
+    """Chunks and their vectors on disk, written by one process at a time: a :class:`~qrag_jax.retrieve.types.Document`."""
 
     def __init__(self, path: Path, meta: Meta) -> None:
         self.path, self.meta = path, meta

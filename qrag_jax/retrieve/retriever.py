@@ -13,18 +13,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from qrag_jax.config import RunConfig
-from qrag_jax.metrics import stopped
 from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
-from qrag_jax.retrieve.chunking import Chunk, chunk_text
+from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.retrieve.chunks import Chunk, chunk_text
 from qrag_jax.retrieve.device_scan import DeviceScorer
-from qrag_jax.retrieve.documents import MemoryDocument, PoolRows
 from qrag_jax.retrieve.embed import embed_texts
-from qrag_jax.retrieve.results import Candidate, Document, Pick, Step, Trajectory
 from qrag_jax.retrieve.scan import HostScorer, runs
 from qrag_jax.retrieve.search import Path as SearchPath
-from qrag_jax.retrieve.search import Scorer, search
+from qrag_jax.retrieve.search import Scorer, search, stopped
+from qrag_jax.retrieve.types import Candidate, Document, MemoryDocument, Pick, PoolRows, Step, Trajectory
 from qrag_jax.rl.env import StateLayout, state_row
-from qrag_jax.tokens import TextTokenizer
 from qrag_jax.types import PAD, QAExample
 
 STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compiles
@@ -70,7 +68,7 @@ class Retriever:
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
         """From a run directory or an export folder. Raises ValueError when it is neither."""
-        from qrag_jax.export import find_export, read_export
+        from qrag_jax.export.folder import find_export, read_export
 
         export = read_export(find_export(path))
         params = jax.device_put(export.params)  # once, not at every call

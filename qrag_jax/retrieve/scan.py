@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Complex64, Float, Int
 
 from qrag_jax.config import QHeadConfig
-from qrag_jax.retrieve.results import Rows
+from qrag_jax.retrieve.types import Look, Rows
 
 TURNED = 256  # rows for which a state is turned one by one
 
@@ -119,16 +119,6 @@ def _graded(
         rows = part[a : a + TURNED]
         begin = turn(vector, np.array([step * (offset + a)]), config)[0].view(np.complex64)
         np.einsum("rd,rd->r", rows, (begin * tables[step][: len(rows)]).view(np.float32), out=out[a : a + TURNED])
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one state sees of its document: the best available chunks, best first, and (if asked for) the highest Q of each of equal
-    stretches of the document, NaN where nothing is available."""
-
-    chunks: tuple[int, ...]
-    q: tuple[float, ...]
-    curve: Float[np.ndarray, " bins"] | None = None
 
 
 class HostScorer:

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from qrag_jax.retrieve.scan import Look
+from qrag_jax.retrieve.types import Look
 
 EncodeStates = Callable[[Sequence[tuple[int, tuple[int, ...]]]], Float[np.ndarray, "P D"]]
 """(question number, picks) of each path -> state embeddings."""
@@ -96,3 +96,11 @@ def plan_score(path: Path) -> float:
     earned = [q - after for q, after in zip(path.q, [*values[1:], 0.0], strict=False)]
     given_away = sum(best - q for best, q in zip(values, path.q, strict=False))
     return max(earned) - GIVEN_AWAY * given_away
+
+
+def stopped(picked: Sequence[int], q: Sequence[float], threshold: float) -> list[int]:
+    """The picks up to the first whose Q is below ``threshold`` (that one is not taken; the first pick always is)."""
+    for t in range(1, len(picked)):
+        if q[t] < threshold:
+            return list(picked[:t])
+    return list(picked)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
-from qrag_jax.retrieve.chunking import Chunk, ChunkBy, chunk_text
-from qrag_jax.tokens import TextTokenizer
+from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.retrieve.chunks import Chunk, ChunkBy, chunk_text
 
 SUFFIXES = (".txt", ".md")
 

@@ -26,8 +26,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
 
-from qrag_jax.decode import decode
-from qrag_jax.retrieve.chunking import Chunk
+from qrag_jax.config.parse import decode
+from qrag_jax.retrieve.chunks import Chunk
 
 Dtype = Literal["float32", "bfloat16", "int8"]
 RAW: dict[Dtype, np.dtype] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2"), "int8": np.dtype("i1")}
@@ -172,7 +172,7 @@ class Shard:
 
 
 class StoredRows:
-    """The vectors of an index in blocks, across its shards: a :class:`~qrag_jax.retrieve.results.Rows`."""
+    """The vectors of an index in blocks, across its shards: a :class:`~qrag_jax.retrieve.types.Rows`."""
 
     def __init__(self, shards: Sequence[Shard], width: int) -> None:
         self.shards = tuple(shards)

@@ -19,9 +19,9 @@ from string import Template
 
 import numpy as np
 
-from qrag_jax.files import write_text
-from qrag_jax.retrieve.results import Candidate, Pick, Step
 from qrag_jax.retrieve.trace_svg import COLOURS, INLINE, View, curve, key, marker, ruler, show
+from qrag_jax.retrieve.types import Candidate, Pick, Step
+from qrag_jax.rundir.files import write_text
 
 FORMAT, VERSION = "qrag-jax-trace", 1
 EXCERPT = 160  # characters of a runner-up before it folds

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from qrag_jax.retrieve.results import Step
+from qrag_jax.retrieve.types import Step
 
 ROW, HEIGHT = 30, 190  # pixels: a row of the ruler, a curve
 COLOURS = 5  # of the template, from Okabe and Ito; with six shapes, 30 picks before a pair repeats

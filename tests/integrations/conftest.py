@@ -13,11 +13,11 @@ import pytest
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 from qrag_jax import Retriever
-from qrag_jax.export import write_export
+from qrag_jax.export.folder import write_export
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.retrieve.index import Index
-from qrag_jax.retrieve.results import Pick
-from tests.helpers import SMALL, small_learner, small_tokenizer
+from qrag_jax.retrieve.types import Pick
+from tests.support.small import SMALL, small_learner, small_tokenizer
 
 NAMES = ("Mary", "John", "Daniel", "Sandra", "Fred", "Bill")
 CHUNKS = tuple(f"{name} went to the {place}." for name in NAMES for place in ("garden", "kitchen"))

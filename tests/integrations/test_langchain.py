@@ -12,7 +12,7 @@ import pytest
 
 from qrag_jax import Retriever
 from qrag_jax.retrieve.index import Index
-from qrag_jax.retrieve.results import Pick
+from qrag_jax.retrieve.types import Pick
 from tests.integrations.conftest import CHUNKS, INDEX, QUESTIONS, RUN, Calls, same
 
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrag_jax import train
 from qrag_jax.models.embedder import embed_actions, make_embedder
 from qrag_jax.models.pretrained import scratch_backbone
+from qrag_jax.train import model
 from tests.conftest import ROOT
-from tests.helpers import SMALL, changed
+from tests.support.small import SMALL, changed
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def tpu(monkeypatch):
     import check
     import measure
 
-    monkeypatch.setattr(train, "VOCABULARY_EXAMPLES", 16)
+    monkeypatch.setattr(model, "VOCABULARY_EXAMPLES", 16)
     config = changed(SMALL, rl={"budget": 2}, train={"devices": min(2, len(jax.devices()))})
     monkeypatch.setattr(measure, "preset", lambda *_: config)
     yield {"bench": bench, "check": check, "measure": measure}

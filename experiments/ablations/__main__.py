@@ -1,0 +1,188 @@
+"""Ablations: what each part of the method is worth. Every variant is trained with every seed; a table like the paper's Table 3.
+
+    python -m experiments.ablations                                                # BabiLong qa2, the tiny embedder, three seeds
+    python -m experiments.ablations --task qa3 --variants full supervised --seeds 0 1
+    python -m experiments.ablations --variants all --steps 600                     # positions, halves, alpha, lambda and gamma as well
+
+Each variant and seed is an ordinary run, RUN_DIR/VARIANT-seedN. The same command goes on where it was: finished runs are kept, the one
+that was going on resumes. ablations.json, ablations.md and ablations.png are brought up to date after each run.
+
+Variants: full; no_soft; no_target; supervised (Beam Retriever's loss); no_finetuning (the search with the embedder as it comes: "tiny"
+comes with random weights); single_step (one look with that embedder); bm25 (needs pip install 'qrag-jax[baselines]');
+positions_integer and positions_continuous (relative), positions_absolute, positions_none; halves_1 (one value); alpha_X (a constant
+temperature); lambda_X; gamma_X. A variant that changes nothing in the settings shares the runs of full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments import baselines
+from experiments.ablations.report import Found, write_report
+from experiments.cli import execute, read
+from experiments.paper.compare import METHOD, SUPERVISED
+from qrag_jax.config import RunConfig
+from qrag_jax.rundir.files import read_json
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a variant changes in the settings, or the baseline that it is. ``in_paper``: it may have a row in Table 3."""
+
+    label: str
+    changes: dict[str, dict[str, Any]]
+    baseline: str | None = None
+    in_paper: bool = False
+
+
+TABLE3 = {
+    "full": Variant(METHOD, {}, in_paper=True),
+    "no_soft": Variant("without soft Q", {"rl": {"soft": False}}, in_paper=True),
+    "no_target": Variant("without target network", {"rl": {"target_network": False}}, in_paper=True),
+    "supervised": Variant(SUPERVISED, {"rl": {"objective": "supervised"}}, in_paper=True),
+    "no_finetuning": Variant("multi-step, no fine-tuning", {}, baseline="multi", in_paper=True),
+    "single_step": Variant("single-step, no fine-tuning", {}, baseline="single"),
+    "bm25": Variant("BM25", {}, baseline="bm25"),
+}
+"""In the order of the paper's table; the last two are not in it."""
+POSITIONS = {
+    "positions_integer": Variant("relative positions, integer", {"qhead": {"positions": "relative", "position_resolution": "integer"}}),
+    "positions_continuous": Variant(
+        "relative positions, continuous", {"qhead": {"positions": "relative", "position_resolution": "continuous"}}
+    ),
+    "positions_absolute": Variant("absolute positions", {"qhead": {"positions": "absolute"}}),
+    "positions_none": Variant("no positions", {"qhead": {"positions": "none"}}),
+    "halves_1": Variant("one value", {"qhead": {"halves": 1}}),
+}
+SENSITIVITY = {
+    **{f"alpha_{x}": Variant(f"alpha {x}", {"rl": {"alpha": x, "alpha_end": x}}) for x in (0.005, 0.01, 0.05, 0.2)},
+    **{f"lambda_{x}": Variant(f"lambda {x}", {"rl": {"lam": x}}) for x in (0.0, 0.25, 0.5, 0.75, 1.0)},
+    **{f"gamma_{x}": Variant(f"gamma {x}", {"rl": {"gamma": x}}) for x in (0.25, 0.5, 0.75, 0.9, 0.99)},
+}
+VARIANTS = TABLE3 | POSITIONS | SENSITIVITY
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Command:
+    benchmark: str | None = None
+    """Benchmark; none: the run's, or babilong."""
+    task: str | None = None
+    """Task; none: the run's, or qa2 of babilong, niah_mk3 of ruler, all elsewhere."""
+    preset: str = "tiny"
+    """Settings of the full method: a preset, or the folder of a run or an export."""
+    variants: tuple[str, ...] = tuple(TABLE3)
+    """Which variants, or all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each seed has its own questions, parameters and episodes."""
+    steps: int | None = None
+    """Updates of each run; none: the preset's."""
+    run_dir: Path | None = None
+    """Folder for ablations.json, .md, .png and the runs. Default: runs/BENCHMARK-TASK-ablations."""
+    data_dir: str | None = None
+    """Folder with the benchmark's files; none: the run's."""
+    eval_tokens: tuple[str, ...] | None = None
+    """Context lengths; none: the run's."""
+    eval_episodes: int | None = None
+    """Test questions at each length; none: the run's."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 64 bad input, 75 preempted and saved (run it again)."""
+    return execute(lambda: run(read(Command, argv, "experiments.ablations", __doc__ or "")))
+
+
+def run(command: Command) -> None:
+    import jax
+
+    from qrag_jax.rundir.log import say
+    from qrag_jax.train.training import check_run_dir
+
+    base = configuration(command)
+    names = chosen(command.variants)
+    run_dir = command.run_dir or Path("runs", f"{base.data.benchmark}-{base.data.task}-ablations")
+    # Everything is looked at before anything is trained.
+    plan = [(name, seed, variant_config(base, name, seed)) for seed in command.seeds for name in names]
+    for name, seed, config in plan:
+        check_run_dir(config, run_dir / folder_name(base, name, seed))
+    found: list[Found] = []
+    for number, (name, seed, config) in enumerate(plan, 1):
+        folder = folder_name(base, name, seed)
+        say(f"\n[{number}/{len(plan)}] {name}, seed {seed}: {run_dir / folder}")
+        rows = finished(config, run_dir / folder) or train_or_measure(name, config, run_dir / folder, run_dir / f"full-seed{seed}")
+        found.append(Found(name, VARIANTS[name].label, VARIANTS[name].in_paper, seed, folder, config, tuple(rows)))
+        write_report(run_dir, sorted(found, key=lambda one: (list(VARIANTS).index(one.variant), one.seed)))
+        jax.clear_caches()  # dozens of runs in one process
+    say(f"\n{(run_dir / 'ablations.md').read_text(encoding='utf-8')}\nablations are in {run_dir}")
+
+
+def configuration(command: Command) -> RunConfig:
+    """The settings of the full method. Raises ValueError on bad values."""
+    if not command.seeds or len(set(command.seeds)) != len(command.seeds):
+        raise ValueError(f"seeds = {command.seeds}: must be one or more, each once")
+    base = baselines.settings(command.preset, command.benchmark, command.task)
+    episodes = base.eval.episodes if command.eval_episodes is None else command.eval_episodes
+    return replace(
+        base,
+        data=replace(base.data, data_dir=command.data_dir or base.data.data_dir),
+        train=replace(base.train, steps=base.train.steps if command.steps is None else command.steps),
+        eval=replace(
+            base.eval,
+            tokens=command.eval_tokens or base.eval.tokens,
+            episodes=episodes,
+            haystacks=min(base.eval.haystacks, max(1, episodes)),
+        ),
+    )
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The variants in the order of the table. Raises ValueError, naming the known ones, on an unknown name."""
+    if unknown := [name for name in names if name not in (*VARIANTS, ALL)]:
+        raise ValueError(f"variants: {unknown[0]!r} is unknown; known: {', '.join(VARIANTS)}, {ALL}")
+    if not names:
+        raise ValueError("variants: must be one or more")
+    return [name for name in VARIANTS if name in names or ALL in names]
+
+
+def variant_config(base: RunConfig, name: str, seed: int) -> RunConfig:
+    """The settings of one run."""
+    variant = VARIANTS[name]
+    seeded = replace(base, train=replace(base.train, seed=seed))
+    if variant.baseline:
+        return baselines.untuned(seeded)
+    return replace(seeded, **{section: replace(getattr(seeded, section), **values) for section, values in variant.changes.items()})
+
+
+def folder_name(base: RunConfig, name: str, seed: int) -> str:
+    """The run's folder: that of full where the settings are the same."""
+    same = not VARIANTS[name].baseline and variant_config(base, name, seed) == variant_config(base, "full", seed)
+    return f"{'full' if same else name}-seed{seed}"
+
+
+def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
+    """Rows of a run that has ended with these settings; None when something is left to do, a new evaluation included."""
+    results = run_dir / "results.json"
+    if not results.exists():
+        return None
+    if RunConfig.from_json((run_dir / "config.json").read_text(encoding="utf-8")) != config:
+        results.unlink()  # of other context lengths; the next call must not take them for these
+        return None
+    return list(read_json(results)["rows"])
+
+
+def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) -> list[dict[str, Any]]:
+    from experiments.paper.compare import write_comparison
+    from qrag_jax.train import training
+
+    if method := VARIANTS[name].baseline:
+        return baselines.measure(config, (method,), run_dir, vocabulary=full)
+    rows = training.run(config, run_dir)
+    write_comparison(run_dir, rows, config, config)
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

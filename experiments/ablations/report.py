@@ -1,0 +1,154 @@
+"""What an ablation leaves: ablations.json, ablations.md and ablations.png, from the rows of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from experiments.paper.compare import Comparison, compare, markdown
+from experiments.paper.plots import COLOURS, MARKERS
+from qrag_jax.config import RunConfig
+from qrag_jax.config.lengths import format_tokens
+from qrag_jax.evaluate.plots import BLACK, _figure, _save
+from qrag_jax.rundir.files import read_json, write_json, write_text
+
+SCHEMA = 1
+COLUMNS = ("benchmark", "task", "embedder", "beside_paper", "rows")
+METRICS = {"fact_em": "Fact EM", "fact_f1": "Fact F1", "fact_f1_stopped": "Fact F1, stopped"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One finished run of a variant."""
+
+    variant: str
+    label: str
+    in_paper: bool
+    seed: int
+    folder: str
+    config: RunConfig
+    rows: tuple[dict[str, Any], ...]
+
+
+def write_report(run_dir: Path, found: Sequence[Found]) -> None:
+    """The three files; ``found`` in the order of the table."""
+    rows, reasons = aggregate(found)
+    first = found[0].config
+    named = {"benchmark": first.data.benchmark, "task": first.data.task, "embedder": first.model.embedder}
+    write_json(run_dir / "ablations.json", {"schema": SCHEMA, **named, "beside_paper": reasons, "rows": rows})
+    write_text(run_dir / "ablations.md", table(read_ablations(run_dir / "ablations.json")) + "\n")
+    draw(run_dir / "ablations.png", f"{first.data.benchmark} {first.data.task}, {first.model.embedder}, test questions", rows)
+
+
+def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row for each variant and test, with the scores of each seed, their mean and their spread; and what sets the paper's runs apart.
+
+    ``spread`` is the sample standard deviation over seeds, null for one seed. ``updates`` is null where nothing is trained.
+    """
+    groups: dict[tuple[Any, ...], list[tuple[Found, dict[str, Any]]]] = {}
+    for one in found:
+        for row in one.rows:
+            key = (one.variant, row["benchmark"], row["task"], row["context_tokens"])
+            groups.setdefault(key, []).append((one, row))
+    rows, reasons = [], []
+    for group in groups.values():
+        one, row = group[0]
+        scores = {name: [r[name] for _, r in group] for name in METRICS}
+        known = {name: None if None in values else values for name, values in scores.items()}
+        means = {name: None if values is None else mean(values) for name, values in known.items()}
+        paper = _paper({**row, **means}, one) if one.in_paper else None
+        if paper is not None:
+            reasons.append(paper.why)
+        rows.append(
+            {
+                **{"variant": one.variant, "label": one.label},
+                **{name: row[name] for name in ("benchmark", "task", "context_tokens", "chunks", "episodes", "budget")},
+                "updates": None if row.get("method") else one.config.train.steps,
+                "seeds": [f.seed for f, _ in group],
+                "runs": [f.folder for f, _ in group],
+                "checkpoint_step": [r["checkpoint_step"] for _, r in group],
+                **known,
+                "mean": means,
+                "spread": {name: None if values is None or len(values) < 2 else stdev(values) for name, values in known.items()},
+                "paper": paper and paper.figure and {"fact_f1": paper.figure.value, "place": paper.figure.place},
+            }
+        )
+    return rows, sorted({reason for reason in reasons if reason})
+
+
+def _paper(row: dict[str, Any], one: Found) -> Comparison | None:
+    """The paper's Fact F1 for a row; None where it has none."""
+    found = [c for c in compare([row], one.config, one.config) if c.figure is not None and c.figure.metric == "fact_f1"]
+    return found[0] if found else None
+
+
+def read_ablations(path: Path) -> dict[str, Any]:
+    """An ablations.json. Raises ValueError, naming the file, on anything else."""
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not set(COLUMNS) <= set(tree):
+        raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and {', '.join(COLUMNS)}")
+    return tree
+
+
+def table(ablations: dict[str, Any]) -> str:
+    """ablations.md."""
+    rows = ablations["rows"]
+    several = len({row["task"] for row in rows}) > 1
+    heads = ["variant", *(["task"] if several else []), "tokens", "updates", "seeds", *METRICS.values(), "paper: Fact F1"]
+    lines: list[list[str]] = []
+    for row in rows:
+        lines.append(
+            [
+                row["label"],
+                *([row["task"]] if several else []),
+                "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
+                "-" if row["updates"] is None else f"{row['updates']:,}",
+                str(len(row["seeds"])),
+                *(_cell(row["mean"][name], row["spread"][name]) for name in METRICS),
+                "-" if row["paper"] is None else f"{row['paper']['fact_f1']:.3f} ({row['paper']['place']})",
+            ]
+        )
+    text = [
+        f"Ablations on {ablations['benchmark']} {ablations['task']}, embedder {ablations['embedder']}: "
+        "mean ± standard deviation over seeds. Fact F1, stopped: of a search that stops at the threshold calibrated on validation.",
+        markdown(heads, lines),
+        *(f"Beside the paper: {reason}." for reason in ablations["beside_paper"]),
+    ]
+    return "\n\n".join(text)
+
+
+def _cell(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
+
+
+def draw(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A dot for each seed, a larger one for their mean and a star for the paper's Fact F1, by variant and context length."""
+    panels = ("fact_em", "fact_f1_stopped")
+    names = list(dict.fromkeys(row["label"] for row in rows))
+    lengths = sorted({row["context_tokens"] or 0 for row in rows})
+    figure, axes = _figure(len(panels))
+    figure.set_size_inches(5 * len(panels) + 3, 1.4 + 0.45 * len(names))
+    for metric, axis in zip(panels, axes[0], strict=True):
+        for row in rows:
+            number = lengths.index(row["context_tokens"] or 0)
+            y = names.index(row["label"]) + 0.16 * (number - (len(lengths) - 1) / 2)
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            if row[metric] is not None:
+                axis.plot(row[metric], [y] * len(row[metric]), ".", color=colour, alpha=0.6, markersize=5)
+                label = "all" if row["context_tokens"] is None else f"{format_tokens(row['context_tokens'])} tokens"
+                axis.plot(row["mean"][metric], y, marker, color=colour, markeredgecolor=BLACK, markersize=7, linestyle="", label=label)
+            if row["paper"] is not None and metric == "fact_f1_stopped":
+                axis.plot(row["paper"]["fact_f1"], y, "*", color=BLACK, markersize=6, linestyle="", label="paper: Fact F1")
+        axis.set_yticks(range(len(names)), names if metric == panels[0] else [])
+        axis.set(xlabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("variant")
+    shown = {name: handle for axis in axes[0] for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8, title="mean of seeds (dots)")
+    figure.suptitle(title)
+    _save(figure, path)

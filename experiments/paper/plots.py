@@ -1,0 +1,86 @@
+"""The picture of a benchmark's runs, a panel for each task: scores against context length, in the library's colour-blind-safe palette."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.config.lengths import format_tokens
+from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, _figure, _save
+
+# The rest of Okabe and Ito, but for yellow, which is faint on white, and a grey. Line styles repeat after another number of lines.
+COLOURS = (BLUE, ORANGE, GREEN, "#D55E00", "#CC79A7", "#56B4E9", "#777777")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (4, 1, 1, 1)))
+APART = 1.05  # lines stand side by side, by this factor, so that equal scores are all seen
+COLUMNS = 3
+LABELS = {"fact_em": "Fact EM", "answer_em": "answer EM"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rows of results.json of one task at rising context lengths."""
+
+    name: str
+    task: str
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class PaperLine:
+    """Figures of the paper by context length; ``column`` of results.json is what they stand beside."""
+
+    name: str
+    task: str
+    column: str
+    values: Mapping[int, float]
+
+
+def draw(path: Path, title: str, lines: Sequence[Line], paper: Sequence[PaperLine]) -> None:
+    """A panel for each task: Fact EM with its interval and, where it was measured, another of answer EM, as a PNG."""
+    tasks = sorted({line.task for line in lines})
+    answered = [task for task in tasks if any(row["answer_em"] is not None for line in lines if line.task == task for row in line.rows)]
+    panels = [("fact_em", task) for task in tasks] + [("answer_em", task) for task in answered]
+    columns = min(len(panels), COLUMNS)
+    figure, axes = _figure(columns, -(-len(panels) // columns))
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for (column, task), axis in zip(panels, axes.flat, strict=False):
+        _panel(axis, column, [line for line in lines if line.task == task], [p for p in paper if (p.column, p.task) == (column, task)])
+        axis.set(xlabel="context length (tokens)", ylabel=LABELS[column], title=f"{title} {task}, test questions")
+    _save(figure, path)
+
+
+def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperLine]) -> None:
+    shown = [(line.name, kept) for line in lines if (kept := [row for row in line.rows if row[column] is not None])]
+    lowest = 1.0
+    for number, (name, rows) in enumerate(shown):
+        aside = APART ** (number - (len(shown) - 1) / 2)
+        at, values = [row["context_tokens"] * aside for row in rows], [row[column] for row in rows]
+        # The interval of results.json is of Fact EM.
+        bars = [[row["fact_em"] - row["ci95"][0] for row in rows], [row["ci95"][1] - row["fact_em"] for row in rows]]
+        axis.errorbar(
+            at,
+            values,
+            yerr=bars if column == "fact_em" else None,
+            capsize=3,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=STYLES[number % len(STYLES)],
+            label=name,
+        )
+        lowest = min([lowest, *values, *(row["ci95"][0] for row in rows if column == "fact_em")])
+    for line in paper:
+        axis.plot(list(line.values), list(line.values.values()), color=BLACK, marker="*", linestyle=":", label=line.name)
+        lowest = min(lowest, *line.values.values())
+    ticks = sorted({row["context_tokens"] for _, rows in shown for row in rows} | {tokens for line in paper for tokens in line.values})
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [format_tokens(tokens) for tokens in ticks], fontsize=8)
+    axis.minorticks_off()
+    # Most of what is compared lies near 1; a panel begins a little below its own lowest score.
+    axis.set_ylim(max(0.0, math.floor(10 * lowest) / 10 - 0.1) - 0.02, 1.02)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8)

@@ -1,0 +1,207 @@
+"""Measures what building an index and searching it cost on this CPU, beside the alternatives, on the same data.
+
+python -m experiments.speed --run-dir runs/speed --data-dir DIR
+python -m experiments.speed --run-dir runs/speed-small --build-chunks 1k 4k --tokens 1k 10k 100k
+
+Index builds at several sizes; sentence-transformers with the same weights on the same texts; a search step beside re-rotating every
+embedding in NumPy and in PyTorch and beside the plain dot product; other positions, storage and batches; whole questions; peak memory.
+Alternatives are measured in turn (A B A B ...); figures are medians, ratios are of medians. Nothing else may run on the machine meanwhile.
+The folder gets speed.json, speed.md and speed.png. With the default sizes: about 15 minutes on two cores, 2 GB of disk while it runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.cli import execute, read
+from qrag_jax.config import ModelConfig, RunConfig
+from qrag_jax.config.lengths import context_chunks, format_tokens, parse_tokens
+
+QUESTIONS = 32
+VOCABULARY_SENTENCES = 20_000
+
+
+@dataclass(frozen=True)
+class Command:
+    run_dir: Path
+    """Folder for speed.json, speed.md and speed.png; holds the indexes in .scratch while it runs."""
+    data_dir: str | None = None
+    """Folder with books/train/*.txt and books/test/*.txt; none: the text of Python's documentation, repeated where it runs out."""
+    retriever: Path | None = None
+    """Run directory or export of the retriever; none: an untrained BERT of one layer, 384 wide, 6 heads, an MLP of 768."""
+    build_chunks: tuple[str, ...] = ("10k", "100k", "400k")
+    """Sizes of the indexes to build; the largest is the one searched."""
+    tokens: tuple[str, ...] = ("1k", "10k", "100k", "1m", "10m")
+    """Context lengths to search: each the beginning of the largest index."""
+    compare_chunks: int = 4096
+    """Texts that this library and sentence-transformers embed."""
+    minilm_chunks: int = 1024
+    """The same with the weights of all-MiniLM-L6-v2."""
+    matmul: int = 2048
+    """Rows of the square matrices whose product is the machine's peak."""
+    repeats: int = 5
+    """Samples of each figure; of calls that take seconds fewer, at least 3; of index builds as many as make 100k chunks, at least 1."""
+
+    def sizes(self) -> list[int]:
+        """Chunks of the builds, smallest first. Raises ValueError on bad fields."""
+        for name in ("compare_chunks", "minilm_chunks", "matmul", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        if not self.build_chunks or not self.tokens:
+            raise ValueError("build_chunks and tokens: give at least one size each")
+        try:
+            sizes = sorted({parse_tokens(text) for text in self.build_chunks})
+        except ValueError:
+            raise ValueError(f"build_chunks = {' '.join(self.build_chunks)}: write positive numbers such as 400, 10k or 1m") from None
+        for text in self.tokens:
+            if not 10 <= (chunks := context_chunks(parse_tokens(text))) <= sizes[-1]:
+                raise ValueError(f"tokens {text} = {chunks} chunks: must be in 10..{sizes[-1]}, the largest of build_chunks")
+        return sizes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 64 bad input."""
+    return execute(lambda: run(read(Command, argv, "experiments.speed", __doc__ or "")))
+
+
+def run(command: Command) -> None:
+    sizes = command.sizes()
+    if command.run_dir.exists() and not command.run_dir.is_dir():
+        raise ValueError(f"run_dir = {str(command.run_dir)!r}: is a file; name a folder")
+    import jax
+
+    from experiments.speed import plots
+    from experiments.speed.report import markdown
+    from qrag_jax.rundir.files import write_json, write_text
+    from qrag_jax.rundir.log import say
+
+    if jax.default_backend() != "cpu":
+        raise ValueError(f"JAX runs on {jax.default_backend()!r}: this measures a CPU against a CPU; set JAX_PLATFORMS=cpu")
+    scratch = command.run_dir / ".scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        report = measure(command, sizes, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    write_json(command.run_dir / "speed.json", report)
+    write_text(command.run_dir / "speed.md", markdown(report))
+    plots.speed(report, command.run_dir / "speed.png")
+    say(f"\n{markdown(report)}\nspeed.json, speed.md and speed.png are in {command.run_dir}")
+
+
+def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, Any]:
+    """The content of speed.json. What could not be measured is null, with a reason beside it."""
+    from experiments.speed import encoders, memory
+    from experiments.speed import measures as m
+    from qrag_jax.data.text.haystack import load_haystack
+    from qrag_jax.retrieve.retriever import Retriever
+    from qrag_jax.rundir.log import progress, say
+
+    start = time.perf_counter()
+    say("reading the haystack")
+    texts, haystack = _texts(command.data_dir, max(sizes[-1], command.compare_chunks, command.minilm_chunks))
+    asked = list(itertools.islice(itertools.cycle(load_haystack(command.data_dir, "validation", QUESTIONS).sentences), QUESTIONS))
+    export = _retriever(command, texts, scratch / "retriever")
+    retriever = Retriever.from_pretrained(export)
+    say("the machine")
+    machine = m.machine(command.matmul, command.repeats)
+    peak = max(machine["matmul"][name]["gflops"] for name in ("jax", "numpy"))
+    say(f"building indexes of {', '.join(map(str, sizes))} chunks")
+    rows, index = encoders.build(export, texts, sizes, command.repeats, scratch, peak)
+    say("beside sentence-transformers")
+    few, fewer = texts[: command.compare_chunks], texts[: command.minilm_chunks]
+    compare = [
+        encoders.compare_encoders("this retriever", export, few, command.repeats, scratch / "torch"),
+        encoders.compare_minilm(retriever.config.data, fewer, command.repeats, scratch),
+    ]
+    lengths = {tokens: m.FirstChunks(index, context_chunks(tokens)) for tokens in sorted(set(map(parse_tokens, command.tokens)))}
+    longest = lengths[max(lengths)]
+    ask = asked[0]
+    search = [
+        {"tokens": tokens, **m.steps(retriever, document, ask, command.repeats)}
+        for tokens, document in progress(lengths.items(), desc="a step", unit="length", leave=False)
+    ]
+    questions = [
+        {"tokens": tokens, **m.whole_searches(retriever, document, ask, command.repeats)}
+        for tokens, document in progress(lengths.items(), desc="questions", unit="length", leave=False)
+    ]
+    say("positions, batches, storage, memory")
+    config = retriever.embedder.config
+    report: dict[str, Any] = {
+        "schema": 1,
+        "machine": machine,
+        "settings": {"tokens": list(map(format_tokens, lengths)), "build_chunks": list(sizes), "repeats": command.repeats},
+        "retriever": {
+            "source": "untrained" if command.retriever is None else str(command.retriever),
+            "note": "the time of a scan does not depend on the values of the vectors",
+            "width": config.width,
+            "chunk_tokens": retriever.config.data.chunk_tokens,
+        },
+        "haystack": haystack,
+        "build": rows,
+        "build_flops": encoders.FLOPS,
+        "compare": compare,
+        "search": search,
+        "positions": m.other_positions(retriever, longest, ask, command.repeats),
+        "batches": m.batches(retriever, longest, asked, command.repeats),
+        "storage": m.storage(retriever, longest, asked, command.repeats, scratch),
+        "questions": questions,
+        "memory": memory.memory(export, index.path, ask),
+    }
+    report["ratios"] = {
+        "step_over_plain_dot": search[-1]["step_over_plain_dot"],
+        "textbook_over_step": search[-1]["textbook_over_step"],
+        "numpy_over_step": search[-1]["numpy_over_step"],
+        "pytorch_over_step": search[-1]["pytorch_over_step"],
+        "sentence_transformers_over_build": compare[0]["theirs_over_ours"],
+        "sentence_transformers_over_build_minilm": compare[1]["theirs_over_ours"],
+        "build_linearity": rows[-1]["over_smallest"],
+        "build_share_of_peak": rows[-1]["share_of_peak"],
+        "memory_over_index": report["memory"]["ratio"],
+    }
+    return report | {"seconds": time.perf_counter() - start}
+
+
+def _texts(data_dir: str | None, count: int) -> tuple[list[str], dict[str, Any]]:
+    """``count`` sentences; where the haystack runs out it begins again, each sentence behind the number of the pass: an index embeds equal
+    texts only once."""
+    from qrag_jax.data.text.haystack import load_haystack
+
+    found = load_haystack(data_dir, "train", count)
+    sentences = found.sentences
+    passes = math.ceil(count / len(sentences))
+    texts = [text if turn == 1 else f"{turn} {text}" for turn in range(1, passes + 1) for text in sentences][:count]
+    return texts, {"source": "python documentation" if data_dir is None else "books", "sentences": len(sentences), "passes": passes}
+
+
+def _retriever(command: Command, texts: Sequence[str], folder: Path) -> Path:
+    """The export to measure: a given one, or one made here."""
+    from qrag_jax.export.folder import find_export, write_export
+
+    if command.retriever is not None:
+        return find_export(command.retriever)
+    import jax
+    import jax.numpy as jnp
+
+    from qrag_jax.models.embedder import make_embedder
+    from qrag_jax.models.pretrained import scratch_backbone
+    from qrag_jax.models.tokenizer import train_wordpiece
+
+    config = RunConfig(model=ModelConfig(layers=1, width=384, heads=6, mlp_width=768))
+    tokenizer = train_wordpiece(texts[:VOCABULARY_SENTENCES], config.model.vocab_size)
+    backbone = scratch_backbone(config.model, tokenizer.vocab_size)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    params = jax.jit(make_embedder(config, backbone).init)(jax.random.key(0), ids, ids)
+    return write_export(folder, config=config, backbone=backbone, params=params, tokenizer=tokenizer, threshold=None, step=0, rows=[])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

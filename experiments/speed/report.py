@@ -1,0 +1,127 @@
+"""speed.md: what speed.json says, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qrag_jax.config.lengths import format_tokens
+
+RATIOS = {
+    "step_over_plain_dot": ("search step / plain dot product", "1 = the floor of every exhaustive search"),
+    "textbook_over_step": ("re-rotation in NumPy as the equations are written / search step", "how many times as fast a step is"),
+    "numpy_over_step": ("re-rotation in NumPy, tabled and blocked / search step", "how many times as fast a step is"),
+    "pytorch_over_step": ("PyTorch re-rotation / search step", "how many times as fast a step is"),
+    "sentence_transformers_over_build": ("sentence-transformers / this library, same weights", "how many times as fast embedding is"),
+    "sentence_transformers_over_build_minilm": ("sentence-transformers / this library, MiniLM", "how many times as fast embedding is"),
+    "build_linearity": ("time a chunk, largest index / smallest", "1 = linear"),
+    "build_share_of_peak": ("index build / matrix-product peak", "share of the machine's GFLOP/s; padding is no work"),
+    "memory_over_index": ("memory of a search / index on disk", "resident, mapped pages included"),
+}
+BUILD = ("median_s", "chunks_per_s", "over_smallest", "tokens_per_chunk", "gflops", "share_of_peak")
+ENCODERS = ("ours", "theirs_32", "theirs_256")
+WAYS = ("step", "plain_dot", "textbook", "numpy", "pytorch")
+STEP_RATIOS = ("step_over_plain_dot", "textbook_over_step", "numpy_over_step", "pytorch_over_step", "gb_per_s")
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The whole of speed.md. What is null says "not measured"; the reasons are listed at the end."""
+    machine, haystack, settings, memory = (report[name] for name in ("machine", "haystack", "settings", "memory"))
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    matmul, longest = machine["matmul"], report["search"][-1]
+    passes = "" if haystack["passes"] == 1 else f", read {haystack['passes']} times"
+    lines = [
+        "# Speed",
+        f"{machine['cpu'] or 'CPU of unknown name'}, {machine['cores']} cores; Python {machine['python']}, {packages}. "
+        f"float32 matrix product of {matmul['size']} rows: "
+        f"{_n(matmul['jax']['gflops'])} GFLOP/s in JAX, {_n(matmul['numpy']['gflops'])} in NumPy; "
+        f"a dot product reads {_n(machine['plain_dot']['gb_per_s'])} GB/s from memory. {settings['repeats']} samples in turn, medians. "
+        f"Text: {haystack['source']}, {haystack['sentences']} sentences{passes}. "
+        f"Retriever: {report['retriever']['source']}, {report['retriever']['width']} wide, chunks of at most "
+        f"{report['retriever']['chunk_tokens']} tokens.",
+        f"## The ratios that matter (searches at {format_tokens(longest['tokens'])} tokens, {longest['chunks']} chunks)",
+        _table(("ratio", "", "meaning"), ((name, _n(report["ratios"][key]), meaning) for key, (name, meaning) in RATIOS.items())),
+        "## Building an index",
+        _table(
+            ("chunks", "builds", "s", "chunks/s", "time a chunk / smallest", "tokens a chunk", "GFLOP/s", "share of peak"),
+            ((r["chunks"], r["samples"], *(_n(r[name]) for name in BUILD)) for r in report["build"]),
+        ),
+        f"Operations of a chunk: {report['build_flops']}.",
+        "## Beside sentence-transformers",
+        _table(
+            ("model", "texts", "here, s", "theirs at 32, s", "theirs at 256, s", "theirs / here", "largest difference"),
+            (
+                (r["model"], r["texts"], *(_ms(r[name], 1) for name in ENCODERS), _n(r["theirs_over_ours"]), _n(r["largest_difference"]))
+                for r in report["compare"]
+            ),
+        ),
+        "## A search step, three picks made (ms)",
+        _table(
+            (
+                *("tokens", "chunks", "step", "plain dot", "NumPy as written", "NumPy", "PyTorch"),
+                *("step / dot", "as written / step", "NumPy / step", "PyTorch / step", "GB/s"),
+            ),
+            (
+                (format_tokens(r["tokens"]), r["chunks"], *(_ms(r[name]) for name in WAYS), *(_n(r[name]) for name in STEP_RATIOS))
+                for r in report["search"]
+            ),
+        ),
+        "## At the longest length (ms a step)",
+        _table(("positions", "step", "/ integer"), ((r["positions"], _ms(r), _n(r["over_integer"])) for r in report["positions"])),
+        _table(
+            ("questions in a pass", "pass", "a question", "alone / together"),
+            ((r["questions"], _ms(r), _n(1e3 * r["s_per_question"]), _n(r["alone_over_together"])) for r in report["batches"]),
+        ),
+        _table(
+            ("stored as", "step", "/ float32", "recall@10", "largest error of Q", "mean error of Q", "spread of Q"),
+            (
+                (r["dtype"], _ms(r), *(_n(r[k]) for k in ("over_float32", "recall_at_10", "q_error_max", "q_error_mean", "q_std")))
+                for r in report["storage"]
+            ),
+        ),
+        "## A whole question, four picks (s)",
+        _table(
+            ("tokens", "chunks", "greedy", "beam 4", "beam / greedy"),
+            (
+                (format_tokens(r["tokens"]), r["chunks"], _ms(r["greedy"], 1), _ms(r["beam"], 1), _n(r["beam_over_greedy"]))
+                for r in report["questions"]
+            ),
+        ),
+        "## Memory of a search in a fresh process (MB)",
+        _table(
+            ("index on disk", "before", "peak", "of the search", "beside files", "search / index"),
+            [
+                (
+                    *(_mb(memory.get(f"{name}_bytes")) for name in ("index", "before", "peak", "search", "anonymous")),
+                    _n(memory["ratio"]),
+                )
+            ],
+        ),
+    ]
+    reasons = [f"{r['chunks']} chunks, {r['reason']}" for r in report["build"] if r["reason"]]
+    reasons += [f"{r['model']}: {r['reason']}" for r in report["compare"] if r["reason"]]
+    reasons += [f"PyTorch re-rotation: {longest['pytorch_reason']}"] if longest["pytorch_reason"] else []
+    reasons += [f"memory: {memory['reason']}"] if memory["reason"] else []
+    if reasons:
+        lines += ["## Not measured", "\n".join(f"- {reason}" for reason in reasons)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _n(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return "not measured"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _ms(times: Mapping[str, Any] | None, scale: float = 1e3) -> str:
+    return _n(None if times is None else scale * times["median_s"])
+
+
+def _mb(size: int | None) -> str:
+    return _n(None if size is None else size / 1e6)

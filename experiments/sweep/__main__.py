@@ -1,0 +1,126 @@
+"""Searches for settings: trains a benchmark many times, compares by validation, and leaves the best as a preset.
+
+    python -m experiments.sweep experiments/sweep/qa1.yaml                  # starts, or goes on; on more machines: joins in
+    python -m experiments.sweep experiments/sweep/qa1.yaml --retry-failed
+    python -m experiments.sweep report runs/sweep-qa1                        # writes the report again, also while trials run
+    python -m experiments.babilong --preset runs/sweep-qa1/best.json         # trains with the best settings
+
+The keys of a specification, and how trials are chosen, shared and stopped, are in docs/sweeps.md. Test questions are not asked: a choice is
+made on validation only. Needs Optuna: pip install 'qrag-jax[sweep]'.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from experiments.cli import execute, read
+from experiments.sweep.spec import Spec, read_spec
+from qrag_jax.config import RunConfig
+from qrag_jax.rundir.log import say
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Command:
+    spec: tyro.conf.Positional[Path]
+    """Specification, a .yaml or .toml file; or the word report, and a sweep's folder."""
+    run_dir: Path | None = None
+    """Folder of the sweep; the same command on the same folder goes on. Default: run_dir of the specification, or runs/sweep-NAME."""
+    retry_failed: bool = False
+    """Try failed trials again, from their last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Report:
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of a sweep."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, failed trials or not, 64 bad input, 75 interrupted (run it again to go on)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [REPORT]:
+        return execute(lambda: report(read(Report, words[1:], f"experiments.sweep {REPORT}", __doc__ or "")))
+    return execute(lambda: run(read(Command, words, "experiments.sweep", __doc__ or "")))
+
+
+def run(command: Command) -> None:
+    from qrag_jax.train import hosts
+
+    hosts.start()
+
+    def read_all() -> tuple[Spec, Path]:
+        spec, folder = read_spec(command.spec)
+        need_optuna()
+        check_data(spec, command.spec)
+        return spec, command.run_dir or folder
+
+    if hosts.several():
+        spec, folder = hosts.together(read_all)
+        from experiments.sweep.hosts import run as run_on_hosts
+
+        run_on_hosts(spec, folder, command.retry_failed)
+        hosts.from_leader(lambda: _tell(folder))
+        return
+    spec, folder = read_all()
+    from experiments.sweep.run import run
+    from experiments.sweep.study import Sweep
+
+    sweep = Sweep(spec, folder)
+    if command.retry_failed:
+        say(f"{sweep.retry_failed()} failed trials are tried again")
+    run(sweep)
+    _tell(sweep.run_dir)
+
+
+def report(command: Report) -> None:
+    need_optuna()
+    _tell(command.run_dir)
+
+
+def need_optuna() -> None:
+    """Raises ValueError when Optuna is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise ValueError("sweeps need Optuna: pip install 'qrag-jax[sweep]'") from None
+
+
+def check_data(spec: Spec, path: Path) -> None:
+    """Raises ValueError when the questions of the first trial cannot be read."""
+    from qrag_jax.evaluate.sets import validation_set
+    from qrag_jax.train.batches import stage_examples
+
+    config: RunConfig = spec.base
+    try:
+        validation_set(config)
+        for stage in config.train.stages(config.data):
+            stage_examples(config, stage)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _tell(run_dir: Path) -> None:
+    from experiments.sweep.report import best_of, evaluation, write_report
+    from experiments.sweep.study import Sweep
+
+    sweep = Sweep.open(run_dir)
+    rows = write_report(sweep)
+    failed, running = ([row for row in rows if row.state == state] for state in ("failed", "running"))
+    if failed:
+        say(f"{len(failed)} trials failed; {run_dir / 'sweep.md'} says why; --retry-failed tries them again")
+    if running:
+        say(f"{len(running)} trials are under way, here or elsewhere")
+    if (best := best_of(rows)) is not None:
+        say(f"best by validation: {best.name}, {best.values}; on the test questions:\n  {evaluation(sweep, best)}")
+    say(f"the report is in {run_dir}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

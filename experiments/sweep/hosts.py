@@ -1,0 +1,71 @@
+"""A sweep whose trials are trained by several processes together, one a host: all of them run the same command.
+
+Process 0 has the study and the folder. It chooses a trial, tells the others its configuration, and says when it is to be pruned; then all
+train it as one run (qrag_jax/train/hosts.py). There is no process of its own for a trial: one that crashes ends them all, and the same
+command takes it up again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from experiments.cli import keep_compilations
+from experiments.sweep.report import write_summary
+from experiments.sweep.run import HEADER, line
+from experiments.sweep.spec import Spec
+from experiments.sweep.study import Claim, Sweep
+from qrag_jax.config import RunConfig
+from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
+from qrag_jax.train import training
+from qrag_jax.train.hosts import from_leader, leader_only
+
+
+def run(spec: Spec, run_dir: Path, retry_failed: bool) -> None:
+    """Trains what there is to train; called by all processes. Raises ValueError, on all, on a folder or setting that cannot be used;
+    Preempted after SIGTERM, when the trial has saved."""
+    if spec.settings.parallel > 1:
+        raise ValueError(f"parallel = {spec.settings.parallel}: must be 1 where several processes train a trial together")
+    keep_compilations()
+    sweep = leader_only(lambda: Sweep(spec, run_dir))
+    claims: list[Claim] = []
+
+    def begin() -> list[str] | None:
+        """Folder and configuration of the next trial."""
+        if (claim := sweep.next()) is None:
+            return None
+        claims.append(claim)
+        _show(sweep, claim.name)
+        return [str(claim.folder), claim.config.to_json()]
+
+    def behind() -> bool:
+        return sweep.report(claims[-1], [record for record in RunLog(claims[-1].folder).read() if record["kind"] == "validation"])
+
+    def settle(state: Literal["complete", "pruned", "failed"], reason: str | None) -> None:
+        sweep.finish(claims[-1], state, reason)
+        _show(sweep, claims[-1].name)
+        write_summary(sweep)
+
+    from_leader(lambda: _begin(sweep, retry_failed))
+    while (trial := from_leader(begin)) is not None:
+        state: Literal["complete", "pruned", "failed"] = "complete"
+        reason = None
+        try:
+            training.run(RunConfig.from_json(trial[1]), trial[0], test=False, prune=behind)
+        except Pruned:
+            state = "pruned"
+        except (ValueError, NotFinite) as error:  # those that all processes raise; any other ends them
+            state, reason = "failed", str(error)
+        from_leader(lambda state=state, reason=reason: settle(state, reason))  # type: ignore[misc]
+
+
+def _begin(sweep: Sweep, retry_failed: bool) -> None:
+    if retry_failed:
+        say(f"{sweep.retry_failed()} failed trials are tried again")
+    say(f"{sweep.run_dir}: {sweep.spec.trials} trials, {sweep.spec.settings.method}\n{HEADER}")
+    for row in sweep.rows():
+        say(line(row))
+
+
+def _show(sweep: Sweep, name: str) -> None:
+    say(next(line(row) for row in sweep.rows() if row.name == name))

@@ -1,0 +1,337 @@
+"""Which trial is next, and what became of each: an Optuna study in a journal file that several machines may share.
+
+A trial is known by the hash of its configuration. Locks of the operating system, which end with their process however it ends, say who
+runs it: a trial that is under way and not locked was left behind, and is offered again. Optuna's trials are never changed once finished:
+a trial that goes on, or is tried again, is a new one there, and the newest of a hash counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+import logging
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.sweep.spec import MAY_GROW, Dimension, Spec
+from qrag_jax.config import RunConfig
+from qrag_jax.rundir.files import read_json, write_json, write_text
+from qrag_jax.rundir.log import RunLog
+
+optuna.logging.set_verbosity(logging.WARNING)
+
+State = Literal["waiting", "running", "complete", "pruned", "failed"]
+STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+class Lock:
+    """A lock on a file, held by this process and by children that are given ``file``; gone when all of them are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.file: int | None = None
+
+    def acquire(self) -> bool:
+        """Waits for the lock."""
+        return self._take(fcntl.LOCK_EX)
+
+    def attempt(self) -> bool:
+        """Takes the lock if it is free."""
+        return self._take(fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+    def _take(self, how: int) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            os.close(file)
+            return False
+        except BaseException:
+            os.close(file)
+            raise
+        self.file = file
+        return True
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process may run, and nobody else while ``lock`` is held."""
+
+    name: str
+    folder: Path
+    values: dict[str, Any]
+    config: RunConfig
+    lock: Lock
+    trial: optuna.Trial
+    reported: set[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as it stands. ``value``: the best validation so far, ``step``: its update, ``stopped``: its stopped Fact F1, None where there
+    is none; ``seconds`` of training; ``updates`` made; ``reason`` of a failure."""
+
+    name: str
+    state: State
+    values: dict[str, Any]
+    value: float | None
+    stopped: float | None
+    step: int | None
+    updates: int
+    seconds: float
+    reason: str | None
+    validations: tuple[tuple[int, float], ...]
+
+
+class Sweep:
+    """A sweep in its folder: ``spec.json``, ``journal.log``, ``locks/`` and ``trials/HASH/``, each a run directory with its ``log.txt``."""
+
+    def __init__(self, spec: Spec, run_dir: Path) -> None:
+        """Begins or goes on. Raises ValueError, before anything is written, when the folder holds something else."""
+        self.spec, self.run_dir = spec, run_dir
+        self._check_folder()
+        write_json(run_dir / "spec.json", spec.to_tree())
+        self._deciding = Lock(run_dir / "locks" / "deciding")
+        journal = run_dir.resolve() / "journal.log"
+        try:
+            # Optuna's own locks are files, which a killed process would leave behind.
+            backend = JournalFileBackend(str(journal), Lock(run_dir / "locks" / "journal"))  # type: ignore[arg-type]
+            storage = JournalStorage(backend)
+            self._study = optuna.create_study(
+                study_name="sweep", storage=storage, direction="maximize", load_if_exists=True, pruner=self._pruner()
+            )
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{journal}: cannot be read ({error}); move it away to begin again: finished trials will not train") from error
+
+    @classmethod
+    def open(cls, run_dir: Path) -> Sweep:
+        """The sweep of a folder. Raises ValueError when it holds none."""
+        path = run_dir / "spec.json"
+        tree = read_json(path)
+        try:
+            return cls(Spec.from_tree(tree), run_dir)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _check_folder(self) -> None:
+        path = self.run_dir / "spec.json"
+        if not path.exists():
+            if self.run_dir.exists() and not (self.run_dir.is_dir() and not any(self.run_dir.iterdir())):
+                raise ValueError(f"{self.run_dir}: not empty and not a sweep (no spec.json); choose another --run-dir")
+            return
+        old, new = (_without_growth(tree) for tree in (read_json(path), self.spec.to_tree()))
+        if changed := [name for name in new if old.get(name) != new[name]]:
+            raise ValueError(
+                f"{self.run_dir}: holds another sweep ({', '.join(changed)} differ); only {' and '.join(MAY_GROW)} may change; use "
+                "the same specification to go on, or another --run-dir"
+            )
+
+    def _pruner(self) -> optuna.pruners.BasePruner:
+        settings = self.spec.settings
+        if not settings.prune:
+            return optuna.pruners.NopPruner()
+        warmup = self.spec.base.train.steps // 4 if settings.prune_warmup is None else settings.prune_warmup
+        return optuna.pruners.MedianPruner(n_startup_trials=settings.prune_startup, n_warmup_steps=warmup)
+
+    def next(self) -> Claim | None:
+        """A trial to run: one left behind, one to try again, or a new one; None when there is none (others may still be running some)."""
+        with self._deciding:
+            self._recover()
+            while (trial := self._ask()) is not None:
+                try:
+                    return self._claim(trial, self.spec.config(trial.params))
+                except ValueError as error:
+                    self._fail(trial, str(error))
+            return None
+
+    def _claim(self, trial: optuna.Trial, config: RunConfig) -> Claim:
+        name = trial.user_attrs["trial"]
+        lock = self._lock(name)
+        taken = lock.attempt()
+        assert taken, f"{name}: offered while it is running"
+        folder = self.run_dir / "trials" / name
+        write_text(folder / "config.json", config.to_json())
+        return Claim(name, folder, self.spec.values(trial.params), config, lock, trial, set())
+
+    def report(self, claim: Claim, validations: Sequence[dict[str, Any]]) -> bool:
+        """Takes in the validations of a trial so far; True when it should be stopped."""
+        for record in validations:
+            if record["step"] not in claim.reported:
+                claim.reported.add(record["step"])
+                claim.trial.report(record[self.spec.settings.objective], record["step"])
+                if claim.trial.should_prune():
+                    return True
+        return False
+
+    def finish(self, claim: Claim, state: Literal["complete", "pruned", "failed"], reason: str | None = None) -> None:
+        """Records what became of a trial and gives it up."""
+        if state == "complete":
+            value = best_validation(RunLog(claim.folder).read(), self.spec.settings.objective)[self.spec.settings.objective]
+            self._study.tell(claim.trial, value)
+        elif state == "pruned":
+            self._study.tell(claim.trial, state=TrialState.PRUNED)
+        else:
+            self._fail(claim.trial, reason or "")
+        claim.lock.release()
+
+    def retry_failed(self) -> int:
+        """Offers failed trials again; returns how many."""
+        with self._deciding:
+            failed = [trial for trial in self._latest().values() if trial.state == TrialState.FAIL]
+            for trial in failed:
+                self._offer(trial.user_attrs["labels"], trial.user_attrs["trial"])
+        return len(failed)
+
+    def rows(self) -> list[Row]:
+        """All trials, in the order in which they were first chosen."""
+        return [self._row(name, trial) for name, trial in self._latest().items()]
+
+    def importances(self) -> dict[str, float] | None:
+        """Share of each field in reaching the best quarter of the finished trials (PED-ANOVA, Watanabe et al. 2023); None where it cannot
+        be said: with fewer than 8 finished trials, or when all reached the same."""
+        done = [trial for trial in self._latest().values() if trial.state == TrialState.COMPLETE]
+        if len(done) < 8 or len({trial.value for trial in done}) == 1:
+            return None
+        only = optuna.create_study(direction="maximize")
+        only.add_trials(done)
+        found = optuna.importance.get_param_importances(only, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25))
+        return {name: float(found[name]) for name in self._distributions()}
+
+    def _latest(self) -> dict[str, FrozenTrial]:
+        """Hash -> its newest trial, in the order of the first ones."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {trial.user_attrs["trial"]: trial for trial in trials if "trial" in trial.user_attrs}
+
+    def _row(self, name: str, trial: FrozenTrial) -> Row:
+        records = RunLog(self.run_dir / "trials" / name).read()
+        objective = self.spec.settings.objective
+        validations = [record for record in records if record["kind"] == "validation"]
+        best = best_validation(records, objective) if validations else {}
+        trained = [record for record in records if record["kind"] == "train"]
+        return Row(
+            name=name,
+            state=STATES[trial.state],
+            values=self.spec.values(trial.user_attrs["labels"]),
+            value=best.get(objective),
+            stopped=best.get("fact_f1_stopped"),
+            step=best.get("step"),
+            updates=records[-1]["step"] if records else 0,
+            seconds=trained[-1]["seconds"] if trained else 0.0,
+            reason=trial.user_attrs.get("reason"),
+            validations=tuple((record["step"], record[objective]) for record in validations),
+        )
+
+    def _recover(self) -> None:
+        """Offers again what nobody runs any more."""
+        newest = {trial.number for trial in self._latest().values()}
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            name = trial.user_attrs.get("trial")
+            if name is not None:
+                lock = self._lock(name)
+                if not lock.attempt():
+                    continue
+                lock.release()
+                if trial.number in newest:
+                    self._offer(trial.user_attrs["labels"], name)
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _offer(self, labels: dict[str, Any], name: str) -> None:
+        self._study.enqueue_trial(labels, user_attrs={"trial": name, "labels": labels})
+
+    def _ask(self) -> optuna.Trial | None:
+        """A trial with its hash: what was offered, else the next of the method."""
+        latest = self._latest()
+        if all(trial.state != TrialState.WAITING for trial in latest.values()):
+            if len(latest) >= self.spec.trials:
+                return None
+            if self.spec.settings.method == "grid":
+                self._offer(*next((labels, name) for labels in self.spec.grid() if (name := self.name(labels)) not in latest))
+        for attempt in itertools.count():
+            self._study.sampler = self._sampler(len(latest), attempt)
+            trial = self._study.ask(self._distributions())
+            if "trial" in trial.user_attrs:
+                return trial
+            name = self.name(trial.params)
+            if name not in latest:
+                trial.set_user_attr("labels", trial.params)
+                trial.set_user_attr("trial", name)
+                return trial
+            self._study.tell(trial, state=TrialState.FAIL)
+        raise AssertionError
+
+    def _sampler(self, index: int, attempt: int) -> optuna.samplers.BaseSampler:
+        """Draws trial ``index``. Its seed depends on nothing else, so that an interruption changes no choice; a combination that has been
+        chosen before is drawn again, at random."""
+        settings = self.spec.settings
+        seed = random.Random(f"{settings.seed} {index} {attempt}").getrandbits(32)
+        if settings.method == "tpe" and attempt == 0:
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, min(10, self.spec.trials // 3)))
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def name(self, labels: dict[str, Any]) -> str:
+        """Hash of the configuration with these values."""
+        try:
+            text = self.spec.config(labels).to_json()
+        except ValueError:  # recorded as failed when its turn comes
+            text = json.dumps(labels)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr("reason", reason)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _lock(self, name: str) -> Lock:
+        return Lock(self.run_dir / "locks" / name)
+
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        return {dimension.name: _distribution(dimension) for dimension in self.spec.space}
+
+
+def best_validation(records: Sequence[dict[str, Any]], objective: str) -> dict[str, Any]:
+    """The validation that a run's best checkpoint is chosen by: highest objective, then highest stopped Fact F1, then latest."""
+    validations = [record for record in records if record["kind"] == "validation"]
+    return max(validations, key=lambda r: (r[objective], r["fact_f1_stopped"] or 0.0, r["step"]))
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.values:
+        return CategoricalDistribution(dimension.labels)
+    if dimension.whole:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=int(dimension.step or 1))
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def _without_growth(tree: dict[str, Any]) -> dict[str, Any]:
+    """A specification's tree without what may change, its parts side by side."""
+    flat = {name: value for name, value in tree.items() if name != "settings"}
+    return flat | {name: value for name, value in tree.get("settings", {}).items() if name not in MAY_GROW}

@@ -1,0 +1,37 @@
+"""One trial of a sweep, in a process of its own: ``python -m experiments.sweep.trial FOLDER`` trains what FOLDER/config.json says.
+
+Started by ``experiments.sweep`` only, which holds the other end of standard input: when that closes, the trial saves and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from experiments.cli import execute
+from qrag_jax.config import RunConfig
+
+
+def main(folder: Path) -> int:
+    """Trains, leaves the test questions alone, and returns the exit code, as :func:`experiments.cli.execute`."""
+    threading.Thread(target=_end_with_sweep, daemon=True).start()
+
+    def run() -> None:
+        from qrag_jax.train import training
+
+        training.run(RunConfig.from_json((folder / "config.json").read_text(encoding="utf-8")), folder, test=False)
+
+    return execute(run)
+
+
+def _end_with_sweep() -> None:
+    # Not sys.stdin, whose lock a waiting daemon thread would hold when the interpreter ends.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))

@@ -1,0 +1,31 @@
+"""Everything a run can vary, as frozen dataclasses that check themselves. No jax here."""
+
+from qrag_jax.config.eval import EvalConfig
+from qrag_jax.config.run import (
+    BABI_TASKS,
+    TD_ONLY,
+    Attention,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    QHeadConfig,
+    RLConfig,
+    RunConfig,
+    Stage,
+    TrainConfig,
+)
+
+__all__ = [
+    "BABI_TASKS",
+    "TD_ONLY",
+    "Attention",
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "QHeadConfig",
+    "RLConfig",
+    "RunConfig",
+    "Stage",
+    "TrainConfig",
+]

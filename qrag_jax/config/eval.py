@@ -1,0 +1,77 @@
+"""What a run is tested on and how: the section ``eval`` of a configuration (qrag_jax/config/run.py)."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from qrag_jax.config.lengths import parse_tokens
+from qrag_jax.config.parse import require
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The final evaluation."""
+
+    tokens: tuple[str, ...] = ("1k", "4k", "32k", "128k")
+    """Context lengths, of benchmarks whose documents are made to length."""
+    benchmarks: tuple[str, ...] = ()
+    """Tests of other benchmarks after the run's own (out of distribution), each BENCHMARK or BENCHMARK/TASK: musique, babilong/qa3.
+    With the paper's number of picks: 2 on hotpotqa, 4 elsewhere."""
+    split: Literal["test", "validation"] = "test"
+    """Which questions are asked. validation: to compare settings, at lengths beyond those of training, without a look at the test."""
+    episodes: int = 200
+    """Questions at each length."""
+    budget: int = 4
+    """T at evaluation."""
+    beam: int = 1
+    """Paths kept at each step of a search ("Plan Q-RAG"); 1 is greedy."""
+    haystacks: int = 2
+    """Distinct haystacks at each length; questions are dealt over them (each haystack is embedded once)."""
+    reader: str = "none"
+    """The frozen LLM that answers: none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL."""
+    reader_context: Literal["retrieved", "stopped", "gold", "none"] = "retrieved"
+    """What the reader is given: the picked chunks, those picked before Q fell below the stop threshold, the supporting ones, or only the
+    question."""
+    reader_tokens: int = 32
+    """Longest answer, in tokens of the reader."""
+    reader_timeout: float = 120.0
+    """Seconds an openai: reader may take for one answer, waiting for its turn included, before it is asked again."""
+    reader_concurrency: int = 8
+    """Requests in flight at an openai: reader. A server that answers one at a time wants 1."""
+    reader_devices: int = 1
+    """Devices of this host that the network of a flax: reader is split over; 0: all. They must divide its key/value heads."""
+    reader_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of a flax: reader's weights, cache and activations. auto: bfloat16 on accelerators, float32 on CPUs."""
+
+    def __post_init__(self) -> None:
+        require(len(self.tokens) > 0, "eval.tokens", self.tokens, "at least one length such as 4k")
+        for text in self.tokens:
+            parse_tokens(text)
+        for text in self.benchmarks:
+            require(re.fullmatch(r"\w+(/\w+)?", text) is not None, "eval.benchmarks", text, "BENCHMARK or BENCHMARK/TASK, as babilong/qa3")
+        require(self.episodes >= 1, "eval.episodes", self.episodes, ">= 1")
+        require(self.budget >= 1, "eval.budget", self.budget, ">= 1")
+        require(self.beam >= 1, "eval.beam", self.beam, ">= 1")
+        require(
+            1 <= self.haystacks <= self.episodes,
+            "eval.haystacks",
+            self.haystacks,
+            f"in 1..eval.episodes ({self.episodes})",
+        )
+        require(
+            re.fullmatch(r"none|flax:.+|openai:https?://[^,]+,[^,]+", self.reader) is not None,
+            "eval.reader",
+            self.reader,
+            "none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL",
+        )
+        require(self.reader_tokens >= 1, "eval.reader_tokens", self.reader_tokens, ">= 1")
+        require(0 < self.reader_timeout < math.inf, "eval.reader_timeout", self.reader_timeout, "a positive number of seconds")
+        require(self.reader_concurrency >= 1, "eval.reader_concurrency", self.reader_concurrency, ">= 1")
+        require(self.reader_devices >= 0, "eval.reader_devices", self.reader_devices, ">= 0")
+        if not self.reader.startswith("flax:"):
+            alone = "left at its default, or give a reader that runs here (eval.reader flax:NAME)"
+            require(self.reader_devices == 1, "eval.reader_devices", self.reader_devices, alone)
+            require(self.reader_dtype == "auto", "eval.reader_dtype", self.reader_dtype, alone)

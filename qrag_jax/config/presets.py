@@ -1,0 +1,212 @@
+"""Settings to start from, by name or from a file. The paper's are those of its appendix F and of the reference code's configurations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
+
+
+def ordered(benchmark: str, task: str) -> bool:
+    """Whether chunks come from one document; elsewhere their order means nothing (the paper's choice of positions)."""
+    return benchmark in ("babilong", "own") or (benchmark == "ruler" and not task.startswith("qa"))
+
+
+def positions(benchmark: str, task: str) -> Literal["relative", "none"]:
+    """What our own presets give Q. Which needle is meant, its words alone tell: without positions RULER's needles are learned in a tenth of
+    the updates. The paper's presets have relative positions for them."""
+    return "relative" if ordered(benchmark, task) and benchmark != "ruler" else "none"
+
+
+def picks(benchmark: str) -> int:
+    """T at evaluation, as in the paper."""
+    return 2 if benchmark == "hotpotqa" else 4
+
+
+def largest_budget(config: RunConfig) -> int:
+    """Of training, of the run's own test, and of the others that it names."""
+    return max(config.rl.budget, config.eval.budget, *(picks(name.partition("/")[0]) for name in config.eval.benchmarks))
+
+
+def chunk_by(benchmark: str, task: str) -> Literal["sentence", "tokens"]:
+    """What a benchmark's chunks are: sentences, or paragraphs."""
+    return "sentence" if benchmark != "own" and ordered(benchmark, task) else "tokens"
+
+
+def tiny(benchmark: str, task: str) -> RunConfig:
+    """Two layers of 128 from scratch: minutes on two CPU cores, nothing to download."""
+    config = RunConfig(
+        data=DataConfig(
+            benchmark=benchmark, task=task, chunk_by=chunk_by(benchmark, task), question_tokens=12, chunk_tokens=16, state_chunk_tokens=12
+        ),
+        # A narrow vector divided by 10 cannot reach Q = 1 without growing its layer norms first; 4 is 10 at a width of 768.
+        model=ModelConfig(divisor=4.0),
+        qhead=QHeadConfig(positions=positions(benchmark, task)),
+        rl=RLConfig(alpha_end=0.01),
+        optim=OptimConfig(learning_rate=1e-3),
+        train=TrainConfig(steps=2500 if task == "qa2" else 1000),
+    )
+    if task == "qa3":
+        # Three hops are found from two: stories of qa2 first, then qa3 in documents long enough for most of its stories.
+        return replace(
+            config,
+            data=replace(config.data, chunks=100),
+            rl=replace(config.rl, budget=5),
+            train=replace(config.train, steps=6000, curriculum=("qa2:40:1500",)),
+            eval=replace(config.eval, beam=4),
+        )
+    if benchmark == "babilong":
+        return config
+    if task.startswith("niah"):
+        return _tiny_needles(config)
+    return replace(
+        config,
+        data=replace(config.data, chunks=40 if benchmark == "ruler" else 20, question_tokens=48, chunk_tokens=96, state_chunk_tokens=64),
+        model=replace(config.model, vocab_size=4096 if benchmark == "ruler" else 8192, max_positions=512),
+        rl=replace(config.rl, budget=picks(benchmark)),
+        eval=replace(config.eval, budget=picks(benchmark)),
+    )
+
+
+def _tiny_needles(config: RunConfig) -> RunConfig:
+    """RULER's needle tasks. A needle is told from thousands only by who has seen many, so documents are full of them. Where four must be
+    found before there is a reward, short documents come first; of all tasks together, the hardest gets a stage of its own. Where one is
+    enough, a low gamma makes a first pick beside it costly, whatever picks are left."""
+    task = config.data.task
+    # Longest question, chunk and chunk in a state, in tokens; uuids are long, and inside a state a needle's key is enough.
+    uuids, queries = (48, 64, 32), (40, 28, 28)
+    sizes = {"niah": uuids, "niah_mk3": uuids, "niah_multikey_3": uuids, "niah_mq": queries, "niah_multiquery": queries}
+    question, chunk, inside = sizes.get(task, (28, 28, 28))
+    four = task in ("niah", "niah_mv", "niah_multivalue", "niah_mq", "niah_multiquery")
+    stages = (f"{task}:10:300",) if four else ()
+    return replace(
+        config,
+        data=replace(config.data, chunks=100, shared_noise=100, question_tokens=question, chunk_tokens=chunk, state_chunk_tokens=inside),
+        model=replace(config.model, max_positions=512),
+        rl=replace(config.rl, budget=6) if four else replace(config.rl, gamma=0.5),
+        train=replace(config.train, curriculum=(*stages, "niah_mk3:100:300") if task == "niah" else stages, steps=1500 if four else 600),
+    )
+
+
+def minilm(benchmark: str, task: str) -> RunConfig:
+    """all-MiniLM-L6-v2 (22 M parameters), fine-tuned on a CPU or one small accelerator."""
+    config = _paper(benchmark, task, "minilm", chunk_tokens=128, budget=picks(benchmark))
+    sizes: dict[str, Any] = {"chunks": 20}
+    if benchmark == "babilong":
+        sizes = {"chunks": 40, "shared_noise": 32, "chunk_tokens": 24, "state_chunk_tokens": 16}
+    elif benchmark == "ruler":
+        sizes = {"chunks": 40, "shared_noise": 32}
+    return replace(
+        config,
+        data=replace(config.data, **sizes),
+        qhead=QHeadConfig(positions=positions(benchmark, task)),
+        rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
+        optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16),
+        train=TrainConfig(steps=300, eval_every=50, checkpoint_every=50),
+        eval=EvalConfig(tokens=("1k", "4k"), episodes=100, budget=picks(benchmark)),
+    )
+
+
+def contriever(benchmark: str, task: str) -> RunConfig:
+    """facebook/contriever, the paper's model for BabiLong and RULER: 64-token chunks, 6 picks, 50 000 updates."""
+    config = _paper(benchmark, task, "contriever", chunk_tokens=64, budget=6)
+    return replace(
+        config,
+        rl=replace(config.rl, alpha=0.01, alpha_end=0.01, lam=0.65, tau=0.1),
+        # 64 transitions in 1 to 2 batches: 16 episodes of 6.
+        optim=replace(config.optim, learning_rate=5e-5, end_ratio=0.0, weight_decay=1e-2, batch=16),
+        train=replace(config.train, steps=50_000),
+    )
+
+
+def e5(benchmark: str, task: str) -> RunConfig:
+    """intfloat/multilingual-e5-large, the paper's model for HotpotQA and MuSiQue: batches of 96 transitions, 10 000 updates."""
+    budget = picks(benchmark)
+    config = _paper(benchmark, task, "e5", chunk_tokens=220 if benchmark == "hotpotqa" else 110, budget=budget)
+    return replace(
+        config,
+        optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // budget),
+        train=replace(config.train, steps=10_000),
+        eval=replace(config.eval, budget=budget),
+    )
+
+
+def gte(benchmark: str, task: str) -> RunConfig:
+    """Alibaba-NLP/gte-multilingual-base, the paper's model for HotpotQA and MuSiQue together: 256-token chunks, 6 picks."""
+    config = _paper(benchmark, task, "gte", chunk_tokens=256, budget=6)
+    return replace(
+        config,
+        rl=replace(config.rl, alpha=0.005, alpha_end=0.005, lam=0.6, tau=0.02),
+        # 32 transitions in two batches of 16: 6 episodes of 6.
+        optim=replace(config.optim, learning_rate=5e-6, weight_decay=1e-3, batch=6),
+        train=replace(config.train, steps=50_000),
+    )
+
+
+def qwen3_embedding(benchmark: str, task: str) -> RunConfig:
+    """Qwen/Qwen3-Embedding-0.6B with the settings of the paper's GTE runs (the paper has none for it)."""
+    config = gte(benchmark, task)
+    return replace(config, model=replace(config.model, embedder="qwen3-embedding", remat=True))
+
+
+def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budget: int) -> RunConfig:
+    """What all of the paper's runs share."""
+    return RunConfig(
+        data=DataConfig(
+            benchmark=benchmark,
+            task=task,
+            chunk_by=chunk_by(benchmark, task),
+            chunks=160,
+            shared_noise=256,
+            question_tokens=64,
+            chunk_tokens=chunk_tokens,
+            state_chunk_tokens=min(chunk_tokens, 64),
+        ),
+        model=ModelConfig(embedder=embedder, tile_tokens=512 if embedder == "minilm" else 16384),
+        qhead=QHeadConfig(positions="relative" if ordered(benchmark, task) else "none"),
+        rl=RLConfig(budget=budget, random_updates=200),
+        optim=OptimConfig(warmup=1000),
+        train=TrainConfig(log_every=50, eval_every=500, checkpoint_every=500, eval_episodes=300),
+    )
+
+
+PRESETS: dict[str, Callable[[str, str], RunConfig]] = {
+    "tiny": tiny,
+    "minilm": minilm,
+    "contriever": contriever,
+    "e5": e5,
+    "gte": gte,
+    "qwen3-embedding": qwen3_embedding,
+}
+
+
+def is_file(name: str) -> bool:
+    """Whether a preset is a file, a configuration as runs (config.json) and sweeps (best.json) write it, and not one of PRESETS."""
+    return name.endswith(".json")
+
+
+def preset(name: str, benchmark: str, task: str) -> RunConfig:
+    """The preset ``name`` for a task of a benchmark. Raises ValueError, naming the known ones, on an unknown name, and as :func:`read`."""
+    if is_file(name):
+        config = read(name, benchmark)
+        return replace(config, data=replace(config.data, task=task))
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r}: unknown; known: {', '.join(PRESETS)}, or a .json file with a configuration")
+    return PRESETS[name](benchmark, task)
+
+
+def read(path: str, benchmark: str) -> RunConfig:
+    """The configuration in a file. Raises ValueError, naming the file, when it holds none or one of another benchmark."""
+    try:
+        config = RunConfig.from_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"preset {path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"preset {path}: {error}") from error
+    if benchmark != config.data.benchmark and benchmark not in re.split(r"[:+]", config.data.benchmark):
+        raise ValueError(f"preset {path}: holds settings for {config.data.benchmark}, not for {benchmark}")
+    return config

@@ -1,0 +1,324 @@
+"""Everything a run can vary, as frozen dataclasses that check themselves. No jax here.
+
+A run is one :class:`RunConfig`. ``to_json`` / ``from_json`` are exact inverses; unknown names are refused with the list of the known ones.
+Numbers named "paper" come from Q-RAG (arXiv 2511.07328), appendix F; the others are said where they stand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qrag_jax.config import EvalConfig
+from qrag_jax.config.parse import decode, require
+
+Attention = Literal["auto", "plain", "fused"]
+BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
+# Switches of the rl section that only its TD objective reads.
+TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which questions, in which documents, cut to which lengths."""
+
+    benchmark: str = "babilong"
+    """Name in the registry of benchmarks, or several with weights: hotpotqa:2+musique:1."""
+    task: str = "qa2"
+    """Task of the benchmark (babilong: qa1 ... qa5; ruler: niah_s1 ... niah_mq, qa_sh, qa_mh; elsewhere a type of question, or all)."""
+    data_dir: str | None = None
+    """Folder with the benchmark's files (babi/en-10k, books/{train,test}, pg_essays, squad, hotpotqa, musique, 2wikimultihopqa); of your
+    own questions, their .jsonl file or folder. None: generated stories and needles in the standard library's documentation."""
+    skip_bad: bool = False
+    """Leave broken records of question files out, and say how many; otherwise the first one ends the run."""
+    chunks: int = 40
+    """Chunks of a training document; where documents come as they are, the most one may have."""
+    shared_noise: int = 32
+    """Haystack sentences that the documents of one training batch share (each text is embedded once a batch)."""
+    chunk_by: Literal["sentence", "tokens"] = "sentence"
+    """What a chunk of a user's own text is: a sentence, as in BabiLong's documents, or whole sentences packed to data.chunk_tokens. Ask in
+    the kind of chunk that was trained on."""
+    question_tokens: int = 16
+    """Longest question, in tokens with the special ones; the rest is cut off."""
+    chunk_tokens: int = 24
+    """Longest chunk as an action."""
+    state_chunk_tokens: int = 16
+    """Longest chunk inside a state."""
+    state_tokens: int = 0
+    """Longest state (question and picked chunks); what is past it is cut off. 0: long enough for everything."""
+
+    def __post_init__(self) -> None:
+        require(self.chunks >= 1, "data.chunks", self.chunks, ">= 1")
+        require(self.shared_noise >= 1, "data.shared_noise", self.shared_noise, ">= 1")
+        for name in ("question_tokens", "chunk_tokens", "state_chunk_tokens"):
+            require(getattr(self, name) >= 4, f"data.{name}", getattr(self, name), ">= 4")
+        require(
+            self.state_tokens == 0 or self.state_tokens >= self.question_tokens,
+            "data.state_tokens",
+            self.state_tokens,
+            f"0, or >= data.question_tokens ({self.question_tokens}); a state begins with the question",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two text encoders. Sizes are used by the from-scratch embedder only; a named one brings its own."""
+
+    embedder: str = "tiny"
+    """'tiny' (from scratch), or a folder or hub name with a config.json and safetensors weights."""
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    mlp_width: int = 512
+    vocab_size: int = 4096
+    """Entries of the WordPiece vocabulary trained with the run."""
+    max_positions: int = 256
+    tied: bool = False
+    """One set of encoder parameters for states and actions."""
+    divisor: float = 10.0
+    """The pooled embedding is divided by this (reference code: 10, no normalisation)."""
+    dropout: float = 0.0
+    """Dropout in the loss only; rollouts and targets are always deterministic."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    tile_tokens: int = 512
+    """In training an encoder reads about this many tokens at a time, short texts sharing rows. The results do not depend on it: caches of
+    a CPU want few, accelerators want as many as their memory holds (16384)."""
+    attention: Attention = "auto"
+    """fused: by jax.nn.dot_product_attention, which is cuDNN's flash kernel on a GPU in bfloat16; plain: three operations; auto: plain on
+    CPU, fused elsewhere. The results do not depend on it. A Qwen3 embedder has only plain."""
+    remat: bool = False
+    """Recompute each layer in the backward pass (jax.checkpoint): less memory, more time."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "mlp_width", "max_positions"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), ">= 1")
+        require(self.width % self.heads == 0, "model.width", self.width, f"a multiple of model.heads ({self.heads})")
+        require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (two halves of coordinate pairs)")
+        require(self.vocab_size >= 300, "model.vocab_size", self.vocab_size, ">= 300 (characters and special tokens)")
+        require(self.divisor > 0, "model.divisor", self.divisor, "> 0")
+        require(self.tile_tokens >= 1, "model.tile_tokens", self.tile_tokens, ">= 1")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class QHeadConfig:
+    """Q(s, c) = <E_s(s), R(position) E_a(c)>, eq. 5 and 6."""
+
+    positions: Literal["relative", "absolute", "random", "none"] = "relative"
+    """relative: eq. 6 (BabiLong, RULER); absolute: the chunk's index; random: index plus an offset; none: unordered documents."""
+    position_resolution: Literal["integer", "continuous"] = "integer"
+    """integer: at most span+1 positions an interval, as released weights need; continuous: eq. 6 as printed."""
+    delta: float = 20.0
+    """Distance between the starts of neighbouring intervals (paper 10, reference code 20)."""
+    span: float = 18.0
+    """Positions inside an interval cover [0, span] (paper 9, reference code 18)."""
+    max_offset: int = 2000
+    """random: offsets are drawn below this."""
+    theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    halves: int = 2
+    """2: the vector's halves are rotated and trained as two values, Q = q1 + q2 (reference code); 1: one value."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.span < self.delta, "qhead.span", self.span, f"in (0, qhead.delta = {self.delta})")
+        if self.position_resolution == "integer":
+            require(self.span == int(self.span), "qhead.span", self.span, "a whole number (or qhead.position_resolution continuous)")
+        require(self.halves in (1, 2), "qhead.halves", self.halves, "1 or 2")
+        require(self.theta > 1, "qhead.theta", self.theta, "> 1")
+        require(self.max_offset >= 1, "qhead.max_offset", self.max_offset, ">= 1")
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """The episode, the policy and the targets (section 3 of the paper)."""
+
+    budget: int = 4
+    """T: chunks picked in a training episode."""
+    gamma: float = 0.99
+    lam: float = 0.5
+    """lambda of the lambda-return."""
+    tau: float = 0.02
+    """Share of the new parameters in the target's moving average, per update."""
+    alpha: float = 0.05
+    """Temperature of the policy and of the soft value."""
+    alpha_end: float = 0.05
+    """Temperature at the end of training; in between linear."""
+    policy_top_k: int = 5
+    """The policy samples among this many chunks of highest Q; 0: all."""
+    value_top_k: int = 5
+    """The soft value sums over this many chunks of highest Q; 0: all."""
+    random_updates: int = 50
+    """Updates at the start whose episodes are picked uniformly at random."""
+    reward: Literal["support", "answer_em", "answer_f1", "mixed"] = "support"
+    """support: 1 when all supporting chunks are picked. answer_em, answer_f1: the frozen reader's answer (eval.reader), no support labels.
+    mixed: the mean of support and answer_em."""
+    penalize_extra_steps: bool = False
+    """Reward 0.5 + 0.5 |F*| / |picked| on completion, in place of 1."""
+    objective: Literal["td", "supervised"] = "td"
+    """td: the value function, from rewards. supervised: a loss on the supporting chunks alone, picked one after the other in document
+    order, without rewards, policy or targets (Beam Retriever's; ablation)."""
+    soft: bool = True
+    """False: the value of a state is max Q in place of the soft value (ablation)."""
+    target_network: bool = True
+    """False: targets come from the trained parameters themselves (ablation)."""
+    reference_lambda_return: bool = False
+    """Parity: the reference code's off-by-one bootstrap (docs/deviations.md, 1)."""
+    reference_soft_value: bool = False
+    """Parity: top k before the mask of available chunks (docs/deviations.md, 2)."""
+    reference_alpha: bool = False
+    """Parity: alpha multiplied by the learning-rate schedule (docs/deviations.md, 3)."""
+
+    def __post_init__(self) -> None:
+        require(self.budget >= 1, "rl.budget", self.budget, ">= 1")
+        for name in ("gamma", "lam", "tau"):
+            require(0 <= getattr(self, name) <= 1, f"rl.{name}", getattr(self, name), "in [0, 1]")
+        for name in ("alpha", "alpha_end"):
+            require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "> 0")
+        for name in ("policy_top_k", "value_top_k", "random_updates"):
+            require(getattr(self, name) >= 0, f"rl.{name}", getattr(self, name), ">= 0")
+        if self.objective == "supervised":
+            for name in TD_ONLY:
+                usual = RLConfig.__dataclass_fields__[name].default
+                allowed = f"{usual!r} under rl.objective 'supervised', which has no rewards, no policy and no targets"
+                require(getattr(self, name) == usual, f"rl.{name}", getattr(self, name), allowed)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and linear decay."""
+
+    learning_rate: float = 7e-4
+    end_ratio: float = 0.1
+    """Learning rate at the last step as a share of the highest."""
+    warmup: int = 50
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 1e-3
+    max_grad_norm: float = 2.0
+    batch: int = 32
+    """Episodes an update. The memory of the gradient does not depend on it (model.tile_tokens)."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "> 0")
+        require(0 <= self.end_ratio <= 1, "optim.end_ratio", self.end_ratio, "in [0, 1]")
+        require(self.warmup >= 0, "optim.warmup", self.warmup, ">= 0")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "> 0")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
+        require(self.max_grad_norm > 0, "optim.max_grad_norm", self.max_grad_norm, "> 0")
+        require(self.batch >= 1, "optim.batch", self.batch, ">= 1")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training: until update ``until``, ``task`` in documents of ``chunks`` chunks."""
+
+    task: str
+    chunks: int
+    until: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run, and what it stops for."""
+
+    steps: int = 1000
+    """Updates."""
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 100
+    """Updates between validations; each may set the best checkpoint."""
+    eval_episodes: int = 128
+    """Validation episodes during training."""
+    checkpoint_every: int = 100
+    """Updates between checkpoints."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints at most, where updates are slow. After a SIGTERM there is one at once."""
+    curriculum: tuple[str, ...] = ()
+    """Stages before the main task, each TASK:CHUNKS:UPDATES (qa2:40:700): chains and documents that grow."""
+    stop_at: float | None = None
+    """End training when validation Fact EM reaches this at two validations in a row."""
+    init_from: str | None = None
+    """Run directory or export whose parameters to start from."""
+    parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
+    """auto: jit on one device, pmap on several of one host, shard_map on several hosts."""
+    devices: int = 0
+    """Devices to use; 0: all."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), ">= 1")
+        require(
+            self.eval_every % self.log_every == 0,
+            "train.eval_every",
+            self.eval_every,
+            f"a multiple of train.log_every ({self.log_every}): a validation stands beside a record",
+        )
+        require(0 < self.checkpoint_minutes < math.inf, "train.checkpoint_minutes", self.checkpoint_minutes, "> 0")
+        require(0 <= self.seed < 2**31, "train.seed", self.seed, "in [0, 2^31)")
+        require(self.devices >= 0, "train.devices", self.devices, ">= 0")
+        if self.stop_at is not None:
+            require(0 < self.stop_at <= 1, "train.stop_at", self.stop_at, "in (0, 1]")
+        for text in self.curriculum:
+            if not re.fullmatch(r"\w+:[1-9]\d*:[1-9]\d*", text):
+                raise ValueError(f"train.curriculum: stage {text!r} must be TASK:CHUNKS:UPDATES, such as qa2:40:700")
+        spent = sum(int(text.split(":")[2]) for text in self.curriculum)
+        require(spent < self.steps, "train.curriculum", self.curriculum, f"shorter than train.steps ({self.steps}) in all")
+
+    def stages(self, data: DataConfig) -> list[Stage]:
+        """The curriculum's stages, then the main task of ``data`` to the end."""
+        stages: list[Stage] = []
+        until = 0
+        for text in self.curriculum:
+            task, chunks, updates = text.split(":")
+            until += int(updates)
+            stages.append(Stage(task, int(chunks), until))
+        return [*stages, Stage(data.task, data.chunks, self.steps)]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    qhead: QHeadConfig = field(default_factory=QHeadConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.rl.budget <= self.data.chunks,
+            "rl.budget",
+            self.rl.budget,
+            f"<= data.chunks ({self.data.chunks}): an episode picks each chunk at most once",
+        )
+        if self.rl.reward != "support":
+            require(self.eval.reader != "none", "rl.reward", self.rl.reward, "support, or give the reader that answers (eval.reader)")
+        for stage in self.train.stages(self.data):
+            require(
+                self.rl.budget <= stage.chunks,
+                "train.curriculum",
+                self.train.curriculum,
+                f"of stages with >= rl.budget ({self.rl.budget}) chunks",
+            )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Inverse of :meth:`to_json`. Raises ValueError naming the field on unknown names, wrong types and bad values."""
+        try:
+            tree = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"configuration is not JSON: {error}") from error
+        if isinstance(tree, dict) and isinstance(tree.get("optim"), dict):
+            tree["optim"].pop("accumulate", None)  # of early runs; it never changed results
+        return decode(cls, tree)

@@ -1,0 +1,61 @@
+"""HotpotQA, distractor setting (Yang et al. 2018, arXiv 1809.09600): two paragraphs that answer, among ten.
+
+A file is one JSON list of records: ``_id``, ``question``, ``answer``, ``type``, ``context`` [[title, [sentences]]] and
+``supporting_facts`` [[title, number of the sentence]].
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.data.multihop import questions as multihop
+from qrag_jax.data.multihop.records import BadRecord, Record, Report, check, get_text, make_record, read_json_list, rows
+
+TYPES = ("bridge", "comparison")
+
+
+def read_hotpotqa(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+    """The records of a distractor file. Errors: see :func:`qrag_jax.data.multihop.records.read_json_list`."""
+    return read_json_list(path, partial(parse, types=TYPES), skip_bad=skip_bad)
+
+
+def parse(tree: Any, notes: Counter[str], *, types: Iterable[str]) -> Record:
+    """A record in this format. A paragraph supports if any fact names its title, also where the sentence lies past the paragraph's end, as
+    it does now and then in the published files: the title is right, and paragraphs are what is retrieved. That is noted."""
+    kind = get_text(tree, "type")
+    if kind not in types:
+        raise BadRecord("unknown type", f"{kind!r}; known: {', '.join(types)}")
+    context = [(title, [check(part, str, "sentence").strip() for part in parts]) for title, parts in rows(tree, "context", str, list)]
+    support = set()
+    for title, sentence in rows(tree, "supporting_facts", str, int):
+        named = [sentences for other, sentences in context if other == title]
+        if not named:
+            raise BadRecord("unknown support title", f"{title!r} is the title of no paragraph")
+        if any(sentences != named[0] for sentences in named):
+            raise BadRecord("ambiguous support title", f"{title!r} is the title of two different paragraphs")
+        if sentence < 0:
+            raise BadRecord("negative sentence number", f"[{title!r}, {sentence}]: sentences are numbered from 0")
+        if sentence >= len(named[0]):
+            notes["supporting sentence past the end of its paragraph"] += 1
+        support.add(title)
+    paragraphs = ((title, " ".join(filter(None, sentences)), title in support) for title, sentences in context)
+    return make_record(tree, "_id", kind, paragraphs, notes)
+
+
+HOTPOTQA = multihop.Benchmark(
+    name="hotpotqa",
+    folder="hotpotqa",
+    files=(("hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"), ("hotpot_fit.json", "hotpot_eval.json")),
+    home="https://hotpotqa.github.io",
+    types=TYPES,
+    read=read_hotpotqa,
+    downloads=(
+        "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_train_v1.1.json",
+        "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_dev_distractor_v1.json",
+    ),
+)
+load = partial(multihop.load, HOTPOTQA)

@@ -1,0 +1,53 @@
+"""MuSiQue-Ans (Trivedi et al. 2022, arXiv 2108.00573): two to four paragraphs that answer, one a hop, among twenty.
+
+A file has a JSON object a line: ``id``, ``question``, ``answer``, ``answer_aliases``, ``answerable``, ``paragraphs`` [{idx, title,
+paragraph_text, is_supporting}] and ``question_decomposition`` [{paragraph_support_idx, ...}], a hop each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.data.multihop import questions as multihop
+from qrag_jax.data.multihop.records import BadRecord, Record, Report, check, get, make_record, read_jsonl
+
+TYPES = ("2hop", "3hop", "4hop")
+
+
+def read_musique(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+    """The records of a MuSiQue-Ans file. Errors: see :func:`qrag_jax.data.multihop.records.read_jsonl`."""
+    return read_jsonl(path, _parse, skip_bad=skip_bad)
+
+
+def _parse(tree: Any, notes: Counter[str]) -> Record:
+    if not get(tree, "answerable", bool):
+        raise BadRecord("not answerable", "its paragraphs do not answer it; MuSiQue-Ans, not MuSiQue-Full, is what is read here")
+    paragraphs = []
+    for number, paragraph in enumerate(get(tree, "paragraphs", list)):
+        if get(paragraph, "idx", int) != number:
+            raise BadRecord("idx out of sequence", f"paragraph {number} has the idx {paragraph['idx']}")
+        paragraphs.append((get(paragraph, "title", str), get(paragraph, "paragraph_text", str), get(paragraph, "is_supporting", bool)))
+    hops = [get(hop, "paragraph_support_idx", int) for hop in get(tree, "question_decomposition", list)]
+    support = [number for number, (_, _, supports) in enumerate(paragraphs) if supports]
+    if support and sorted(set(hops)) != support:
+        raise BadRecord("hops are not the support", f"the hops use the paragraphs {sorted(set(hops))}, is_supporting marks {support}")
+    kind = f"{len(hops)}hop"
+    if support and kind not in TYPES:
+        raise BadRecord("unknown type", f"{len(hops)} hops; known: {', '.join(TYPES)}")
+    aliases = [check(alias, str, "answer_aliases").strip() for alias in get(tree, "answer_aliases", list)]
+    notes["empty alias, not read"] += aliases.count("")
+    return make_record(tree, "id", kind, paragraphs, notes, filter(None, aliases))
+
+
+MUSIQUE = multihop.Benchmark(
+    name="musique",
+    folder="musique",
+    files=(("musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_dev.jsonl"), ("musique_fit.jsonl", "musique_eval.jsonl")),
+    home="https://github.com/StonyBrookNLP/musique (musique_v1.0.zip)",
+    types=TYPES,
+    read=read_musique,
+)
+load = partial(multihop.load, MUSIQUE)

@@ -1,0 +1,191 @@
+"""Multi-hop questions over separate paragraphs: what HotpotQA, MuSiQue, 2WikiMultihopQA and a user's own questions share.
+
+A document is a question's own paragraphs, so there is no context length to choose, and no noise that documents share.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from qrag_jax.config import DataConfig
+from qrag_jax.data.multihop.records import Record, Report
+from qrag_jax.data.prepared import prepared_folder, read_records
+from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
+from qrag_jax.rundir.log import say
+from qrag_jax.types import QAExample
+
+ALL = "all"
+"""The task of all questions, of whatever type."""
+_ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random streams
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a benchmark's files are and how they are read. ``files``: pairs of a training and a test file, those to prefer first;
+    ``types``: of its questions; ``downloads``: addresses of the first pair, where they are plain files."""
+
+    name: str
+    folder: str
+    files: tuple[tuple[str, str], ...]
+    home: str
+    types: tuple[str, ...]
+    read: Callable[..., tuple[tuple[Record, ...], Report]]
+    downloads: tuple[str, str] | None = None
+
+    @property
+    def wanted(self) -> str:
+        """What a data folder must hold, and where that comes from."""
+        pairs = ", or ".join(" and ".join(pair) for pair in self.files)
+        return f"looked for in data_dir/{self.folder}: {pairs}. They come from {self.home}"
+
+
+class MultihopQuestions(Sequence[QAExample]):
+    """The given records in an order that depends on the seed. ``self[i]`` exists for every i >= 0: past ``len(self)`` they come again, in
+    another order. Iteration ends at ``len``. ``shuffle``: example i has its paragraphs in an order of its own (training); else
+    they stay as they are in the file, where the published files have them shuffled."""
+
+    def __init__(self, name: str, records: Sequence[Record], split: Split, *, seed: int, shuffle: bool) -> None:
+        check_split(split)
+        if not records:
+            raise ValueError(f"{name}: no question is left for {split}; a tenth of the training file, by a hash of the ids, is validation")
+        self.name, self.records, self.split, self.seed, self.shuffle = name, records, split, seed, shuffle
+        self._order = lru_cache(maxsize=4)(
+            lambda epoch: np.random.default_rng((seed, _ORDER, SPLITS.index(split), epoch)).permutation(len(records))
+        )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[QAExample]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: SupportsIndex) -> QAExample:  # type: ignore[override]  # slices of an endless sequence are not offered
+        record = self.record(i)
+        chunks, order = record.chunks, list(range(len(record.paragraphs)))
+        if self.shuffle:
+            draw = np.random.default_rng((self.seed, _PARAGRAPHS, SPLITS.index(self.split), operator.index(i)))
+            order = draw.permutation(len(chunks)).tolist()
+        return QAExample(
+            id=f"{self.name}/{record.id}",
+            question=record.question,
+            chunks=tuple(chunks[k] for k in order),
+            answer=record.answer,
+            support=tuple(place for place, k in enumerate(order) if k in record.support),
+            aliases=record.aliases,
+        )
+
+    def record(self, i: SupportsIndex) -> Record:
+        """What example i is made from."""
+        i = operator.index(i)
+        if i < 0:
+            raise IndexError(f"example {i}: indices begin at 0; negative ones have no meaning in a sequence that does not end")
+        epoch, place = divmod(i, len(self.records))
+        return self.records[self._order(epoch)[place]]
+
+
+def load(
+    benchmark: Benchmark,
+    config: DataConfig,
+    split: Split,
+    *,
+    seed: int,
+    chunks: int | None = None,
+    group: int | None = None,
+    haystacks: int | None = None,
+) -> MultihopQuestions:
+    """The questions of a split that are of the type ``config.task`` ('all': of any).
+
+    ``chunks``, ``group`` and ``haystacks`` are accepted as by every benchmark and change nothing: a document is as long as it is.
+    Raises ValueError on missing or broken files, and in training on documents of more than ``config.chunks`` paragraphs.
+    """
+    check_split(split)
+    check_task(benchmark.name, config.task, benchmark.types)
+    if config.data_dir is None:
+        raise ValueError(f"data.data_dir: {benchmark.name} is read from files, so give their folder; {benchmark.wanted}")
+    records = [r for r in read_split(benchmark, config.data_dir, split, config.skip_bad) if config.task in (ALL, r.type)]
+    if split == "train":
+        check_room(records, config.chunks)
+    return MultihopQuestions(benchmark.name, records, split, seed=seed, shuffle=split == "train")
+
+
+def check_task(name: str, task: str, types: Sequence[str]) -> None:
+    if task not in (ALL, *types):
+        raise ValueError(f"data.task = {task!r}: unknown task of {name}; known: {', '.join((ALL, *types))}")
+
+
+def check_room(records: Sequence[Record], chunks: int) -> None:
+    """Raises ValueError if a document is longer than a training batch is wide."""
+    longest = max((len(record.paragraphs) for record in records), default=0)
+    if longest > chunks:
+        raise ValueError(f"data.chunks = {chunks}: must be >= {longest}, the paragraphs of the longest training document")
+
+
+def find_files(benchmark: Benchmark, data_dir: str | Path) -> tuple[Path, Path] | None:
+    """The training and the test file: the first pair of which both are there. None without one.
+
+    Files of two pairs are never mixed, since a training subset may hold questions of the official test file."""
+    for pair in benchmark.files:
+        train, test = (Path(data_dir, benchmark.folder, name) for name in pair)
+        if train.is_file() and test.is_file():
+            return train, test
+    return None
+
+
+@lru_cache(maxsize=32)
+def read_split(benchmark: Benchmark, data_dir: str, split: Split, skip_bad: bool) -> tuple[Record, ...]:
+    """Records of a split: from prepared records if there are some, else from the files. Kept for the life of the process."""
+    files = find_files(benchmark, data_dir)
+    if folder := prepared_folder(data_dir, "multihop", benchmark.name):
+        return tuple(_from_record(record) for record in read_records(folder, split, files or ()))
+    if files is None:
+        raise ValueError(f"data.data_dir = {data_dir!r}: no files of {benchmark.name}; {benchmark.wanted}")
+    return split_files(benchmark, files, skip_bad)[split]
+
+
+@lru_cache(maxsize=8)
+def split_files(benchmark: Benchmark, files: tuple[Path, Path], skip_bad: bool) -> dict[Split, tuple[Record, ...]]:
+    """The three splits: test is the test file; a tenth of the training file, by a hash of the id, is validation.
+
+    Says what was left out. Raises ValueError if the two files share a question id."""
+    train, test = (read_and_say(benchmark.read, path, skip_bad) for path in files)
+    check_disjoint({"train": train, "test": test}, f"{files[0]} and {files[1]}")
+    side = lambda split: tuple(record for record in train if hashed_split(record.id, test=0.0) == split)  # noqa: E731
+    return {"train": side("train"), "validation": side("validation"), "test": test}
+
+
+def read_and_say(read: Callable[..., tuple[tuple[Record, ...], Report]], path: Path, skip_bad: bool) -> tuple[Record, ...]:
+    """The records of a file; what was skipped is said."""
+    records, report = read(path, skip_bad=skip_bad)
+    if report.skipped:
+        say(str(report))
+    return records
+
+
+def check_disjoint(sides: dict[str, tuple[Record, ...]], where: str) -> None:
+    """Raises ValueError if a question id is in two of the splits."""
+    seen: dict[str, str] = {}
+    for name, records in sides.items():
+        for record in records:
+            if seen.setdefault(record.id, name) != name:
+                raise ValueError(f"{where}: question {record.id!r} is in {seen[record.id]} and in {name}; splits must share no question")
+
+
+def _from_record(record: dict[str, Any]) -> Record:
+    """Inverse of what ``tfds_builders.MultihopBuilder`` writes."""
+    words = lambda name: tuple(text.decode() for text in record[name])  # noqa: E731
+    return Record(
+        id=record["id"].decode(),
+        question=record["question"].decode(),
+        answer=record["answer"].decode(),
+        aliases=words("aliases"),
+        paragraphs=tuple(zip(words("title"), words("text"), strict=True)),
+        support=tuple(int(index) for index in record["support"]),
+        type=record["type"].decode(),
+    )

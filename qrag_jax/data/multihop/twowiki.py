@@ -1,0 +1,31 @@
+"""2WikiMultihopQA (Ho et al. 2020, arXiv 2011.01060): two or four paragraphs that answer, among ten.
+
+The files have HotpotQA's format, with other types of questions and fields that are not read.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from qrag_jax.data.multihop import questions as multihop
+from qrag_jax.data.multihop.hotpotqa import parse
+from qrag_jax.data.multihop.records import Record, Report, read_json_list
+
+TYPES = ("compositional", "comparison", "bridge_comparison", "inference")
+
+
+def read_twowiki(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+    """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_json_list`."""
+    return read_json_list(path, partial(parse, types=TYPES), skip_bad=skip_bad)
+
+
+TWOWIKI = multihop.Benchmark(
+    name="twowiki",
+    folder="2wikimultihopqa",
+    files=(("train.json", "dev.json"), ("2wiki_fit.json", "2wiki_eval.json")),
+    home="https://github.com/Alab-NII/2wikimultihop (data_ids_april7.zip)",
+    types=TYPES,
+    read=read_twowiki,
+)
+load = partial(multihop.load, TWOWIKI)

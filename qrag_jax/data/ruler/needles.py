@@ -1,0 +1,149 @@
+"""Needles of RULER's NIAH tasks (Hsieh et al. 2024, arXiv 2404.06654): the eight tasks, their keys and values, sentences and questions.
+
+Needles and questions read as the official generator writes them. Word keys are "adjective-noun" pairs as there, but from the short lists
+below (some 20 000 pairs) in place of the ``wonderwords`` package. No pair and no number occurs in two splits; uuids are drawn from streams
+of their own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+from qrag_jax.data.ruler.documents import Item, Piece
+from qrag_jax.data.splits import SPLITS, Split, hashed_split
+from qrag_jax.types import VALUES_SEPARATOR
+
+NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_ITEM = 111  # first word of the keys of a random stream
+
+Kind = Literal["numbers", "words", "uuids"]
+
+
+@dataclass(frozen=True)
+class NiahTask:
+    """``keys`` keys of ``values`` values each are hidden in the haystack; all values of ``queries`` of the keys are asked for."""
+
+    haystack: Literal["noise", "essays", "needles"]
+    key_kind: Kind = "words"
+    value_kind: Kind = "numbers"
+    keys: int = 1
+    values: int = 1
+    queries: int = 1
+
+
+NIAH = {
+    "niah_single_1": NiahTask("noise"),
+    "niah_single_2": NiahTask("essays"),
+    "niah_single_3": NiahTask("essays", value_kind="uuids"),
+    "niah_multikey_1": NiahTask("essays", keys=4),
+    "niah_multikey_2": NiahTask("needles"),
+    "niah_multikey_3": NiahTask("needles", key_kind="uuids", value_kind="uuids"),
+    "niah_multivalue": NiahTask("essays", values=4),
+    "niah_multiquery": NiahTask("essays", keys=4, queries=4),
+}
+ALIASES = {
+    "niah_s1": "niah_single_1",
+    "niah_s2": "niah_single_2",
+    "niah_s3": "niah_single_3",
+    "niah_mk1": "niah_multikey_1",
+    "niah_mk2": "niah_multikey_2",
+    "niah_mk3": "niah_multikey_3",
+    "niah_mv": "niah_multivalue",
+    "niah_mq": "niah_multiquery",
+}
+
+
+def needle(kind: Kind, key: str, value: str) -> str:
+    """The sentence that tells one value of a key."""
+    return f"One of the special magic {kind} for {key} is: {value}."
+
+
+def question(kind: Kind, keys: tuple[str, ...], values: int) -> str:
+    """What asks for all values of ``keys``, ``values`` in number."""
+    named = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
+    what = f"are all the special magic {kind}" if values > 1 else f"is the special magic {kind.removesuffix('s')}"
+    return f"What {what} for {named} mentioned in the provided text?"
+
+
+def draw_names(kind: Kind, count: int, split: Split, draw: np.random.Generator) -> list[str]:
+    """``count`` keys or values of a split, all different; words repeat, evenly, once there are no more."""
+    if kind == "numbers":  # seven digits; the remainder modulo 3 tells the split
+        thirds = draw.choice(3_000_000, size=count, replace=False)
+        return [str(1_000_000 + 3 * third + SPLITS.index(split)) for third in thirds.tolist()]
+    if kind == "uuids":
+        return [str(uuid.UUID(bytes=draw.bytes(16), version=4)) for _ in range(count)]
+    pairs = word_pairs(split)
+    return [pairs[k] for k in np.resize(draw.permutation(len(pairs)), count)]
+
+
+@cache
+def word_pairs(split: Split) -> tuple[str, ...]:
+    """All word keys of a split: six in ten are for training, three for the test."""
+    pairs = (f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS)
+    return tuple(pair for pair in pairs if hashed_split(pair, validation=0.1, test=0.3) == split)
+
+
+class NiahQuestions:
+    """Question i is drawn from (seed, split, i) alone."""
+
+    def __init__(self, task: NiahTask, split: Split, *, seed: int) -> None:
+        self.task, self.split, self.seed = task, split, seed
+        self.most_pieces = task.keys * task.values
+
+    def item(self, i: int) -> Item:
+        task = self.task
+        draw = np.random.default_rng((self.seed, _ITEM, SPLITS.index(self.split), i))
+        keys = draw_names(task.key_kind, task.keys, self.split, draw)
+        drawn = draw_names(task.value_kind, task.keys * task.values, self.split, draw)
+        values = {key: drawn[n * task.values : (n + 1) * task.values] for n, key in enumerate(keys)}
+        needles = [Piece(key, needle(task.value_kind, key, value)) for key in keys for value in values[key]]
+        pieces = tuple(needles[k] for k in draw.permutation(len(needles)))
+        asked = tuple(keys[k] for k in draw.permutation(task.keys)[: task.queries])
+        answers = [value for key in asked for value in values[key]]
+        return Item(
+            question=question(task.value_kind, asked, len(answers)),
+            answer=VALUES_SEPARATOR.join(answers),
+            pieces=pieces,
+            support=tuple(n for n, piece in enumerate(pieces) if piece.name in asked),
+        )
+
+
+class NeedleHaystack:
+    """Noise made of needles that nobody asks for, each with a key and a value of its own (MK-2, MK-3)."""
+
+    def __init__(self, task: NiahTask, split: Split) -> None:
+        self.task, self.split = task, split
+
+    def sample(self, count: int, draw: np.random.Generator) -> list[Piece]:
+        keys = draw_names(self.task.key_kind, count, self.split, draw)
+        values = draw_names(self.task.value_kind, count, self.split, draw)
+        return [Piece(key, needle(self.task.value_kind, key, value)) for key, value in zip(keys, values, strict=True)]
+
+    def stretch(self, count: int, key: tuple[int, ...], group: int, groups: int) -> list[Piece]:
+        return self.sample(count, np.random.default_rng((*key, group)))
+
+
+_ADJECTIVES = """
+able afraid amber ancient angry awake awkward bare bitter blank bold brave brief bright brisk broad broken busy calm careful careless cheap
+cheerful clean clear clever cloudy clumsy coarse cold common copper crimson crooked curious damp dark dear deep dim dizzy double dreary dry
+dull dusty eager early easy empty even faint fair faithful false famous fancy fast fierce firm flat fluffy foggy foolish fragile frank free
+fresh frosty full gentle giant glad golden grand grateful gray greedy green grim half handy happy harsh hasty heavy hidden high hollow
+honest huge humble hungry icy idle ivory jolly keen kind large late lazy light lively lonely long loud lucky mad marble mellow merry mild
+modern muddy narrow neat nervous noble noisy odd old orange pale patient plain
+"""
+_NOUNS = """
+acorn actor anchor ankle apple apron arrow atlas attic autumn badge baker barn barrel basin basket beacon beard beaver bell bench berry
+bicycle blanket bonnet border bottle boulder bracelet branch bread brick bridge broom brush bucket butter button cabin cactus camel candle
+canoe canyon captain carpet carrot castle cattle cavern cellar chair chalk chapel cherry chimney circus cliff clock closet cloud coach coat
+cobbler collar comet compass copy corner cottage cotton cousin cradle crayon cricket crown curtain cushion dagger dairy dancer desert
+diamond dinner doctor dolphin donkey dragon drawer drum eagle easel elbow engine envelope falcon farmer feather fence ferry fiddle field
+finger flame flute forest fountain fox garden garlic gate ginger glacier glove goose grape guitar hammer harbor hatch hazel helmet heron
+hill honey horse hotel iceberg island jacket jelly jewel jungle kettle kitchen kite ladder lagoon lantern lemon leopard letter lily lizard
+lobster magnet maple market meadow melon mirror monkey mountain museum mustard napkin needle nephew
+"""
+ADJECTIVES, NOUNS = tuple(_ADJECTIVES.split()), tuple(_NOUNS.split())

@@ -1,0 +1,119 @@
+"""RULER (Hsieh et al. 2024, arXiv 2404.06654): eight kinds of needles in a haystack at any length, and questions among paragraphs.
+
+Documents have exactly as many chunks as asked for; needles stand at random places, support are the needles that answer the question.
+Haystacks are the official ones: one line of noise over and over, essays, needles. The essays are for the test alone: in their place,
+training and validation have books, or without books Python's documentation. RULER's own files are read by ``ruler_files``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.config import DataConfig, lengths
+from qrag_jax.data.babilong.documents import ENDLESS, HAYSTACK_SENTENCES, ContiguousNoise, SharedNoise
+from qrag_jax.data.mixture import Mixture
+from qrag_jax.data.ruler.documents import Documents, NoiseSource, TextHaystack
+from qrag_jax.data.ruler.files import official_path, read_official
+from qrag_jax.data.ruler.needles import ALIASES, NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions
+from qrag_jax.data.ruler.qa import QA_TASKS, load_qa
+from qrag_jax.data.splits import Split, check_split, stable_fraction
+from qrag_jax.data.text.haystack import book_sentences, load_haystack
+from qrag_jax.types import QAExample
+
+ALL_NEEDLES = "niah"
+"""The eight needle tasks in equal parts, for one retriever that does them all; evaluated one by one."""
+TASKS = (*ALIASES, *NIAH, *QA_TASKS, ALL_NEEDLES)
+CHUNK_TOKENS = {"niah_multikey_2": 18, "niah_multikey_3": 68, "qa_sh": 150, "qa_mh": 120}
+"""Tokens of a chunk, where it is no sentence of 25: needles by the lengths in RULER's own files, paragraphs by their words and marks."""
+
+
+def full_name(task: str) -> str:
+    """'niah_mk3' -> 'niah_multikey_3'; a full name stays. Raises ValueError on an unknown task."""
+    if task not in TASKS:
+        raise ValueError(f"data.task = {task!r}: unknown task of ruler; known: {', '.join(TASKS)}")
+    return ALIASES.get(task, task)
+
+
+def context_chunks(task: str, tokens: int) -> int:
+    """Chunks that fill a context of ``tokens`` tokens."""
+    per_chunk = CHUNK_TOKENS.get(full_name(task))
+    return lengths.context_chunks(tokens) if per_chunk is None else math.ceil(tokens / per_chunk)
+
+
+def load(
+    config: DataConfig,
+    split: Split,
+    *,
+    seed: int,
+    chunks: int | None = None,
+    group: int | None = None,
+    haystacks: int | None = None,
+) -> Documents | Mixture:
+    """The examples of a split, with ``config.chunks`` chunks a document unless ``chunks`` says otherwise.
+
+    Exactly one of ``group`` (training: so many consecutive examples share ``config.shared_noise`` pieces of noise) and ``haystacks``
+    (evaluation: examples are dealt over so many haystacks) must be given. Raises ValueError on an unknown task, on missing or broken
+    files, and on documents with less room than a question needs, or more than there are paragraphs.
+    """
+    check_split(split)
+    if (group is None) == (haystacks is None):
+        raise ValueError(f"group = {group}, haystacks = {haystacks}: give group to train, or haystacks to evaluate, not both")
+    task = full_name(config.task)
+    if task == ALL_NEEDLES:
+        options: dict[str, Any] = {"seed": seed, "chunks": chunks, "group": group, "haystacks": haystacks}
+        return Mixture([load(replace(config, task=part), split, **options) for part in NIAH], [1] * len(NIAH), split, seed=seed)
+    chunks = config.chunks if chunks is None else chunks
+    noise = SharedNoise(group, config.shared_noise) if group is not None else ContiguousNoise(haystacks or 0)
+    if task in QA_TASKS:
+        paragraphs, texts = load_qa(task, config.data_dir, split, seed=seed)
+        if group is None and chunks > len(texts.texts):
+            raise ValueError(
+                f"chunks = {chunks}: must be <= {len(texts.texts)}, the different paragraphs of task {task} in {split}; "
+                "leave out the longest of eval.tokens, or use larger files"
+            )
+        return Documents(paragraphs, texts, noise, task=task, split=split, seed=seed, chunks=chunks, length=len(paragraphs.records))
+    questions = NiahQuestions(NIAH[task], split, seed=seed)
+    haystack = _haystack(task, config.data_dir, split, chunks * (haystacks or 0))
+    return Documents(questions, haystack, noise, task=task, split=split, seed=seed, chunks=chunks, length=ENDLESS)
+
+
+def _haystack(task: str, data_dir: str | None, split: Split, sentences: int) -> NoiseSource:
+    kind = NIAH[task].haystack
+    if kind == "noise":
+        return TextHaystack((NOISE_LINE,))
+    if kind == "needles":
+        return NeedleHaystack(NIAH[task], split)
+    if data_dir is not None and split == "test":
+        return TextHaystack(essay_sentences(data_dir))
+    books = data_dir if data_dir is not None and Path(data_dir, "books").is_dir() else None
+    return TextHaystack(load_haystack(books, split, max(HAYSTACK_SENTENCES, sentences)).sentences)
+
+
+@lru_cache(maxsize=4)
+def essay_sentences(data_dir: str) -> tuple[str, ...]:
+    """The sentences of all essays, one after the other, ordered by a hash of their names. Kept for the life of the process."""
+    folder = Path(data_dir, "pg_essays")
+    paths = sorted(folder.glob("*.txt"), key=lambda path: (stable_fraction(path.stem), path.stem))
+    if not paths:
+        raise ValueError(f"{folder}: no .txt files; for the test of this task data_dir = {data_dir!r} must hold pg_essays/*.txt")
+    sentences = tuple(sentence for path in paths for sentence in book_sentences(path))
+    if not sentences:
+        raise ValueError(f"{folder}: no sentence of 10 to 64 words and marks found; essays are plain English prose in UTF-8")
+    return sentences
+
+
+def load_official(data_dir: str | None, task: str, length: int) -> list[QAExample]:
+    """RULER's own records of a task with texts of ``length`` tokens (``data_dir/ruler/<length>/<task>/validation.jsonl``).
+
+    Documents have different numbers of chunks. Raises ValueError on an unknown task, a missing file or a broken record.
+    """
+    task = full_name(task)
+    if task not in NIAH:
+        raise ValueError(f"data.task = {task!r}: official files are read for the NIAH tasks only: {', '.join(NIAH)}")
+    if data_dir is None:
+        raise ValueError(f"data.data_dir: official records are files, so a folder with {official_path('', task, length)} must be given")
+    return read_official(official_path(data_dir, task, length))

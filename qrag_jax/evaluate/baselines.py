@@ -1,0 +1,169 @@
+"""Retrieval without fine-tuning, on the questions and at the budget of a run: what training has to beat.
+
+    bm25      the T chunks of highest BM25 score (package bm25s: Lucene's variant, k1 1.5, b 0.75, English stop words left out)
+    single    one look: the T chunks nearest to the question's embedding
+    multi     the multi-step search of this library with the same embedder as it is, without positions
+    random    T chunks drawn at random
+
+Each gives the episodes and the rows of results.json that a trained retriever gives, and names itself in the row's ``method``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from qrag_jax.evaluate.episodes import score_episodes, summary
+from qrag_jax.evaluate.results import SCHEMA, EpisodeRecord, results_table, write_episodes
+from qrag_jax.evaluate.sets import EvaluationSet
+from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.retrieve.scan import HostScorer, look
+from qrag_jax.retrieve.types import PoolRows, Trajectory
+from qrag_jax.rundir.files import write_json, write_text
+from qrag_jax.rundir.log import say
+from qrag_jax.types import QAExample
+
+Similarity = Literal["cosine", "dot"]
+Find = Callable[[Sequence[QAExample], int], list[Trajectory]]
+"""Questions, budget -> the picks of each."""
+METHODS = {"bm25": "BM25", "single": "single-step, no fine-tuning", "multi": "multi-step, no fine-tuning", "random": "random"}
+"""Name on the command line -> ``method`` of a row."""
+NEED_EMBEDDER = ("single", "multi")
+
+
+def bm25(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
+    """The chunks of highest BM25 score, each document its own collection; equal scores in document order.
+
+    Raises ValueError when bm25s is not installed.
+    """
+    try:
+        import bm25s
+    except ImportError:
+        raise ValueError("the baseline bm25 needs the package bm25s: pip install 'qrag-jax[baselines]'") from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it has a line to say about each index
+
+    def words(texts: Sequence[str]) -> list[list[str]]:
+        return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+
+    pool = list({text: None for example in examples for text in example.chunks})
+    known = dict(zip(pool, words(pool), strict=True))
+    found = []
+    for example, query in zip(examples, words([example.question for example in examples]), strict=True):
+        corpus = [known[text] for text in example.chunks]
+        scores = np.zeros(len(corpus), np.float32)
+        # A word that no chunk has adds nothing to any score.
+        vocabulary = set().union(*corpus)
+        if shared := [word for word in query if word in vocabulary]:
+            index = bm25s.BM25()
+            index.index(corpus, show_progress=False)
+            scores = np.asarray(index.get_scores(shared), np.float32)
+        found.append(_trajectory(scores, budget))
+    return found
+
+
+def single_step(retriever: Retriever, similarity: Similarity = "cosine") -> Find:
+    """Chunks by their embedding's similarity to the question's, both from one look at the empty state; no positions.
+
+    ``similarity`` is the one the embedder was trained with: "dot" for contriever, "cosine" for most others.
+    """
+    qhead = replace(retriever.config.qhead, positions="none")
+
+    def find(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
+        pool: dict[str, int] = {}
+        index = [np.array([pool.setdefault(text, len(pool)) for text in example.chunks], np.int32) for example in examples]
+        vectors = retriever.embed_chunks(list(pool))
+        states = retriever.embed_states([example.question for example in examples], [()] * len(examples), 2)
+        if similarity == "cosine":
+            vectors, states = _unit(vectors), _unit(states)
+        found = []
+        for state, rows in zip(states, index, strict=True):
+            (seen,) = HostScorer(PoolRows(vectors, rows), qhead)(state[None], [()], budget)
+            found.append(Trajectory(seen.chunks, seen.q, (0.0,) * budget))
+        return found
+
+    return find
+
+
+def multi_step(retriever: Retriever) -> Find:
+    """The search a trained retriever makes, with ``retriever``'s parameters as they are and without positions."""
+    config = replace(retriever.config, qhead=replace(retriever.config.qhead, positions="none"))
+    plain = Retriever(config, retriever.embedder, retriever.params, retriever.tokenizer)
+    return plain.run
+
+
+def random_chunks(seed: int) -> Find:
+    """Chunks drawn without replacement, a function of the seed and the question's id. There is no score."""
+
+    def find(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
+        draws = [np.random.default_rng((seed, zlib.crc32(example.id.encode()))) for example in examples]
+        picks = [draw.choice(len(example.chunks), budget, replace=False) for draw, example in zip(draws, examples, strict=True)]
+        return [Trajectory(tuple(chosen.tolist()), (), (0.0,) * budget) for chosen in picks]
+
+    return find
+
+
+def make(method: str, *, retriever: Retriever | None = None, similarity: Similarity = "cosine", seed: int = 0) -> Find:
+    """The baseline called ``method``. Raises ValueError on an unknown name, and without the embedder that it needs."""
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: unknown baseline; known: {', '.join(METHODS)}")
+    if method == "bm25":
+        return bm25
+    if method == "random":
+        return random_chunks(seed)
+    if retriever is None:
+        raise ValueError(f"method {method!r}: needs an embedder; give a retriever")
+    return single_step(retriever, similarity) if method == "single" else multi_step(retriever)
+
+
+def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], run_dir: Path) -> list[dict[str, Any]]:
+    """Episodes and one row of results.json for each set; rows have no stop threshold, since nothing was calibrated.
+
+    Raises ValueError when a document has fewer chunks than its set has picks, or a question no supporting chunks.
+    """
+    rows = []
+    for questions in sets:
+        budget = questions.budget
+        start = time.perf_counter()
+        records: list[EpisodeRecord] = []
+        for examples in questions:
+            for example in examples:
+                if not 1 <= budget <= len(example.chunks):
+                    raise ValueError(f"budget = {budget}: must be in 1..{len(example.chunks)}, the chunks of {example.id!r}")
+            records += score_episodes(examples, find(examples, budget))
+        seconds = (time.perf_counter() - start) / len(records)
+        write_episodes(run_dir / "episodes" / f"{questions.name}-{method}.jsonl", records)
+        found = summary(records, None)
+        step = 0 if method in NEED_EMBEDDER else None
+        rows.append({**questions.names, **found, "seconds_per_episode": seconds, "checkpoint_step": step, "method": METHODS[method]})
+        say(f"{questions.name}, {METHODS[method]}: Fact EM {found['fact_em']:.3f} on {found['episodes']} questions, {seconds:.2f} s each")
+    return rows
+
+
+def write_baselines(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """results.json and, with the methods in front, results.md."""
+    write_json(run_dir / "results.json", {"schema": SCHEMA, "rows": list(rows)})
+    write_text(run_dir / "results.md", baselines_table(rows) + "\n")
+
+
+def baselines_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of results.md with a column for the method."""
+    first = ["method", "---", *(row["method"] for row in rows)]
+    return "\n".join(f"| {name} {line}" for name, line in zip(first, results_table(rows).splitlines(), strict=True))
+
+
+def _trajectory(scores: Float[np.ndarray, " N"], budget: int) -> Trajectory:
+    best = look(scores, (), budget, 0)
+    return Trajectory(best.chunks, best.q, (0.0,) * budget)
+
+
+def _unit(vectors: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R D"]:
+    """Rows of length 1. A text without tokens has the zero vector, and stays it."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

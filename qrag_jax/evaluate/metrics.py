@@ -1,0 +1,97 @@
+"""Retrieval metrics on the host. Definitions: Fact EM and Fact F1 as in Q-RAG's tables 2-6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qrag_jax.retrieve.search import stopped
+
+
+def fact_em(picked: Sequence[int], support: Sequence[int]) -> float:
+    """1 if every supporting chunk is among the picked ones (more may be picked), else 0."""
+    _check(support)
+    return float(set(support) <= set(picked))
+
+
+def fact_f1(picked: Sequence[int], support: Sequence[int]) -> float:
+    """F1 of the set of picked chunks against the supporting set."""
+    _check(support)
+    both = len(set(picked) & set(support))
+    return 2 * both / (len(set(picked)) + len(set(support)))
+
+
+def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[float]], support: Sequence[Sequence[int]]) -> float:
+    """The stop threshold of highest mean Fact F1. To be called on validation episodes only.
+
+    Among equally good thresholds, the middle of the widest gap between observed Q values.
+    """
+    values = np.unique(np.concatenate([np.asarray(row[1:], float) for row in q]))
+    if values.size == 0:
+        raise ValueError("a stop threshold needs episodes of at least two picks; use a budget of 2 or more")
+    edges = np.concatenate([[values[0] - 1.0], values, [values[-1] + 1.0]])
+    middles, gaps = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    if middles.size > 400:  # quantiles lose nothing visible and keep this linear in the number of episodes
+        keep = np.unique(np.linspace(0, middles.size - 1, 400).astype(int))
+        middles, gaps = middles[keep], gaps[keep]
+    scores = [np.mean([fact_f1(stopped(p, v, threshold), s) for p, v, s in zip(picked, q, support, strict=True)]) for threshold in middles]
+    best = max(range(len(middles)), key=lambda i: (round(float(scores[i]), 9), gaps[i]))
+    return float(middles[best])
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What stopping below each threshold gives (Tables 5 and 6 of the paper): means over episodes; ``length`` in picks; ``perfect``: the
+    share that stops right after its last supporting chunk. ``roc_auc``: of "a supporting chunk is still missing" by Q; None if it always
+    or never is."""
+
+    threshold: tuple[float, ...]
+    fact_f1: tuple[float, ...]
+    fact_em: tuple[float, ...]
+    length: tuple[float, ...]
+    perfect: tuple[float, ...]
+    roc_auc: float | None
+
+
+def stopping(
+    picked: Sequence[Sequence[int]], q: Sequence[Sequence[float]], support: Sequence[Sequence[int]], points: int = 101
+) -> Stopping:
+    """The trade-off over ``points`` thresholds that span the Q of second and later picks."""
+    later = np.concatenate([np.asarray(row[1:], float) for row in q])
+    missing = np.concatenate([[fact_em(p[:t], s) == 0 for t in range(1, len(p))] for p, s in zip(picked, support, strict=True)])
+    thresholds = np.linspace(later.min() - 1e-6, later.max() + 1e-6, points)
+    rows = []
+    for threshold in thresholds:
+        kept = [stopped(p, v, threshold) for p, v in zip(picked, q, strict=True)]
+        done = [fact_em(k, s) for k, s in zip(kept, support, strict=True)]
+        f1 = [fact_f1(k, s) for k, s in zip(kept, support, strict=True)]
+        perfect = [em and not fact_em(k[:-1], s) for k, s, em in zip(kept, support, done, strict=True)]
+        rows.append([np.mean(f1), np.mean(done), np.mean([len(k) for k in kept]), np.mean(perfect)])
+    auc = None
+    if 0 < missing.sum() < len(missing):
+        # The chance that a state with something missing has the higher Q; ties count half.
+        _, rank, count = np.unique(later, return_inverse=True, return_counts=True)
+        middle = (np.cumsum(count) - (count - 1) / 2)[rank]
+        ones = int(missing.sum())
+        auc = float((middle[missing].sum() - ones * (ones + 1) / 2) / (ones * (len(missing) - ones)))
+    columns = [tuple(map(float, column)) for column in zip(*rows, strict=True)]
+    return Stopping(tuple(thresholds.tolist()), columns[0], columns[1], columns[2], columns[3], auc)
+
+
+def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927); honest at 0 and 1, where the normal one has no width."""
+    if trials < 1:
+        raise ValueError(f"trials = {trials}: a proportion needs at least one episode")
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
+    # At 0 and 1 rounding could put p itself just outside.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+
+
+def _check(support: Sequence[int]) -> None:
+    if not support:
+        raise ValueError("support is empty: Fact EM and Fact F1 are undefined without supporting chunks; leave the example out")

@@ -1,0 +1,85 @@
+"""What an evaluation leaves behind: episodes/*.jsonl, results.json and its table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.rundir.files import write_json, write_text
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One line of episodes/*.jsonl."""
+
+    id: str
+    question: str
+    answer: str
+    chunks: int
+    support: tuple[int, ...]
+    picked: tuple[int, ...]
+    q: tuple[float, ...]
+    texts: tuple[str, ...]
+    fact_em: float
+    fact_f1: float
+    prompt: str | None = None
+    prediction: str | None = None
+    answer_em: float | None = None
+    answer_f1: float | None = None
+
+
+def write_episodes(path: Path, records: Sequence[EpisodeRecord]) -> None:
+    write_text(path, "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records))
+
+
+def write_results(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """results.json (schema of DESIGN section 4) and the same as a table, results.md."""
+    write_json(run_dir / "results.json", {"schema": SCHEMA, "rows": list(rows)})
+    write_text(run_dir / "results.md", results_table(rows) + "\n")
+
+
+def results_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a Markdown table; what was not measured is a dash."""
+    heads = (
+        "task",
+        "split",
+        "tokens",
+        "chunks",
+        "episodes",
+        "budget",
+        "Fact EM",
+        "95 %",
+        "Fact F1",
+        "Fact EM stopped",
+        "Fact F1 stopped",
+        "answer EM",
+        "s / episode",
+    )
+    show = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    several = len({row["benchmark"] for row in rows}) > 1
+    lines = [heads, ("---",) * len(heads)]
+    for row in rows:
+        low, high = row["ci95"]
+        lines.append(
+            (
+                " ".join((*([row["benchmark"]] if several else []), row["task"])),
+                row["split"],
+                "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
+                f"{row['chunks']:,}",
+                str(row["episodes"]),
+                str(row["budget"]),
+                show(row["fact_em"]),
+                f"{low:.3f}-{high:.3f}",
+                show(row["fact_f1"]),
+                show(row["fact_em_stopped"]),
+                show(row["fact_f1_stopped"]),
+                show(row["answer_em"]),
+                show(row["seconds_per_episode"]),
+            )
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

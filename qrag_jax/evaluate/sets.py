@@ -1,0 +1,108 @@
+"""Which questions are evaluated: one set for each row of results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qrag_jax import data
+from qrag_jax.config import RunConfig
+from qrag_jax.config.lengths import format_tokens, parse_tokens
+from qrag_jax.config.presets import picks
+from qrag_jax.data.ruler import files as ruler_files
+from qrag_jax.data.ruler import tasks as ruler
+from qrag_jax.data.splits import Split
+from qrag_jax.types import QAExample
+
+OFFICIAL = "-official"  # ends the name of a benchmark whose own records are read
+GROUP = 256  # questions whose own paragraphs are embedded together
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Questions of one kind, searched with ``budget`` picks. ``groups`` are embedded one after the other; those of a group share their
+    haystack.
+    ``context_tokens`` is None where documents come as they are. Groups are made when asked for: 10M-token documents are large."""
+
+    name: str
+    benchmark: str
+    task: str
+    context_tokens: int | None
+    budget: int
+    examples: Sequence[QAExample]
+    groups: tuple[range, ...]
+    split: Split = "test"
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What a row of results.json begins with."""
+        return {"benchmark": self.benchmark, "task": self.task, "split": self.split, "context_tokens": self.context_tokens}
+
+    def __iter__(self) -> Iterator[list[QAExample]]:
+        return ([self.examples[i] for i in group] for group in self.groups)
+
+
+def final_sets(config: RunConfig) -> list[EvaluationSet]:
+    """The final evaluation of a run, on ``config.eval.split``: its benchmark at every context length of ``config.eval.tokens``, or once
+    where documents come as they are; then likewise those of ``config.eval.benchmarks``, with as many picks as the paper makes there.
+
+    Reads what it needs, so that missing data is found before training. Raises ValueError on missing or broken data, and on documents with
+    fewer chunks than the budget.
+    """
+    sets = []
+    others = data.others(config.data, config.eval.benchmarks)
+    for settings in [*data.parts(config.data), *others]:
+        budget = picks(settings.benchmark) if settings in others else config.eval.budget
+        one = replace(config, data=settings, eval=replace(config.eval, budget=budget))
+        if data.benchmark(settings.benchmark).chunks is None:
+            sets.append(evaluation_set(one, config.eval.split, None, config.eval.episodes))
+        else:
+            sets += [evaluation_set(one, config.eval.split, parse_tokens(text), config.eval.episodes) for text in config.eval.tokens]
+    return sets
+
+
+def validation_set(config: RunConfig) -> EvaluationSet:
+    """Validation questions in documents as long as those of training."""
+    return evaluation_set(config, "validation", None, config.train.eval_episodes)
+
+
+def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes: int) -> EvaluationSet:
+    """At most ``episodes`` questions. ``tokens`` None: documents of ``config.data.chunks`` chunks, or as long as they come."""
+    settings = config.data
+    name = f"{settings.benchmark}-{settings.task}"
+    made = data.BENCHMARKS[settings.benchmark].chunks if settings.benchmark in data.BENCHMARKS else None  # not of a mixture
+    if made is None:
+        examples = data.load(settings, split, seed=config.train.seed, haystacks=1)
+        count = min(episodes, len(examples))
+        groups = tuple(range(start, min(start + GROUP, count)) for start in range(0, count, GROUP))
+    else:
+        chunks = settings.chunks if tokens is None else made(settings.task, tokens)
+        haystacks = min(config.eval.haystacks, episodes)
+        examples = data.load(settings, split, seed=config.train.seed, chunks=chunks, haystacks=haystacks)
+        groups = tuple(range(first, episodes, haystacks) for first in range(haystacks))
+    if tokens is not None:
+        name += f"-{format_tokens(tokens)}"
+    if len(examples[0].chunks) < config.eval.budget:
+        raise ValueError(
+            f"eval.budget = {config.eval.budget}: must be <= {len(examples[0].chunks)}, the chunks of a document of {name} ({split})"
+        )
+    return EvaluationSet(name, settings.benchmark, settings.task, tokens, config.eval.budget, examples, groups, split)
+
+
+def official_sets(config: RunConfig) -> list[EvaluationSet]:
+    """RULER's own records of the run's task, or of all eight, one set for each length there is in ``config.data.data_dir``."""
+    if config.data.benchmark != "ruler":
+        raise ValueError(f"official: there are official records of ruler only, not of {config.data.benchmark}")
+    if config.eval.split != "test":
+        raise ValueError(f"eval.split = {config.eval.split!r}: official records are for the test alone; leave it at test")
+    if config.data.data_dir is None:
+        raise ValueError(f"data.data_dir: official records are files, so give the folder that holds {ruler_files.FOLDER}/")
+    sets = []
+    for settings in data.parts(config.data):
+        for length in ruler_files.official_lengths(config.data.data_dir, ruler.full_name(settings.task)):
+            examples = ruler.load_official(config.data.data_dir, settings.task, length)
+            groups = tuple(range(i, i + 1) for i in range(len(examples)))
+            name = f"ruler{OFFICIAL}-{settings.task}-{length}"
+            sets.append(EvaluationSet(name, f"ruler{OFFICIAL}", settings.task, length, config.eval.budget, examples, groups))
+    return sets

@@ -1,0 +1,169 @@
+"""Exports: the folder a finished run leaves behind, which JAX and PyTorch users load alike.
+
+    export/  qrag.json       the run's configuration, stop threshold, figures
+             tokenizer.json  (+ tokenizer_config.json)
+             state_encoder/  action_encoder/   Hugging Face and sentence-transformers model folders
+             README.md       model card
+
+``python -m qrag_jax.export import`` makes one of a released Q-RAG checkpoint, ``to-torch`` turns one into other layouts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from qrag_jax.config import RunConfig
+from qrag_jax.config.presets import largest_budget
+from qrag_jax.export.card import model_card
+from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
+from qrag_jax.models.folder import read_backbone, read_object, read_params, write_folder, write_tokenizer
+from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
+from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.rundir.bucket import fetch, is_url
+from qrag_jax.rundir.files import write_json
+
+FORMAT = "qrag-jax-export"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Export:
+    """A trained retriever. ``params`` go into ``embedder().apply(params, ids, method=...)`` as they are."""
+
+    config: RunConfig
+    backbone: BackboneConfig
+    params: dict[str, Any]
+    tokenizer: TextTokenizer
+    pooling: Pooling
+    threshold: float | None
+    step: int
+    rows: list[dict[str, Any]]
+
+    def embedder(self) -> Embedder:
+        return make_embedder(self.config, self.backbone, self.pooling)
+
+
+def write_export(
+    out_dir: str | Path,
+    *,
+    config: RunConfig,
+    backbone: BackboneConfig,
+    params: Mapping[str, Any],
+    tokenizer: TextTokenizer,
+    threshold: float | None,
+    step: int,
+    rows: Sequence[Mapping[str, Any]],
+    pooling: Pooling | None = None,
+) -> Path:
+    """Writes an export whole or not at all, in place of an older one, and returns its path.
+
+    ``params`` are those of an ``Embedder``; weights are written as float32, a tied embedder's twice. ``rows`` are rows of results.json for
+    the model card. ``pooling`` None: the backbone's usual one. Raises ValueError when ``out_dir`` exists and is not an export.
+    """
+    pooling = pooling or BACKBONES[backbone_of(backbone)].pooling
+
+    def fill(folder: Path) -> None:
+        state, action = encoders(params)
+        for name, encoder, length in (
+            ("state_encoder", state, state_tokens(config)),
+            ("action_encoder", action, config.data.chunk_tokens),
+        ):
+            write_folder(folder / name, backbone, encoder, tokenizer, pooling=pooling, divisor=config.model.divisor, max_tokens=length)
+        write_tokenizer(folder, tokenizer, backbone.max_tokens)
+        tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(config), "pooling": pooling}
+        write_json(folder / "qrag.json", tree | {"threshold": threshold, "step": step, "rows": list(rows)})
+        card = model_card(config, backbone.to_hf(), pooling, threshold, step, rows)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    return replace_folder(Path(out_dir), fill, is_export)
+
+
+def read_export(folder: str | Path) -> Export:
+    """The inverse of :func:`write_export`.
+
+    Raises ValueError, naming the file, on a folder that is no export, is incomplete or corrupt, or was written by a newer version.
+    """
+    folder = Path(folder)
+    path = folder / "qrag.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: not an export (it has no qrag.json); expected the export/ folder of a finished run")
+    tree = read_object(path)
+    if tree.get("format") != FORMAT:
+        raise ValueError(f"{path}: format = {tree.get('format')!r}, expected {FORMAT!r}")
+    version = tree.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ValueError(f"{path}: version = {version!r}; this qrag-jax reads versions 1 to {VERSION}: update it (pip install -U qrag-jax)")
+    fields: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("pooling", lambda value: value in get_args(Pooling), f"one of {', '.join(get_args(Pooling))}"),
+        ("threshold", lambda value: value is None or type(value) in (int, float), "a number or null"),
+        ("step", lambda value: type(value) is int and value >= 0, "a whole number"),
+        ("rows", lambda value: isinstance(value, list) and all(isinstance(row, dict) for row in value), "a list of objects"),
+    )
+    for name, valid, allowed in fields:
+        if name not in tree or not valid(tree[name]):
+            raise ValueError(f"{path}: {name} = {tree.get(name)!r}: must be {allowed}")
+    try:
+        config = RunConfig.from_json(json.dumps(tree.get("config")))
+    except ValueError as error:
+        raise ValueError(f"{path}: config: {error}") from error
+    state, action = folder / "state_encoder", folder / "action_encoder"
+    backbone = read_backbone(state)
+    if backbone != read_backbone(action):
+        raise ValueError(f"{folder}: config.json of state_encoder and action_encoder differ; they must be the same network")
+    return Export(
+        config=config,
+        backbone=backbone,
+        params=pair(read_params(state, backbone), None if config.model.tied else read_params(action, backbone), config.model.tied),
+        tokenizer=TextTokenizer.load(folder / "tokenizer.json"),
+        pooling=tree["pooling"],
+        threshold=tree["threshold"],
+        step=tree["step"],
+        rows=tree["rows"],
+    )
+
+
+def state_tokens(config: RunConfig) -> int:
+    """Longest state of a run, in tokens."""
+    data = config.data
+    return data.state_tokens or data.question_tokens + (largest_budget(config) - 1) * data.state_chunk_tokens
+
+
+def find_export(path: str | Path) -> Path:
+    """The export folder that a run directory or an export folder means; of a gs:// one, a copy on this machine."""
+    path = fetch(str(path)) if is_url(path) else Path(path)
+    return path / "export" if (path / "export").is_dir() else path
+
+
+def is_export(folder: Path) -> bool:
+    try:
+        return read_object(folder / "qrag.json").get("format") == FORMAT
+    except ValueError:
+        return False
+
+
+def replace_folder(out: Path, fill: Callable[[Path], None], ours: Callable[[Path], bool]) -> Path:
+    """``fill`` writes a new folder beside ``out``, which then takes its place; a failure leaves ``out`` as it was.
+
+    Raises ValueError when ``out`` exists and neither is empty nor satisfies ``ours``.
+    """
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or ours(out))):
+        raise ValueError(f"{out}: exists and was not written by this command; choose another folder or remove it")
+    new, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("new", "old"))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        fill(new)
+        if out.exists():
+            out.rename(old)
+        new.rename(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return out

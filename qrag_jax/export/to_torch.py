@@ -1,0 +1,126 @@
+"""An export in the layouts that PyTorch programs read, and the check that they compute the same.
+
+hf: two folders for ``transformers.AutoModel``. sentence-transformers: the same with pooling and division. reference: ``model_best.pt``
+under the names of the reference code, with the base model and the settings it looks for.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from qrag_jax.export.card import model_card
+from qrag_jax.export.folder import Export, replace_folder, state_tokens
+from qrag_jax.export.reference_layout import ACTION, STATE, refuse_what_reference_lacks, write_checkpoint
+from qrag_jax.models.embedder import encoders, pool
+from qrag_jax.models.folder import write_folder
+from qrag_jax.models.pickles import import_torch, load_tensors
+
+Format = Literal["hf", "sentence-transformers", "reference"]
+TOLERANCE = 1e-4
+NAMES = ("state_encoder", "action_encoder")
+SAMPLES = (
+    "Where is the apple?",
+    "Mary went back to the kitchen, then picked up the milk there.",
+    "One of the special magic numbers for wandering-age is: 8090293.",
+    "A text with [SEP], </s> and <|endoftext|> in it is still one text.",
+    "Ein Satz auf Deutsch; 一句中文; un été à l'œuvre.",
+    "a",
+    " ".join(["The longest of these sentences is cut off where the encoder's longest text ends."] * 40),
+)
+
+
+def to_torch(export: Export, out_dir: str | Path, layout: Format) -> Path:
+    """Writes ``export`` in ``layout``, whole or not at all. Raises ValueError when ``out_dir`` holds something else."""
+    if layout == "reference":
+        refuse_what_reference_lacks(export)
+    return replace_folder(Path(out_dir), lambda folder: _fill(export, folder, layout), _is_ours)
+
+
+def difference(export: Export, folder: Path, layout: Format) -> float | None:
+    """Largest difference between embeddings of :data:`SAMPLES` here (float32) and by PyTorch from the files in ``folder``.
+
+    None: transformers has no class for this architecture, and code from the hub is not run. Raises ValueError when PyTorch cannot load
+    the files.
+    """
+    if "auto_map" in export.backbone.to_hf():
+        return None
+    worst = 0.0
+    for name, length in zip(NAMES, _lengths(export), strict=True):
+        theirs = _torch_embeddings(export, folder, layout, name, length)
+        worst = max(worst, float(np.abs(theirs - flax_embeddings(export, name, length)).max()))
+    # NaN would pass a comparison with the tolerance.
+    return worst if math.isfinite(worst) else math.inf
+
+
+def flax_embeddings(export: Export, name: str, length: int) -> Float[np.ndarray, "R D"]:
+    """Embeddings of :data:`SAMPLES`, cut to ``length`` tokens, by one of the encoders of :data:`NAMES`."""
+    embedder = export.embedder().clone(dtype=jnp.float32)
+    method = "embed_states" if name == "state_encoder" else "embed_actions"
+    ids = export.tokenizer.rows(SAMPLES, length)
+    return np.asarray(jax.jit(partial(embedder.apply, method=method))(export.params, ids))
+
+
+def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, length: int) -> Float[np.ndarray, "R D"]:
+    torch = import_torch()
+    try:
+        if layout == "sentence-transformers":
+            try:
+                from sentence_transformers import SentenceTransformer
+            except ImportError as error:
+                raise ValueError("this needs sentence-transformers: pip install qrag-jax[torch]") from error
+            return np.asarray(SentenceTransformer(str(folder / name), device="cpu").encode(list(SAMPLES)))
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        source = folder / ("base_model" if layout == "reference" else name)
+        if layout == "hf":
+            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        else:
+            model = AutoModel.from_config(AutoConfig.from_pretrained(source))
+            critic, prefix = load_tensors(folder / "model_best.pt")["critic"], STATE if name == "state_encoder" else ACTION
+            own = {key.removeprefix(prefix): torch.tensor(value) for key, value in critic.items() if key.startswith(prefix)}
+            model.load_state_dict(own, strict=True)
+        tokens = AutoTokenizer.from_pretrained(source)(list(SAMPLES), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model.eval()(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{folder}: PyTorch cannot load it: {error}") from error
+    return np.asarray(pool(hidden.numpy(), tokens["attention_mask"].numpy() > 0, export.pooling)) / export.config.model.divisor
+
+
+def _lengths(export: Export) -> tuple[int, int]:
+    return min(state_tokens(export.config), export.backbone.max_tokens), export.config.data.chunk_tokens
+
+
+def _is_ours(folder: Path) -> bool:
+    """Written by :func:`to_torch`; an export, which could not be made again from it, is not."""
+    folders = all((folder / name / "config.json").is_file() for name in NAMES)
+    checkpoint = (folder / "model_best.pt").is_file() and (folder / "base_model" / "config.json").is_file()
+    return (folders or checkpoint) and (folder / "README.md").is_file() and not (folder / "qrag.json").exists()
+
+
+def _fill(export: Export, folder: Path, layout: Format) -> None:
+    states, actions = encoders(export.params)
+    parts = {"base_model": states} if layout == "reference" else dict(zip(NAMES, (states, actions), strict=True))
+    for (name, params), length in zip(parts.items(), _lengths(export), strict=False):
+        write_folder(
+            folder / name,
+            export.backbone,
+            params,
+            export.tokenizer,
+            pooling=export.pooling,
+            divisor=export.config.model.divisor,
+            max_tokens=length,
+            sentence_transformers=layout == "sentence-transformers",
+        )
+    if layout == "reference":
+        write_checkpoint(export, folder)
+    card = model_card(export.config, export.backbone.to_hf(), export.pooling, export.threshold, export.step, export.rows, layout)
+    (folder / "README.md").write_text(card, encoding="utf-8")

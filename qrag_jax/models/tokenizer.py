@@ -1,0 +1,119 @@
+"""Text to token rows on the host: tokenizers, and QAExamples -> TaskBatch in bucketed static shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from qrag_jax.rundir.files import write_text
+from qrag_jax.types import PAD
+
+CACHE_SIZE = 1_000_000  # texts
+
+
+class TextTokenizer:
+    """A Hugging Face fast tokenizer reduced to what retrieval needs: token rows with the model's special tokens around the text.
+
+    Special tokens that occur in the text itself are ordinary characters, so a chunk that contains "[SEP]" cannot break a state.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._cache: dict[str, np.ndarray] = {}
+        bare = tokenizer.encode("a", add_special_tokens=False).ids
+        full = tokenizer.encode("a").ids
+        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        self.prefix: tuple[int, ...] = tuple(full[:start])
+        self.suffix: tuple[int, ...] = tuple(full[start + len(bare) :])
+        if not self.suffix:
+            raise ValueError("the tokenizer puts no special token after a text; states need one to separate their chunks")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TextTokenizer:
+        """From a tokenizer.json, or a folder that transformers can read a fast tokenizer from."""
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if file.is_file():
+            try:
+                return cls(tokenizers.Tokenizer.from_file(str(file)))
+            except Exception as error:  # the Rust library raises bare Exception on any malformed file
+                raise ValueError(f"{file}: not a tokenizer.json: {error}") from error
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such file; expected a tokenizer.json")
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(str(path), local_files_only=True).backend_tokenizer)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a tokenizer.json, whole or not at all."""
+        write_text(path, self._tokenizer.to_str(pretty=True))
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+        return str(self._tokenizer.to_str())
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def lookup(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """Token ids of each text without special tokens; each distinct text is tokenised once."""
+        texts = list(texts)
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._cache]
+        if len(self._cache) + len(fresh) > CACHE_SIZE:
+            self._cache.clear()
+            fresh = list(dict.fromkeys(texts))
+        for text, encoding in zip(fresh, self._tokenizer.encode_batch_fast(fresh, add_special_tokens=False), strict=True):
+            self._cache[text] = np.asarray(encoding.ids, np.int32)
+        return [self._cache[text] for text in texts]
+
+    def rows(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """[len(texts), length] token rows with special tokens, cut to ``length``, padded with ``PAD``."""
+        out = np.full((len(texts), length), PAD, np.int32)
+        room = length - len(self.prefix) - len(self.suffix)
+        for row, body in zip(out, self.lookup(texts), strict=True):
+            ids = (*self.prefix, *body[:room], *self.suffix)
+            row[: len(ids)] = ids
+        return out
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Character span of each token of a text (without special tokens)."""
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+    """A lower-case WordPiece of at most ``vocab_size`` entries, a pure function of the texts (whatever their order).
+
+    Characters first, then the most frequent words (seven eighths of the room), then the most frequent word endings. The trainer of the
+    tokenizers library breaks ties by the order of a hash map, so two runs on the same text get different vocabularies; counting does not.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    endings: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(1, len(word)):
+            endings[f"##{word[start:]}"] += count
+    by_count = lambda counts: sorted(counts, key=lambda piece: (-counts[piece], piece))  # noqa: E731
+    characters = sorted(set("".join(words)))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    room = max(0, vocab_size - len(pieces)) * 7 // 8
+    pieces = list(dict.fromkeys([*pieces, *by_count(words)[:room], *by_count(endings)]))[:vocab_size]
+    tokenizer = tokenizers.Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
+    tokenizer.add_special_tokens(pieces[:5])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, pieces.index(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return TextTokenizer(tokenizer)

@@ -1,0 +1,107 @@
+"""What a run says and leaves behind: JSONL records, a progress bar, a manifest. The only file of the library that prints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from qrag_jax.rundir.files import write_json, write_text
+
+T = TypeVar("T")
+_silent = False
+
+
+class Preempted(Exception):
+    """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
+
+
+class Pruned(Exception):
+    """Not worth going on with; the last checkpoint is saved."""
+
+
+class NotFinite(Exception):
+    """An update gave NaN or infinity; it is saved for inspection."""
+
+
+class CannotWrite(Exception):
+    """The disk is full or broken, or a bucket takes nothing; the checkpoint before is whole."""
+
+
+def silence() -> None:
+    """From now on this process shows nothing: another one of the same run does."""
+    global _silent
+    _silent = True
+
+
+def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
+    """A progress bar with rate and time left, on stderr; lines of a log file when stderr is not a terminal."""
+    options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)
+    if _silent:
+        options["disable"] = True
+    return tqdm(items, dynamic_ncols=True, **options)
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal, above any progress bar."""
+    if _silent:
+        return
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class RunLog:
+    """``metrics.jsonl`` of a run directory: one object a line, ``{"kind", "step", ...}``, written as it happens."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "metrics.jsonl"
+
+    def record(self, kind: str, step: int, **values: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line without an end was being written when the process died.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after ``step`` updates: a resumed run writes it again."""
+        kept = [record for record in self.read() if record["step"] <= step]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def write_manifest(run_dir: Path, seed: int, devices: list[str]) -> None:
+    """manifest.json: what this run was made with."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "transformers")
+    write_json(
+        run_dir / "manifest.json",
+        {
+            "git": _git_hash(),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: importlib.metadata.version(name) for name in packages},
+            "devices": devices,
+            "seed": seed,
+        },
+    )
+
+
+def _git_hash() -> str | None:
+    """Commit of the source tree, with '+' when it has changes; None outside a checkout or without git."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

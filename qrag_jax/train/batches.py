@@ -1,0 +1,143 @@
+"""The batches of a run, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qrag_jax import data
+from qrag_jax.config import DataConfig, RunConfig, Stage
+from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.types import PAD, WHOLE, QAExample, Share, TaskBatch
+
+# Padded sizes (rows of a pool, chunks of a document): dense enough to waste little, few enough that a run compiles a handful of shapes.
+BUCKETS = (*range(16, 65, 16), *range(128, 513, 64), *range(640, 2049, 128))
+POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
+
+
+def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
+    settings = replace(config.data, task=stage.task, chunks=stage.chunks)
+    return data.load(settings, "train", seed=config.train.seed, group=config.optim.batch)
+
+
+class Batches:
+    """Batch ``step`` of a run, a pure function of the step; the next one is made on a thread while the device works.
+
+    Of several processes each makes its ``share`` of the rows, episodes and pool, which stand where those of one process would.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: TextTokenizer,
+        stages: Sequence[tuple[Stage, Sequence[QAExample]]],
+        share: Share = WHOLE,
+    ) -> None:
+        self._config, self._tokenizer, self._stages, self._share = config, tokenizer, stages, share
+        self._rows = [self._pool_rows(i) for i in range(len(stages))]
+
+    def stage(self, step: int) -> Stage:
+        return self._stages[self._number(step)][0]
+
+    def examples(self, step: int) -> list[QAExample]:
+        """What batch ``step`` is made from."""
+        return self._examples(self._number(step), step)
+
+    def _number(self, step: int) -> int:
+        return next((i for i, (stage, _) in enumerate(self._stages) if step < stage.until), len(self._stages) - 1)
+
+    def _examples(self, stage: int, step: int) -> list[QAExample]:
+        size = self._config.optim.batch
+        return [self._stages[stage][1][i] for i in range(step * size, (step + 1) * size)]
+
+    def _pool_rows(self, stage: int) -> int:
+        """Room for the pool of nearly every batch of a stage, so that it compiles once."""
+        sizes = [len({text for e in self._examples(stage, step) for text in e.chunks}) for step in range(POOL_SAMPLE)]
+        return bucket(round(1.1 * max(sizes)))
+
+    def __getitem__(self, step: int) -> TaskBatch:
+        stage, examples = self._number(step), self.examples(step)
+        # The pool's order is that of the whole batch's texts, the same everywhere.
+        pool = Pool.build(examples, self._tokenizer, self._config.data.chunk_tokens, at_least=self._rows[stage], share=self._share)
+        part = self._share.of(len(examples))
+        first = step * self._config.optim.batch + part.start
+        return make_batch(examples[part], first, self._tokenizer, self._config.data, chunks=self._stages[stage][0].chunks, pool=pool)
+
+    def ahead(self, start: int, stop: int) -> Iterator[TaskBatch]:
+        with ThreadPoolExecutor(1) as worker:
+            coming = worker.submit(self.__getitem__, start)
+            for step in range(start, stop):
+                batch = coming.result()
+                if step + 1 < stop:
+                    coming = worker.submit(self.__getitem__, step + 1)
+                yield batch
+
+
+def bucket(size: int) -> int:
+    """The smallest padded size that holds ``size``; past the last of ``BUCKETS``, the next multiple of it."""
+    return next((candidate for candidate in BUCKETS if size <= candidate), -(-size // BUCKETS[-1]) * BUCKETS[-1])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The distinct chunk texts of some documents: ``rows`` says where a text stands in the pool [U, Lc].
+
+    In order of first use they are dealt out over the devices in turn, so that each has as many to embed. ``ids`` are the token rows of the
+    share that was asked for; the whole pool is the shares of all processes, one after another.
+    """
+
+    rows: dict[str, int]
+    ids: np.ndarray
+
+    @classmethod
+    def build(
+        cls, examples: Iterable[QAExample], tokenizer: TextTokenizer, chunk_tokens: int, *, at_least: int = 0, share: Share = WHOLE
+    ) -> Pool:
+        """U is padded to a bucket, of ``at_least`` rows that divide over the share's devices, with rows of padding."""
+        texts = dict.fromkeys(text for example in examples for text in example.chunks)
+        each = -(-bucket(max(len(texts), at_least)) // share.devices)
+        rows = {text: i % share.devices * each + i // share.devices for i, text in enumerate(texts)}
+        part = share.of(each * share.devices)
+        mine = {text: row - part.start for text, row in rows.items() if part.start <= row < part.stop}
+        ids = np.full((part.stop - part.start, chunk_tokens), PAD, np.int32)
+        ids[np.fromiter(mine.values(), int)] = tokenizer.rows(list(mine), chunk_tokens)
+        return cls(rows, ids)
+
+
+def make_batch(
+    examples: Sequence[QAExample],
+    first_id: int,
+    tokenizer: TextTokenizer,
+    config: DataConfig,
+    *,
+    chunks: int | None = None,
+    pool: Pool | None = None,
+) -> TaskBatch:
+    """Examples as the arrays of one batch, their episodes numbered from ``first_id``.
+
+    Documents are padded to ``chunks`` (default ``config.chunks``); a longer one raises ValueError. ``pool`` (default: built here) must
+    hold every text.
+    """
+    size, count = len(examples), chunks or config.chunks
+    pool = pool or Pool.build(examples, tokenizer, config.chunk_tokens)
+    index = np.zeros((size, count), np.int32)
+    mask = np.zeros((size, count), bool)
+    support = np.zeros((size, count), bool)
+    for row, example in enumerate(examples):
+        length = len(example.chunks)
+        if length > count:
+            raise ValueError(f"example {example.id!r} has {length} chunks, this batch holds {count}; raise data.chunks or cut the document")
+        index[row, :length] = [pool.rows[text] for text in example.chunks]
+        mask[row, :length] = True
+        support[row, list(example.support)] = True
+    return TaskBatch(
+        question_ids=tokenizer.rows([example.question for example in examples], config.question_tokens),
+        chunk_pool_ids=pool.ids,
+        chunk_index=index,
+        chunk_mask=mask,
+        support=support,
+        episode_id=np.arange(first_id, first_id + size, dtype=np.int32),
+    )

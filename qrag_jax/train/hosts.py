@@ -1,0 +1,193 @@
+"""The processes of a run, one a host: how they start, agree, and follow the first.
+
+Process 0 leads. It alone reads and writes the run directory, prints, validates and evaluates; the others train beside it and get what it
+found. So they need no folder in common, and with one process every function here is the plain call. All of them but :func:`leads` are
+called by all processes, in the same order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from qrag_jax.rundir.files import disk_error
+from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, silence
+
+T = TypeVar("T")
+ENDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
+"""Errors with an exit code of their own, which all processes end with when one does."""
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+START = 300  # seconds to wait for the other processes at the start
+LEAVE = 60  # and at the end, which all reach together: longer only if one has failed
+PATIENCE = 7 * 24 * 3600  # seconds the others wait while process 0 evaluates
+_meetings = itertools.count()
+
+
+def start() -> None:
+    """Joins the other processes of this run where the environment says that there are some. Call it before anything uses a device.
+
+    There are some when ``VARIABLES`` are set (jax's own names; JAX_LOCAL_DEVICE_IDS picks this process's GPUs), or when this machine is
+    one of several hosts of a Cloud TPU. Raises ValueError when the variables are incomplete or wrong.
+    """
+    given = _variables()
+    if jax.distributed.is_initialized() or (given[1] if given else tpu_hosts()) == 1:
+        return
+    # Left on, jax would take SIGTERM for itself; the training loop agrees on when to stop in its own way.
+    jax.config.update("jax_enable_preemption_service", False)
+    timeouts: dict[str, Any] = {"initialization_timeout": START, "shutdown_timeout_seconds": LEAVE}
+    if given:
+        jax.distributed.initialize(*given, cluster_detection_method="deactivate", **timeouts)
+    else:
+        jax.distributed.initialize(**timeouts)
+    if not leads():
+        silence()
+
+
+def _variables() -> tuple[str, int, int] | None:
+    """Address, number of processes and own number as the environment gives them; None where it does not."""
+    address, count, number = values = [os.environ.get(name, "") for name in VARIABLES]
+    if not any(values):
+        return None
+    if not all(values):
+        missing = ", ".join(name for name, value in zip(VARIABLES, values, strict=True) if not value)
+        raise ValueError(f"{missing}: not set, but the other variables of a run in several processes are; set {', '.join(VARIABLES)}")
+    if not re.fullmatch(r".+:\d{1,5}", address):
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r}: must be HOST:PORT of process 0, such as 10.0.0.1:8476")
+    if not re.fullmatch(r"[1-9]\d*", count):
+        raise ValueError(f"JAX_NUM_PROCESSES = {count!r}: must be a whole number >= 1")
+    if not number.isdecimal() or int(number) >= int(count):
+        raise ValueError(f"JAX_PROCESS_ID = {number!r}: must be in 0..{int(count) - 1}, another one for each process")
+    return address, int(count), int(number)
+
+
+def tpu_hosts() -> int:
+    """Hosts of the Cloud TPU that this machine belongs to; 1 where there is no TPU, or it has one host.
+
+    GKE names them in the environment, Compute Engine in its metadata, which is asked on TPU VMs only.
+    """
+    if "TPU_ML_PLATFORM" not in os.environ:  # importing jax sets it on a machine with TPU chips and libtpu
+        return 1
+    slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
+    names = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES")
+    if names is None and "TPU_SKIP_MDS_QUERY" not in os.environ:
+        names = _metadata("worker-network-endpoints")
+    return slices * len((names or "localhost").split(","))
+
+
+def _metadata(name: str) -> str | None:
+    """An attribute of this virtual machine; None where there is none, or no metadata server."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=10) as answer:
+            return cast(bytes, answer.read()).decode()
+    except urllib.error.URLError:  # choose_devices still refuses several hosts that have not been started
+        return None
+
+
+def several() -> bool:
+    """Whether :func:`start` has joined other processes. Uses no device."""
+    return jax.distributed.is_initialized()
+
+
+def leads() -> bool:
+    """Whether this is process 0."""
+    return jax.process_index() == 0
+
+
+def together(make: Callable[[], T]) -> T:
+    """``make()``, on every process. Where it fails on one it fails on all, with the same of ``ENDS``, or RuntimeError."""
+    if jax.process_count() == 1:
+        return make()
+    failure: Exception | None = None
+    try:
+        made = make()
+    except Exception as error:
+        failure = error
+    kind = "" if failure is None else _kind(failure)
+    reports = [json.loads(report) for report in _gather(json.dumps([kind, str(failure)]))]
+    if failure is not None:
+        raise failure
+    for process, (kind, text) in enumerate(reports):
+        if kind:
+            raise ENDS[kind](text) if kind in ENDS else RuntimeError(f"process {process} failed: {kind}: {text}")
+    return made
+
+
+def _kind(error: Exception) -> str:
+    """The name of the one of ``ENDS`` that an error is, or will be told as; else its own."""
+    if disk_error(error) is not None:
+        return CannotWrite.__name__
+    return next((name for name, kind in ENDS.items() if isinstance(error, kind)), type(error).__name__)
+
+
+def from_leader(make: Callable[[], T]) -> T:
+    """What ``make()`` gives on process 0, where alone it is called; the others get it by way of JSON. Errors are those of all."""
+    made = together(lambda: make() if leads() else None)
+    if jax.process_count() == 1:
+        return cast(T, made)
+    told = _gather(json.dumps(made))[0]
+    return cast(T, made if leads() else json.loads(told))
+
+
+def leader_only(make: Callable[[], T]) -> T:
+    """``make()`` on process 0; elsewhere something whose methods do nothing and return None. An error of ``make`` is that of all."""
+    return together(lambda: make() if leads() else cast(T, _Absent()))
+
+
+class _Absent:
+    def __enter__(self) -> _Absent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def on_any(flag: bool) -> bool:
+    """Whether ``flag`` is true on one of the processes."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+
+
+def agree(**texts: str) -> None:
+    """Raises ValueError, naming the thing, unless every process has the same texts."""
+    found = [json.loads(texts) for texts in _gather(json.dumps(texts))]
+    for name in texts:
+        others = [process for process, theirs in enumerate(found) if theirs[name] != found[0][name]]
+        if others:
+            raise ValueError(
+                f"{name.replace('_', ' ')}: process {others[0]} has another one than process 0; "
+                "start all processes with the same command, code and data"
+            )
+
+
+def meet() -> None:
+    """Waits for all processes, however long; collectives of devices give up after half a minute."""
+    if jax.process_count() == 1:
+        return
+    ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_meetings)}", timeout_ms=1000 * PATIENCE)
+
+
+def _gather(text: str) -> list[str]:
+    """Every process's text, in order."""
+    if jax.process_count() == 1:
+        return [text]
+    meet()
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes: Any = multihost_utils.process_allgather(np.int32(len(own)))
+    room = 2 ** int(np.ceil(np.log2(max(sizes.max(), 256))))  # few shapes, so few compiles
+    rows = multihost_utils.process_allgather(np.pad(own, (0, room - len(own))))
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]

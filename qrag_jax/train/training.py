@@ -1,0 +1,153 @@
+"""The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
+
+The same call on the same folder resumes and continues bit for bit: batches and randomness are functions of the seed and the update.
+Several processes make the same call; process 0 alone has the folder, validates and evaluates (qrag_jax/train/hosts.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qrag_jax.config import RunConfig, Stage
+from qrag_jax.evaluate import plots
+from qrag_jax.evaluate.episodes import evaluate
+from qrag_jax.evaluate.results import results_table, write_results
+from qrag_jax.evaluate.sets import EvaluationSet, final_sets
+from qrag_jax.export.folder import write_export
+from qrag_jax.reader.make import check_reader
+from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.rundir.bucket import is_url
+from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
+from qrag_jax.rundir.files import disk_error, is_unfinished, write_text
+from qrag_jax.rundir.log import CannotWrite, RunLog, say, write_manifest
+from qrag_jax.train.batches import stage_examples
+from qrag_jax.train.hosts import agree, from_leader, leader_only, together
+from qrag_jax.train.loop import Prune, train
+from qrag_jax.train.model import Model, build_model
+from qrag_jax.train.parallel import choose_devices
+from qrag_jax.train.stop import StopRequest, stop_requests
+from qrag_jax.types import QAExample
+
+# What the same run directory may change between two calls: nothing that training depends on.
+MAY_CHANGE = (
+    *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
+    *("eval.reader_timeout", "eval.reader_concurrency", "eval.reader_devices", "eval.reader_dtype"),
+    *("train.parallel", "train.devices", "train.checkpoint_every", "train.checkpoint_minutes"),
+)
+
+
+def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Prune = None) -> list[dict[str, Any]]:
+    """Trains, evaluates and exports; returns the rows of results.json. ``test`` False: the test questions are left alone (the trials of a
+    sweep are compared on validation), and there are no rows; the same call with True evaluates what was trained. ``prune`` is asked by
+    process 0, after each validation but the first and the last, whether to stop.
+
+    Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
+    when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or broken.
+    """
+    if is_url(run_dir):
+        raise ValueError(f"{run_dir}: not a folder; see experiments.cli.working_folder")
+    run_dir = Path(run_dir)
+    try:
+        with stop_requests() as stop:
+            return _run(config, run_dir, stop, test, prune)
+    except (OSError, ValueError) as error:
+        if (told := disk_error(error)) is None:
+            raise
+        saved = saved_steps(run_dir)
+        rest = f"the checkpoint of update {saved[0]} is whole and the same command goes on from it" if saved else "nothing was saved before"
+        raise CannotWrite(f"{run_dir}: cannot be written to ({told}); {rest}; make room first") from error
+
+
+def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune) -> list[dict[str, Any]]:
+    devices = choose_devices(config.train, config.optim.batch)
+    from_leader(lambda: check_run_dir(config, run_dir))
+    if config.rl.reward != "support" and jax.process_count() > 1:
+        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains in one process, here are {jax.process_count()}; start one")
+    tests, stages, model = together(lambda: prepare(config, run_dir, test))
+    agree(
+        configuration=config.to_json(),
+        vocabulary=model.tokenizer.to_json(),
+        training_data=repr([examples[0] for _, examples in stages]),
+    )
+    from_leader(lambda: write_start(config, run_dir, model, devices))
+    with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
+        best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, prune)
+    return from_leader(lambda: finish(config, run_dir, model, best_step, tests, test))
+
+
+def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[EvaluationSet], list[tuple[Stage, Sequence[QAExample]]], Model]:
+    """What is read before anything is written: test sets, training examples by stage, and the model to start from."""
+    check_reader(config.eval)
+    tests = final_sets(config) if test else []
+    stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
+    return tests, stages, build_model(config, run_dir, [examples for _, examples in stages])
+
+
+def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[jax.Device, ...]) -> None:
+    """The run directory, with what the run is."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "config.json", config.to_json())
+    if not (run_dir / "tokenizer.json").exists():
+        model.tokenizer.save(run_dir / "tokenizer.json")
+    write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
+
+
+def finish(
+    config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet], test: bool
+) -> list[dict[str, Any]]:
+    """Final evaluation and export of the parameters best on validation; returns the rows of results.json."""
+    with Checkpoints(run_dir) as checkpoints:
+        best = checkpoints.best(best_step, {"params": model.params})
+    params, threshold = jax.device_put(best.state["params"]), best.info["threshold"]
+    retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, best_step)
+    rows = evaluate(config, run_dir, retriever, tests)
+    title, sampled = f"{config.data.benchmark} {config.data.task}", config.rl.objective == "td"
+    plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", title, sampled)
+    write_export(
+        run_dir / "export",
+        config=config,
+        backbone=model.backbone,
+        pooling=model.pooling,
+        params=params,
+        tokenizer=model.tokenizer,
+        threshold=threshold,
+        step=best_step,
+        rows=rows,
+    )
+    if test:
+        write_report(run_dir, rows)
+    return rows
+
+
+def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """What an evaluation leaves: results.json, results.md, context.png where there are lengths; and the table for whoever waits."""
+    write_results(run_dir, rows)
+    if lengths := [row for row in rows if row["context_tokens"] is not None]:
+        plots.context(lengths, run_dir / "context.png")
+    say(f"\n{results_table(rows)}\n\nresults are in {run_dir}")
+
+
+def check_run_dir(config: RunConfig, run_dir: Path) -> None:
+    """Raises ValueError when the folder holds something else than this very run."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        if run_dir.exists() and not all(is_unfinished(path) for path in run_dir.iterdir()):
+            raise ValueError(f"{run_dir}: not empty and not a run (no config.json); choose another --run-dir")
+        return
+    old, new = (_flat(c) for c in (RunConfig.from_json(path.read_text(encoding="utf-8")), config))
+    changed = [f"{name} was {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name] and name not in MAY_CHANGE]
+    if changed:
+        raise ValueError(f"{run_dir}: holds another run ({'; '.join(changed)}); use the same settings to go on, or another --run-dir")
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """Dotted name -> value of every field."""
+    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        f"{name}.{field.name}": getattr(section, field.name) for name, section in sections.items() for field in dataclasses.fields(section)
+    }

@@ -1,0 +1,129 @@
+"""Configurations check themselves, and survive JSON unchanged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.cli import keep_compilations
+from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig, Stage, TrainConfig
+from qrag_jax.config.lengths import context_chunks, format_tokens, parse_tokens
+from qrag_jax.config.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("task", ["qa1", "qa2", "qa3"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_round_trip(name, task):
+    config = preset(name, "babilong", task)
+    assert config.data.task == task
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "positions"), [("tiny", "niah", "none"), ("minilm", "niah_mq", "none"), ("contriever", "niah", "relative")]
+)
+def test_needles_have_no_positions_in_our_own_presets(name, task, positions):
+    assert preset(name, "ruler", task).qhead.positions == positions
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "gamma"),
+    [("tiny", "niah_mk2", 0.5), ("tiny", "niah_mv", 0.99), ("tiny", "niah", 0.99), ("contriever", "niah_mk2", 0.99)],
+)
+def test_one_needle_has_a_low_gamma_in_the_tiny_preset(name, task, gamma):
+    assert preset(name, "ruler", task).rl.gamma == gamma
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match=r"'huge': unknown; known: tiny, minilm"):
+        preset("huge", "babilong", "qa1")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataConfig(chunks=0), r"data\.chunks = 0: must be >= 1"),
+        (lambda: DataConfig(question_tokens=40, state_tokens=20), r"data\.state_tokens = 20"),
+        (lambda: ModelConfig(width=130), r"model\.width = 130"),
+        (lambda: ModelConfig(dropout=1.0), r"model\.dropout = 1\.0"),
+        (lambda: QHeadConfig(span=20.0), r"qhead\.span = 20\.0"),
+        (lambda: QHeadConfig(span=17.5), r"qhead\.span = 17\.5: must be a whole number"),
+        (lambda: QHeadConfig(halves=3), r"qhead\.halves = 3"),
+        (lambda: RLConfig(alpha=0.0), r"rl\.alpha = 0\.0: must be > 0"),
+        (lambda: RLConfig(gamma=1.5), r"rl\.gamma = 1\.5"),
+        (lambda: TrainConfig(eval_every=15), r"train\.eval_every = 15: must be a multiple of train\.log_every \(10\)"),
+        (lambda: TrainConfig(curriculum=("qa2:40",)), r"train\.curriculum: stage 'qa2:40'"),
+        (lambda: TrainConfig(steps=100, curriculum=("qa2:40:100",)), r"shorter than train\.steps"),
+        (lambda: EvalConfig(tokens=("4x",)), r"context length '4x'"),
+        (lambda: EvalConfig(episodes=1, haystacks=2), r"eval\.haystacks = 2"),
+        (lambda: RunConfig(rl=RLConfig(budget=50)), r"rl\.budget = 50: must be <= data\.chunks \(40\)"),
+        (lambda: EvalConfig(beam=0), r"eval\.beam = 0: must be >= 1"),
+    ],
+)
+def test_bad_values_name_field_value_and_what_is_allowed(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tree: tree["rl"].update(gama=0.9), r"rl: unknown field 'gama'; known: budget, gamma"),
+        (lambda tree: tree.update(extra={}), r"configuration: unknown field 'extra'"),
+        (lambda tree: tree["rl"].update(gamma="high"), r"rl\.gamma = 'high': must be of type"),
+        (lambda tree: tree["rl"].update(budget=True), r"rl\.budget = True"),
+        (lambda tree: tree["qhead"].update(positions="polar"), r"qhead\.positions = 'polar'"),
+        (lambda tree: tree.update(rl=3), r"rl: must be an object"),
+    ],
+)
+def test_foreign_json_is_refused_by_name(edit, message):
+    tree = json.loads(RunConfig().to_json())
+    edit(tree)
+    with pytest.raises(ValueError, match=message):
+        RunConfig.from_json(json.dumps(tree))
+
+
+def test_context_lengths():
+    assert [parse_tokens(text) for text in ("512", "4k", "10m")] == [512, 4_000, 10_000_000]
+    assert [format_tokens(n) for n in (512, 4_000, 10_000_000)] == ["512", "4k", "10m"]
+    assert [context_chunks(n) for n in (1_000, 4_000, 128_000, 16_000)] == [50, 160, 4_600, 640]
+
+
+def test_curriculum_stages():
+    config = replace(RunConfig(), train=TrainConfig(steps=1000, curriculum=("qa1:30:100", "qa2:40:200")))
+    assert config.train.stages(config.data) == [Stage("qa1", 30, 100), Stage("qa2", 40, 300), Stage("qa2", 40, 1000)]
+
+
+def test_compilations_are_kept_where_the_user_says_or_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", "/chosen")
+        keep_compilations()
+        assert jax.config.jax_compilation_cache_dir == "/chosen"
+        jax.config.update("jax_compilation_cache_dir", None)
+        keep_compilations()
+        assert Path(jax.config.jax_compilation_cache_dir).parent == tmp_path / "qrag-jax"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_configurations_of_early_runs_are_read():
+    tree = json.loads(preset("tiny", "babilong", "qa1").to_json())
+    tree["optim"]["accumulate"] = 2
+    assert RunConfig.from_json(json.dumps(tree)) == preset("tiny", "babilong", "qa1")
+
+
+def test_tiles_hold_a_token():
+    with pytest.raises(ValueError, match=r"model\.tile_tokens = 0: must be >= 1"):
+        ModelConfig(tile_tokens=0)
+
+
+def test_attention_is_one_of_three():
+    text = preset("tiny", "babilong", "qa1").to_json().replace('"attention": "auto"', '"attention": "flash"')
+    with pytest.raises(ValueError, match=r"attention.*'flash'.*auto.*plain.*fused"):
+        RunConfig.from_json(text)

@@ -1,0 +1,313 @@
+"""Readers of multi-hop files: what they return and refuse, how splits and orders are drawn, and the counts of the real files."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qrag_jax import data
+from qrag_jax.config import DataConfig
+from qrag_jax.data.multihop import questions as multihop
+from qrag_jax.data.multihop.hotpotqa import HOTPOTQA, read_hotpotqa
+from qrag_jax.data.multihop.musique import MUSIQUE, read_musique
+from qrag_jax.data.multihop.records import Record
+from qrag_jax.data.multihop.twowiki import TWOWIKI, read_twowiki
+from qrag_jax.data.splits import SPLITS
+from qrag_jax.train.batches import make_batch
+from tests.support.small import small_tokenizer
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
+
+
+def fixture(name: str) -> Path:
+    return FIXTURES / BENCHMARKS[name].folder / BENCHMARKS[name].files[1][0]
+
+
+def test_hotpotqa_records() -> None:
+    records, report = read_hotpotqa(fixture("hotpotqa"))
+    first, second, _ = records
+    # supporting_facts name Ostrel Bridge and Ada Finnick, which stand at 3 and 1; the question ends with a blank in the file.
+    assert first == Record(
+        id="hp0",
+        question="In which valley was the builder of the Ostrel Bridge born?",
+        answer="Lorne Valley",
+        aliases=(),
+        paragraphs=(
+            ("Lorne Valley", "The Lorne Valley is a valley of vineyards. It has nine villages."),
+            ("Ada Finnick", "Ada Finnick was an engineer, born in the Lorne Valley. She died in 1911."),
+            ("Grenn Castle", "Grenn Castle stands on a hill. Nobody lives in it."),
+            ("Ostrel Bridge", "The Ostrel Bridge crosses the Ostrel. It was built by Ada Finnick."),
+        ),
+        support=(1, 3),
+        type="bridge",
+    )
+    assert first.chunks[2] == "Grenn Castle. Grenn Castle stands on a hill. Nobody lives in it."
+    assert (second.support, second.hops) == ((0, 1), 2)  # three facts in two paragraphs
+    assert str(report).endswith("hotpot_fit.json: 3 questions")
+
+
+def test_musique_records() -> None:
+    first, second, third = read_musique(fixture("musique"))[0]
+    assert first.aliases == ("J. Ostrow", "Ostrow")
+    assert first.paragraphs[:2] == (("Ilm", "Ilm lies south of the province of Brask."), ("Ilm", "Ilm has a fair in June."))
+    assert (first.support, first.type) == ((0, 2), "2hop")
+    assert (second.support, second.type, second.hops) == ((0, 1, 3), "3hop", 3)
+    assert "\u2028" in third.paragraphs[0][1]  # a line separator inside a string does not end a line of the file
+
+
+def test_twowiki_records_and_what_is_put_up_with() -> None:
+    records, report = read_twowiki(fixture("twowiki"))
+    # The first has a distractor twice, the last names sentence 3 of a paragraph with one: it still supports.
+    assert [len(record.paragraphs) for record in records] == [4, 5, 3]
+    assert [record.support for record in records] == [(1, 2), (0, 1, 2, 3), (0, 2)]
+    assert report.notes == Counter(
+        {"paragraph repeated word for word, read once": 1, "supporting sentence past the end of its paragraph": 1}
+    )
+    assert str(report).endswith(
+        "2wiki_fit.json: 3 questions; noted: 1 paragraph repeated word for word, read once, "
+        "1 supporting sentence past the end of its paragraph"
+    )
+
+
+def test_a_repeated_paragraph_supports_if_either_does(tmp_path: Path) -> None:
+    def repeat(record: Any) -> None:
+        record["paragraphs"][1] = {**record["paragraphs"][2], "idx": 1, "is_supporting": False}
+
+    (record, *_), report = read_musique(write_with(tmp_path, "musique", repeat))
+    assert [title for title, _ in record.paragraphs] == ["Ilm", "Brask"]
+    assert record.support == (0, 1)
+    assert report.notes.total() == 1
+
+
+def write_with(folder: Path, name: str, change: Callable[[Any], object]) -> Path:
+    """The fixture of a benchmark with its first record changed."""
+    text = fixture(name).read_text(encoding="utf-8")
+    records = [json.loads(line) for line in text.removesuffix("\n").split("\n")] if name == "musique" else json.loads(text)
+    change(records[0])
+    target = folder / fixture(name).name
+    target.write_text("\n".join(map(json.dumps, records)) + "\n" if name == "musique" else json.dumps(records), encoding="utf-8")
+    return target
+
+
+def put(*path: Any) -> Callable[[Any], None]:
+    """``put("context", 0, 0, "")``: sets record["context"][0][0] to ""."""
+
+    def change(record: Any) -> None:
+        functools.reduce(lambda tree, key: tree[key], path[:-2], record)[path[-2]] = copy.deepcopy(path[-1])
+
+    return change
+
+
+HOTPOT_FAULTS = [
+    (put("_id", ""), "empty _id"),
+    (put("_id", "hp1"), "duplicate id"),
+    (put("_id", 7), "wrong type of _id: must be a string, not a whole number"),
+    (lambda record: record.pop("question"), "no question: the field 'question' is missing; there are _id, "),
+    (put("question", " "), "empty question"),
+    (put("answer", ""), "empty answer"),
+    (put("answer", None), "wrong type of answer: must be a string, not null"),
+    (put("type", "riddle"), r"unknown type: 'riddle'; known: bridge, comparison"),
+    (put("context", []), "unknown support title"),
+    (put("context", {}), "wrong type of context: must be a list, not an object"),
+    (put("context", 0, ["Lorne Valley"]), "wrong type of context: its entries must have 2 parts, not 1"),
+    (put("context", 0, 1, "text"), "wrong type of context: must be a list, not a string"),
+    (put("context", 0, 1, [3]), "wrong type of sentence"),
+    (put("context", 0, 1, []), r"empty paragraph: paragraph 0 \('Lorne Valley'\) has no text"),
+    (put("context", 2, 1, [" ", ""]), r"empty paragraph: paragraph 2 \('Grenn Castle'\) has no text"),
+    (put("context", 2, 0, " "), "empty paragraph: paragraph 2 .* has no title"),
+    (put("context", 2, 0, "Ada Finnick"), "ambiguous support title: 'Ada Finnick'"),
+    (put("supporting_facts", []), "no support"),
+    (put("supporting_facts", 0, ["Ostrel", 0]), "unknown support title: 'Ostrel' is the title of no paragraph"),
+    (put("supporting_facts", 0, 1, -1), "negative sentence number"),
+    (put("supporting_facts", 0, 1, True), "wrong type of supporting_facts: must be a whole number, not true or false"),
+]
+MUSIQUE_FAULTS = [
+    (put("id", "3hop1__0"), "duplicate id"),
+    (put("answerable", False), "not answerable"),
+    (lambda record: record.pop("answerable"), "no answerable"),
+    (put("paragraphs", []), "no paragraphs"),
+    (put("paragraphs", 1, "idx", 2), "idx out of sequence: paragraph 1 has the idx 2"),
+    (put("paragraphs", 1, "paragraph_text", " "), "empty paragraph: paragraph 1"),
+    (put("paragraphs", 1, 3), "wrong type of record: must be an object, not a whole number"),
+    (put("paragraphs", 1, "is_supporting", 0), "wrong type of is_supporting: must be true or false"),
+    (put("paragraphs", 1, "is_supporting", True), r"hops are not the support: the hops use the paragraphs \[0, 2\], .* \[0, 1, 2\]"),
+    (put("question_decomposition", []), "hops are not the support"),
+    (put("question_decomposition", 0, {"id": 1}), "no paragraph_support_idx"),
+    (put("answer_aliases", [1]), "wrong type of answer_aliases"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [("hotpotqa", *fault) for fault in HOTPOT_FAULTS]
+    + [("musique", *fault) for fault in MUSIQUE_FAULTS]
+    + [("twowiki", put("type", "bridge"), "unknown type: 'bridge'; known: compositional, comparison, bridge_comparison, inference")],
+)
+def test_refuses_or_skips_bad_records(tmp_path: Path, name: str, change: Callable[[Any], object], reason: str) -> None:
+    path = write_with(tmp_path, name, change)
+    read = BENCHMARKS[name].read
+    # Of two records with one id, the later one is the bad one.
+    number = 2 if reason == "duplicate id" else 1
+    where = f":{number}: " if name == "musique" else f": record {number}: "
+    with pytest.raises(ValueError, match=rf"{path.name}{where}{reason}.*Mend it, or have bad records left out"):
+        read(path)
+    records, report = read(path, skip_bad=True)
+    assert (len(records), report.kept, report.skipped) == (2, 2, Counter({reason.partition(":")[0]: 1}))
+    assert f"2 questions; 1 left out (1 {reason.partition(':')[0]})" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("hotpotqa", "", "is empty"),
+        ("hotpotqa", "[{", "not a JSON file: "),
+        ("hotpotqa", "{}", "must be a JSON list of records, not an object"),
+        ("hotpotqa", "[]", "no record is left; the list is empty"),
+        ("hotpotqa", "[3]", "record 1: wrong type of record: must be an object, not a whole number"),
+        ("musique", "{]\n", "1: malformed line: not JSON"),
+        ("musique", "\n{}\n", "1: malformed line: not JSON"),
+    ],
+)
+def test_refuses_bad_files(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    path = tmp_path / "file"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"file: ?{reason}"):
+        BENCHMARKS[name].read(path)
+    path.write_bytes("[é]".encode("latin-1"))
+    with pytest.raises(ValueError, match="file: is not UTF-8"):
+        BENCHMARKS[name].read(path)
+    with pytest.raises(ValueError, match="nowhere: no such file"):
+        BENCHMARKS[name].read(tmp_path / "nowhere")
+
+
+def test_nothing_left_is_an_error_even_if_bad_records_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text('{"id": 1}\n{"id": 2}\n')
+    with pytest.raises(ValueError, match="no record is left; 2 no answerable"):
+        read_musique(path, skip_bad=True)
+
+
+def config(name: str, folder: Path = FIXTURES, **values: Any) -> DataConfig:
+    return DataConfig(**{"benchmark": name, "task": "all", "data_dir": str(folder), "chunks": 20, **values})
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_splits_of_the_fixtures(name: str) -> None:
+    parts = {split: data.load(config(name), split, seed=0, chunks=40, haystacks=2) for split in SPLITS}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 2, "validation": 1, "test": 1}
+    ids = [{example.id for example in part} for part in parts.values()]
+    assert len(set.union(*ids)) == 4
+    assert ids[2] == {f"{name}/{BENCHMARKS[name].read(fixture(name).with_name(BENCHMARKS[name].files[1][1]))[0][0].id}"}
+
+
+def test_training_shuffles_questions_and_paragraphs() -> None:
+    train = data.load(config("twowiki"), "train", seed=3, group=2)
+    by_id = {f"twowiki/{record.id}": record for record in read_twowiki(fixture("twowiki"))[0]}
+    orders = set()
+    for i in range(40):
+        example = train[i]
+        assert example == data.load(config("twowiki"), "train", seed=3, group=7)[i]
+        record = by_id[example.id]
+        assert sorted(example.chunks) == sorted(record.chunks)
+        assert {example.chunks[k] for k in example.support} == {record.chunks[k] for k in record.support}
+        orders.add(example.chunks)
+    assert len(orders) > 20
+    assert [len({train[2 * k].id, train[2 * k + 1].id}) for k in range(20)] == [2] * 20  # a pass has every question once
+    assert len({train[2 * k].id for k in range(20)}) == 2  # in an order of its own
+    assert [train[i] for i in range(8)] != [data.load(config("twowiki"), "train", seed=4)[i] for i in range(8)]
+    with pytest.raises(IndexError, match="indices begin at 0"):
+        train[-1]
+    test = data.load(config("twowiki"), "test", seed=3)
+    assert test[0].chunks == test[5].chunks == ("Ume. The Ume is 120 km long.", "Dray. The Dray is 300 km long.", "Lake. Lakes are wide.")
+
+
+def test_tasks_are_types_of_questions() -> None:
+    assert [example.question[:5] for example in data.load(config("hotpotqa", task="comparison"), "train", seed=0)] == ["Which"]
+    with pytest.raises(ValueError, match=r"data.task = 'qa2': unknown task of musique; known: all, 2hop, 3hop, 4hop"):
+        data.load(config("musique", task="qa2"), "train", seed=0)
+    with pytest.raises(ValueError, match="musique: no question is left for test"):
+        data.load(config("musique", task="4hop"), "test", seed=0)
+
+
+def test_examples_fill_a_batch() -> None:
+    settings = config("musique", chunks=4)
+    train = data.load(settings, "train", seed=0, group=2)
+    batch = make_batch([train[0], train[1]], 0, small_tokenizer(), settings)
+    assert sorted(batch.chunk_mask.sum(1).tolist()) == [3, 4]
+    assert sorted(batch.support.sum(1).tolist()) == [2, 3]
+    with pytest.raises(ValueError, match=r"data.chunks = 3: must be >= 4, the paragraphs of the longest training document"):
+        data.load(config("musique", chunks=3), "train", seed=0)
+
+
+def test_official_files_are_preferred_and_pairs_are_not_mixed(tmp_path: Path) -> None:
+    folder = tmp_path / "musique"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"no files of musique; looked for in data_dir/musique: musique_ans_v1.0_train.jsonl and .*github"):
+        data.load(config("musique", tmp_path), "train", seed=0)
+    with pytest.raises(ValueError, match=r"data.data_dir: musique is read from files, so give their folder; looked for"):
+        data.load(replace(config("musique"), data_dir=None), "train", seed=0)
+    for name in MUSIQUE.files[1]:
+        shutil.copy(FIXTURES / "musique" / name, folder)
+    shutil.copy(fixture("musique"), folder / MUSIQUE.files[0][0])
+    assert multihop.find_files(MUSIQUE, tmp_path) == tuple(folder / name for name in MUSIQUE.files[1])
+    shutil.copy(folder / "musique_eval.jsonl", folder / MUSIQUE.files[0][1])
+    assert multihop.find_files(MUSIQUE, tmp_path) == tuple(folder / name for name in MUSIQUE.files[0])
+    shutil.copy(fixture("musique"), folder / MUSIQUE.files[0][1])
+    with pytest.raises(ValueError, match=r"train.jsonl and .*dev.jsonl: question '2hop__\d+' is in train and in test"):
+        data.load(config("musique", tmp_path), "validation", seed=0)
+
+
+def test_skipping_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "hotpotqa"
+    shutil.copytree(FIXTURES / "hotpotqa", folder)
+    write_with(folder, "hotpotqa", put("answer", ""))
+    with pytest.raises(ValueError, match="record 1: empty answer"):
+        HOTPOTQA_load(config("hotpotqa", tmp_path), "train", seed=0)
+    assert len(HOTPOTQA_load(config("hotpotqa", tmp_path, skip_bad=True), "train", seed=0)) == 1
+    assert "hotpot_fit.json: 2 questions; 1 left out (1 empty answer)" in capsys.readouterr().out
+
+
+HOTPOTQA_load = functools.partial(multihop.load, HOTPOTQA)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "notes"),
+    [
+        ("hotpotqa", (1809, 300), ({}, {})),
+        ("musique", (421, 100), ({}, {})),
+        (
+            "twowiki",
+            (500, 657),
+            (
+                {"paragraph repeated word for word, read once": 27, "supporting sentence past the end of its paragraph": 6},
+                {"paragraph repeated word for word, read once": 30},
+            ),
+        ),
+    ],
+)
+def test_real_files(shared_data: Path, name: str, sizes: tuple[int, int], notes: tuple[dict[str, int], dict[str, int]]) -> None:
+    benchmark = BENCHMARKS[name]
+    files = multihop.find_files(benchmark, shared_data)
+    assert files is not None
+    read = [benchmark.read(path) for path in files]
+    assert tuple(len(records) for records, _ in read) == sizes
+    assert tuple(dict(report.notes) for _, report in read) == notes
+    for records, _ in read:
+        assert all(2 <= record.hops <= 4 for record in records)
+    places = Counter(place for records, _ in read for record in records if len(record.paragraphs) >= 9 for place in record.support)
+    # The published order does not give the support away: every place has its share.
+    assert min(places[k] for k in range(9)) > 0.6 * max(places[k] for k in range(9))
+    parts = {split: data.load(config(name, shared_data), split, seed=0) for split in SPLITS}
+    ids = {split: {example.id for example in part} for split, part in parts.items()}
+    assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == sum(sizes)
+    assert 0.07 < len(ids["validation"]) / sizes[0] < 0.13

@@ -1,0 +1,61 @@
+"""The stop threshold of an export, set again as a user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import calibrate
+from qrag_jax.export.folder import read_export, write_export
+from tests.support.small import SMALL, small_learner, small_tokenizer
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    learner, state = small_learner()
+    write_export(
+        tmp_path / "run" / "export",
+        config=SMALL,
+        backbone=learner.embedder.config,
+        params=state.params,
+        tokenizer=small_tokenizer(),
+        threshold=None,
+        step=7,
+        rows=[],
+    )
+    return tmp_path / "run"
+
+
+def test_calibrate(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_export(run_dir / "export")
+    assert calibrate.main([str(run_dir), "--episodes", "12", "--budget", "3"]) == 0
+    after = read_export(run_dir / "export")
+    found = json.loads((run_dir / "calibration.json").read_text())
+    assert after.threshold == found["calibrated"]
+    assert (found["schema"], found["episodes"]) == (1, 12)
+    assert (run_dir / "calibration.png").stat().st_size > 1000
+    assert (after.config, after.step) == (before.config, 7), "all but the threshold stays"
+    assert "was none" in capsys.readouterr().out
+    nearest = min(range(101), key=lambda i: abs(found["threshold"][i] - found["calibrated"]))
+    assert found["fact_f1"][nearest] >= max(found["fact_f1"]) - 0.05
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "1"], "budget = 1: must be >= 2"),
+        (["--task", "qa9"], "qa9"),
+        (["--beam", "0"], "eval.beam = 0"),
+        (["--episodes", "0"], "train.eval_episodes = 0"),
+    ],
+)
+def test_bad_input(run_dir: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrate.main([str(run_dir), *words]) == 64
+    assert message in capsys.readouterr().err
+    assert read_export(run_dir / "export").threshold is None
+
+
+def test_not_an_export(tmp_path: Path) -> None:
+    assert calibrate.main([str(tmp_path)]) == 64

@@ -1,0 +1,337 @@
+"""Sweeps: specifications are checked to the last value, trials are chosen reproducibly, and whatever happens to one is kept.
+
+Trials here are a small script in place of training: it writes what a run writes, as its configuration tells it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.cli import EXIT_BAD_CONFIGURATION
+from experiments.sweep import run as sweep_run
+from experiments.sweep.__main__ import main
+from experiments.sweep.report import write_report
+from experiments.sweep.spec import Spec, read_spec
+from experiments.sweep.study import Claim, Row, Sweep
+from qrag_jax.config import RunConfig
+from qrag_jax.rundir.log import Preempted
+from tests.conftest import ROOT
+
+SPEC: dict[str, Any] = {
+    "benchmark": "babilong",
+    "task": "qa1",
+    "method": "grid",
+    "fixed": {"train.steps": 30, "train.log_every": 10, "train.eval_every": 10, "train.checkpoint_every": 10},
+    "space": {"optim.learning_rate": {"values": [1e-3, 1e-2, 1e-1]}, "rl.lam": {"values": [0.5, 0]}},
+}
+# Fact EM at the last update is the learning rate times 10; seeds above 100 fail the first time, above 200 wait to be killed, as do slow
+# ones that decay much.
+TRIAL = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+config = json.loads((folder / "config.json").read_text())
+seed, rate = config["train"]["seed"], config["optim"]["learning_rate"]
+with (folder / "metrics.jsonl").open("a") as file:
+    for step in range(0, config["train"]["steps"] + 1, 10):
+        em = rate * 10 * step / config["train"]["steps"]
+        file.write(json.dumps({"kind": "validation", "step": step, "fact_em": em, "fact_f1_stopped": em / 2, "answer_em": None}) + "\\n")
+        file.write(json.dumps({"kind": "train", "step": step, "seconds": step / 1}) + "\\n")
+        file.flush()
+        if seed > 200 or (config["optim"]["weight_decay"] > 0.05 and step == 20 and rate < 0.005):
+            time.sleep(60)
+if seed > 100 and not (folder / "tried").exists():
+    (folder / "tried").touch()
+    print("no memory left\\non this device")
+    sys.exit(3)
+"""
+
+
+def write(folder: Path, name: str = "spec.yaml", **changes: Any) -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump({**SPEC, **changes}))
+    return path
+
+
+def make(folder: Path, **changes: Any) -> Sweep:
+    spec, _ = read_spec(write(folder, **changes))
+    return Sweep(spec, folder / "sweep")
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    monkeypatch.setattr(sweep_run, "POLL_SECONDS", 0.02)
+    (tmp_path / "trial.py").write_text(TRIAL)
+    return (sys.executable, str(tmp_path / "trial.py"))
+
+
+def states(rows: list[Row]) -> list[str]:
+    return [row.state for row in rows]
+
+
+def chosen(sweep: Sweep, count: int) -> list[dict[str, Any]]:
+    """The values of the next trials, each finished at once with its learning rate as Fact EM."""
+    found = []
+    for _ in range(count):
+        claim = sweep.next()
+        assert claim is not None
+        found.append(claim.values)
+        complete(sweep, claim)
+    return found
+
+
+def complete(sweep: Sweep, claim: Claim) -> None:
+    rate = claim.config.optim.learning_rate
+    (claim.folder / "metrics.jsonl").write_text(
+        json.dumps({"kind": "validation", "step": 10, "fact_em": rate, "fact_f1_stopped": None, "answer_em": None}) + "\n"
+    )
+    sweep.finish(claim, "complete")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "grid"}, "unknown key 'methods'; known: benchmark, task, method"),
+        ({"task": 3}, "task = 3: must be of type <class 'str'>"),
+        ({"method": "bayes"}, "method = 'bayes': must be of type"),
+        ({"method": "random"}, "trials: missing; method random needs their number"),
+        ({"trials": 0}, "trials = 0: must be >= 1"),
+        ({"trials": 7}, "trials = 7: must be <= 6, the combinations of the space"),
+        ({"trials": True}, "trials = True: must be of type"),
+        ({"parallel": 0}, "parallel = 0: must be >= 1"),
+        ({"preset": "huge"}, "preset 'huge': unknown; known: tiny"),
+        ({"run_dir": 1}, "run_dir = 1: must be the name of a folder"),
+        ({"space": {}}, "space: is empty"),
+        ({"space": [1]}, r"space = [1]: must be fields by their dotted names"),
+        ({"fixed": {"optim.lr": 1}}, "fixed.optim.lr: no such field; fields of optim: learning_rate, end_ratio"),
+        ({"fixed": {"lr": 1}}, "fixed.lr: no such field; write SECTION.FIELD, with a section of data, model"),
+        ({"fixed": {"data.task": "qa2"}}, "fixed.data.task: is the key 'task'"),
+        ({"fixed": {"rl.lam": 1}}, "rl.lam: is in fixed and in space"),
+        ({"fixed": {"optim.batch": 1.5}}, "optim.batch = 1.5: must be of type <class 'int'>"),
+        ({"fixed": {"optim.batch": 0}}, "optim.batch = 0: must be >= 1"),
+        ({"space": {"rl.lam": {"values": [0.5, 2]}}}, "rl.lam = 2.0: must be in [0, 1]"),
+        ({"space": {"rl.lam": {"values": []}}}, "space.rl.lam.values = []: must be a list of different values"),
+        ({"space": {"rl.lam": {"values": [1, 1]}}}, "must be a list of different values"),
+        ({"space": {"rl.lam": 0.5}}, "space.rl.lam = 0.5: must be {values: [...]}, {low, high}"),
+        ({"space": {"rl.lam": {"low": 0.1}}}, "must be {values: [...]}"),
+        ({"space": {"rl.lam": {"low": 0.1, "high": 0.2, "width": 1}}}, "must be {values: [...]}"),
+        ({"space": {"rl.lam": {"low": 0.1, "high": 0.9}}}, "space.rl.lam: method grid needs values, or low, high and step"),
+        ({"space": {"rl.lam": {"low": 0.1, "high": "0.9"}}}, "space.rl.lam.high = '0.9': must be a number"),
+        ({"space": {"rl.lam": {"low": 0.9, "high": 0.1}}}, "space.rl.lam.low = 0.9: must be below high = 0.1"),
+        ({"space": {"rl.lam": {"low": 0, "high": 1, "log": True}}}, "space.rl.lam.log = true: needs low > 0 and no step"),
+        ({"space": {"rl.lam": {"low": 0.1, "high": 1, "log": 1}}}, "space.rl.lam.log = 1: must be true or false"),
+        ({"space": {"rl.lam": {"low": 0, "high": 1, "step": 0.3}}}, "space.rl.lam.step = 0.3: must divide high - low = 1"),
+        ({"space": {"rl.budget": {"low": 1.5, "high": 4}}}, "space.rl.budget.low = 1.5: must be a whole number"),
+        ({"space": {"rl.budget": {"low": 1, "high": 400}}}, "rl.budget = 400: must be <= data.chunks (40)"),
+        ({"space": {"rl.soft": {"low": 0, "high": 1}}}, "space.rl.soft: is not a number, so it has no range"),
+        ({"objective": "answer_em"}, "objective = 'answer_em': needs rl.reward"),
+        ({"benchmark": "squad"}, "data.benchmark = 'squad': unknown; known: babilong"),
+        ({"task": "qa9"}, "qa9"),
+    ],
+)
+def test_a_bad_specification_starts_nothing(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, **changes)
+    assert main([str(path), "--run-dir", str(tmp_path / "sweep")]) == EXIT_BAD_CONFIGURATION
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ")
+    assert message in error
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("spec.json", "{}", "must end in .yaml, .yml or .toml"),
+        ("spec.yaml", "a: [", "expected the node content"),
+        ("spec.yaml", "- 1", "must hold keys and values; known keys: benchmark"),
+        ("spec.yaml", "task: qa1", "benchmark: missing"),
+        ("spec.yaml", "task: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("spec.toml", "a = ", "Invalid value"),
+    ],
+)
+def test_a_file_that_is_no_specification_is_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="spec") as error:
+        read_spec(tmp_path / name)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert message in str(error.value)
+    with pytest.raises(ValueError, match=r"absent.yaml: No such file"):
+        read_spec(tmp_path / "absent.yaml")
+
+
+def test_yaml_and_toml_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "{benchmark: babilong, task: qa1, method: tpe, trials: 3, fixed: {train.steps: 30}, "
+        "space: {optim.learning_rate: {low: 1e-4, high: 3e-3, log: true}, train.curriculum: {values: [[], ['qa1:20:10']]}}}"
+    )
+    (tmp_path / "s.toml").write_text(
+        'benchmark = "babilong"\ntask = "qa1"\nmethod = "tpe"\ntrials = 3\n[fixed]\n"train.steps" = 30\n[space]\n'
+        '"optim.learning_rate" = {low = 1e-4, high = 3e-3, log = true}\n"train.curriculum" = {values = [[], ["qa1:20:10"]]}\n'
+    )
+    (one, folder), (other, _) = (read_spec(tmp_path / name) for name in ("s.yaml", "s.toml"))
+    assert one == other == Spec.from_tree(json.loads(json.dumps(one.to_tree())))
+    assert folder == Path("runs/sweep-s")
+    assert one.config({"optim.learning_rate": 1e-3, "train.curriculum": '["qa1:20:10"]'}).train.curriculum == ("qa1:20:10",)
+
+
+def test_a_grid_goes_in_order_and_ends(tmp_path: Path) -> None:
+    space = {"rl.budget": {"low": 1, "high": 5, "step": 2}, "rl.lam": {"low": 0, "high": 1, "step": 0.5}}
+    sweep = make(tmp_path, space=space)
+    assert [tuple(values.values()) for values in chosen(sweep, 4)] == [(1, 0.0), (1, 0.5), (1, 1.0), (3, 0.0)]
+    again = Sweep.open(tmp_path / "sweep")
+    assert [tuple(values.values()) for values in chosen(again, 5)] == [(3, 0.5), (3, 1.0), (5, 0.0), (5, 0.5), (5, 1.0)]
+    assert again.next() is None
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_a_seed_gives_the_same_trials_interrupted_or_not(method: str, tmp_path: Path) -> None:
+    space = {"optim.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}, "rl.budget": {"low": 1, "high": 4}}
+    options = {"method": method, "trials": 8, "space": space}
+    folders = [tmp_path / name for name in ("whole", "parts", "other")]
+    for folder in folders:
+        folder.mkdir()
+    whole = chosen(make(folders[0], **options), 8)
+    parts = chosen(make(folders[1], **options), 3)
+    left = Sweep.open(folders[1] / "sweep").next()
+    assert left is not None
+    left.lock.release()  # as when its process is killed
+    parts += chosen(Sweep.open(folders[1] / "sweep"), 5)
+    assert parts == whole
+    assert chosen(make(folders[2], **options, seed=1), 8) != whole
+    rates = [values["optim.learning_rate"] for values in whole]
+    assert all(1e-4 <= rate <= 1e-1 for rate in rates)
+    if method == "tpe":
+        assert sum(rates[4:]) > sum(rates[:4]), "higher rates were better, and it noticed"
+
+
+def test_a_small_space_is_used_up_without_repetition(tmp_path: Path) -> None:
+    found = chosen(make(tmp_path, method="random", trials=6), 6)
+    assert len({tuple(values.values()) for values in found}) == 6
+
+
+def test_all_trials_run_and_the_report_says_so(tmp_path: Path, trial: tuple[str, str]) -> None:
+    space = {"optim.learning_rate": {"values": [1e-3, 1e-2, 1e-1]}, "rl.lam": {"values": [0, 0.5, 1]}}
+    sweep = make(tmp_path, space=space, parallel=2)
+    sweep_run.run(sweep, trial)
+    rows = write_report(sweep)
+    assert states(rows) == ["complete"] * 9
+    assert [row.value for row in rows] == pytest.approx([0.01] * 3 + [0.1] * 3 + [1.0] * 3)
+    summary = json.loads((sweep.run_dir / "sweep.json").read_text())
+    assert summary["schema"] == 1
+    assert summary["best"] == rows[6].name
+    assert summary["importances"]["optim.learning_rate"] > summary["importances"]["rl.lam"]
+    best = RunConfig.from_json((sweep.run_dir / "best.json").read_text())
+    assert (best.optim.learning_rate, best.rl.lam) == (0.1, 0.0)
+    assert best == RunConfig.from_json((sweep.run_dir / "trials" / rows[6].name / "config.json").read_text())
+    text = (sweep.run_dir / "sweep.md").read_text()
+    assert f"| {rows[6].name} | 0.1 | 0 | complete | 1.000 | 0.500 | 30 | 30 | 0.5 |" in text
+    for name in ("parallel", "importance"):
+        assert (sweep.run_dir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"({name}.png)" in text
+    assert main(["report", str(sweep.run_dir)]) == 0
+
+
+def test_a_failure_is_kept_with_its_reason_and_tried_again_on_request(tmp_path: Path, trial: tuple[str, str]) -> None:
+    options = {"space": {"train.seed": {"values": [1, 101]}}}
+    sweep = make(tmp_path, **options)
+    sweep_run.run(sweep, trial)
+    _, failed = write_report(sweep)
+    assert (failed.state, failed.reason) == ("failed", "exit code 3\nno memory left\non this device")
+    assert "no memory left" in (sweep.run_dir / "sweep.md").read_text()
+    sweep_run.run(make(tmp_path, **options), trial)
+    assert states(sweep.rows()) == ["complete", "failed"], "not without being asked"
+    again = make(tmp_path, **options)
+    assert again.retry_failed() == 1
+    sweep_run.run(again, trial)
+    assert states(again.rows()) == ["complete", "complete"]
+    assert [row.name for row in again.rows()][1] == failed.name
+
+
+def test_a_trial_below_the_median_is_stopped(tmp_path: Path, trial: tuple[str, str]) -> None:
+    rates = [1e-2, 2e-2, 3e-2, 1e-3]
+    fixed = {**SPEC["fixed"], "optim.weight_decay": 0.1}  # the slow one would wait a minute at update 20
+    sweep = make(tmp_path, fixed=fixed, space={"optim.learning_rate": {"values": rates}}, prune=True, prune_startup=2, prune_warmup=20)
+    sweep_run.run(sweep, trial)
+    rows = write_report(sweep)
+    assert states(rows) == ["complete", "complete", "complete", "pruned"]
+    assert rows[3].updates == 20
+    assert json.loads((sweep.run_dir / "sweep.json").read_text())["best"] == rows[2].name
+
+
+def test_two_sweeps_on_one_folder_share_the_trials(tmp_path: Path) -> None:
+    one, other = make(tmp_path), Sweep.open(tmp_path / "sweep")
+    claims = [sweep.next() for sweep in (one, other, one, other, one, other)]
+    assert len({claim.name for claim in claims if claim}) == 6
+    assert one.next() is None
+    for sweep, claim in zip((one, other) * 3, claims, strict=True):
+        assert claim is not None
+        complete(sweep, claim)
+    assert states(one.rows()) == states(other.rows()) == ["complete"] * 6
+
+
+def test_sigterm_stops_the_trials_and_they_are_offered_again(tmp_path: Path, trial: tuple[str, str]) -> None:
+    space = {"train.seed": {"values": [201, 1]}}
+    sweep = make(tmp_path, space=space)
+    stopper = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({os.getpid()}, {signal.SIGTERM:d})"])
+    began = time.monotonic()
+    with pytest.raises(Preempted, match="1 trials saved"):
+        sweep_run.run(sweep, trial)
+    stopper.wait()
+    assert time.monotonic() - began < 30
+    again = Sweep.open(sweep.run_dir)
+    assert states(again.rows()) == ["running"]
+    claim = again.next()
+    assert claim is not None
+    assert claim.values == {"train.seed": 201}
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(ValueError, match=r"holds another sweep \(space differ\); only trials and parallel may change"):
+        make(tmp_path, space={"rl.lam": {"values": [0.5]}})
+    with pytest.raises(ValueError, match=r"holds another sweep \(base differ\)"):
+        make(tmp_path, fixed={})
+    make(tmp_path, trials=5, parallel=2)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").touch()
+    spec, _ = read_spec(write(tmp_path))
+    with pytest.raises(ValueError, match="not empty and not a sweep"):
+        Sweep(spec, foreign)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+    (tmp_path / "sweep" / "journal.log").write_text('{"op": \n{}\n')
+    with pytest.raises(ValueError, match=r"journal.log: cannot be read"):
+        make(tmp_path, trials=5)
+    (tmp_path / "sweep" / "spec.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match=r"spec.json: is not a sweep of this version"):
+        Sweep.open(tmp_path / "sweep")
+
+
+def test_devices_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep_run.visible("gpu", 1)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert sweep_run.visible("gpu", 1)["CUDA_VISIBLE_DEVICES"] == "6"
+    assert sweep_run.visible("tpu", 3)["TPU_VISIBLE_CHIPS"] == "3"
+
+
+def test_a_sweep_needs_optuna(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main([str(write(tmp_path)), "--run-dir", str(tmp_path / "sweep")]) == EXIT_BAD_CONFIGURATION
+    assert "pip install 'qrag-jax[sweep]'" in capsys.readouterr().err
+
+
+def test_specifications_here_are_good() -> None:
+    for path in (ROOT / "experiments" / "sweeps").iterdir():
+        read_spec(path)

@@ -1,0 +1,300 @@
+"""Exports: written, read again, and loaded in PyTorch by the two libraries a user has."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
+from qrag_jax.export.__main__ import main
+from qrag_jax.export.folder import Export, read_export, write_export
+from qrag_jax.export.from_reference import read_reference
+from qrag_jax.export.to_torch import NAMES, SAMPLES, difference, flax_embeddings, to_torch
+from qrag_jax.models.bert import BertConfig
+from qrag_jax.models.embedder import make_embedder, pair
+from qrag_jax.models.qwen3 import Qwen3Config
+from qrag_jax.models.registry import BACKBONES, BackboneConfig, backbone_of
+from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
+from tests.models.test_backbones import TINY, backbones, random_params, same_trees
+
+CONFIG = RunConfig(
+    data=DataConfig(question_tokens=12, chunk_tokens=16, state_chunk_tokens=8),
+    rl=RLConfig(budget=3),
+    eval=EvalConfig(budget=3),
+)
+ROWS = [{"benchmark": "babilong", "task": "qa2", "context_tokens": 4000, "fact_em": 0.9375, "ci95": [0.9, 0.97], "answer_em": None}]
+
+
+def roberta_tokenizer() -> TextTokenizer:
+    """The special tokens of XLM-RoBERTa at their ids: its network takes positions from where the padding id is not."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "the", "milk", "apple", "sentence"]
+    tokenizer = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(words[:4])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return TextTokenizer(tokenizer)
+
+
+def qwen_tokenizer() -> TextTokenizer:
+    """No opening special token, <|endoftext|> closes a text: as Qwen3-Embedding's."""
+    words = ["<|endoftext|>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "the", "milk", "apple"]
+    tokenizer = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(words[:1])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
+    return TextTokenizer(tokenizer)
+
+
+def tokenizer_for(config: BackboneConfig) -> TextTokenizer:
+    if backbone_of(config) in ("xlm-roberta", "new"):
+        return roberta_tokenizer()
+    return qwen_tokenizer() if isinstance(config, Qwen3Config) else train_wordpiece(SAMPLES, config.vocab_size)
+
+
+def export(out: Path, backbone: BackboneConfig, config: RunConfig = CONFIG, **options: Any) -> Export:
+    """An export of random encoders, the two of them different."""
+    state = random_params(backbone)
+    action = jax.tree.map(lambda leaf: leaf * np.float32(0.9), state)
+    params = pair(state, None if config.model.tied else action, config.model.tied)
+    given = {"threshold": 0.25, "step": 70, "rows": ROWS} | options
+    write_export(out, config=config, backbone=backbone, params=params, tokenizer=tokenizer_for(backbone), **given)
+    read = read_export(out)
+    assert same_trees(read.params, params), "the round trip must be bit-identical"
+    return read
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Export:
+    return export(tmp_path / "export", TINY["bert"])
+
+
+@backbones()
+def test_round_trip(config: BackboneConfig, tmp_path: Path) -> None:
+    read = export(tmp_path / "run" / "export", config)
+    assert (read.config, read.backbone, read.threshold, read.step, read.rows) == (CONFIG, config, 0.25, 70, ROWS)
+    assert read.pooling == BACKBONES[backbone_of(config)].pooling
+    ids = tokenizer_for(config).rows(SAMPLES, 12)
+    np.testing.assert_array_equal(read.tokenizer.rows(SAMPLES, 12), ids)
+    ours = read.embedder().apply(read.params, ids, method="embed_states")
+    np.testing.assert_array_equal(ours, make_embedder(CONFIG, config).apply(read.params, ids, method="embed_states"))
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"), [("bert", "mean"), ("bert", "cls"), ("bert", "last"), ("xlm-roberta", "mean"), ("qwen3, biases", "last")]
+)
+def test_sentence_transformers_loads_an_export_as_it_is(name: str, pooling: Any, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    read = export(tmp_path / "export", TINY[name], pooling=pooling)
+    for encoder, length in zip(NAMES, (28, 16), strict=True):  # 12 + 2 * 8: the longest state
+        model = library.SentenceTransformer(str(tmp_path / "export" / encoder), device="cpu")
+        np.testing.assert_allclose(model.encode(list(SAMPLES)), flax_embeddings(read, encoder, length), atol=1e-4, rtol=0)
+        assert (model.max_seq_length, model.similarity_fn_name) == (length, "dot")
+
+
+@backbones(lambda name: name != "new")
+@pytest.mark.parametrize("layout", ["hf", "sentence-transformers"])
+def test_to_torch_computes_the_same(config: BackboneConfig, layout: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    read = export(tmp_path / "export", config)
+    out = to_torch(read, tmp_path / "torch", layout)
+    found = difference(read, out, layout)
+    assert found is not None
+    assert found < 1e-4
+    assert {path.name for path in out.iterdir()} == {*NAMES, "README.md"}
+    assert (out / NAMES[0] / "modules.json").exists() == (layout == "sentence-transformers")
+
+
+def test_no_code_from_the_hub_is_run_for_gte(tmp_path: Path) -> None:
+    read = export(tmp_path / "export", TINY["new"])
+    out = to_torch(read, tmp_path / "torch", "hf")
+    assert difference(read, out, "hf") is None
+    assert "trust_remote_code" in (out / "README.md").read_text()
+
+
+@backbones(lambda name: name in ("bert", "xlm-roberta"))
+def test_reference_layout_is_read_back(config: BackboneConfig, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    read = export(tmp_path / "export", config)
+    out = to_torch(read, tmp_path / "torch", "reference")
+    found = difference(read, out, "reference")
+    assert found is not None
+    assert found < 1e-4
+    again = read_reference(out / "model_best.pt")
+    assert same_trees(again.params, read.params)
+    assert same_trees(again.target_params, read.params)
+    assert (again.backbone, again.step, again.config.qhead, again.config.data.chunk_tokens) == (config, 70, CONFIG.qhead, 16)
+    tree = torch.load(out / "model_best.pt", weights_only=True)
+    # The keys of the reference code's own file, beside the encoders' tensors.
+    assert set(tree) == {"critic", "policy", "random_policy", "v_net_target", "action_embed_target", "critic_optim", "scheduler", "alpha"}
+    assert {name for name in tree["critic"] if ".model.e" not in name} == {
+        *(
+            f"{part}.{name}"
+            for part in ("state_embed", "action_embed.model")
+            for name in ("cls_token", "sep_token", "head.weight", "head.bias")
+        ),
+        *(f"{part}.pooler.dense.{name}" for part in ("state_embed.model", "action_embed.model.model") for name in ("weight", "bias")),
+        "action_embed.rotary_emb.freqs",
+    }
+    assert tree["critic"]["state_embed.cls_token"].dtype == torch.int64
+
+
+def test_the_reference_layout_refuses_what_that_code_cannot_compute(tmp_path: Path) -> None:
+    config = replace(CONFIG, qhead=QHeadConfig(position_resolution="continuous", halves=1), model=ModelConfig(divisor=1.0))
+    read = export(tmp_path / "export", TINY["bert"], config)
+    with pytest.raises(ValueError, match=r"model\.divisor = 1\.0 .*qhead\.halves = 1 .*position_resolution = 'continuous'"):
+        to_torch(read, tmp_path / "torch", "reference")
+    assert not (tmp_path / "torch").exists()
+
+
+def test_a_tied_embedder_is_written_twice(tmp_path: Path) -> None:
+    read = export(tmp_path / "export", TINY["bert"], replace(CONFIG, model=ModelConfig(tied=True)))
+    assert set(read.params["params"]) == {"encoder"}
+    first, second = ((tmp_path / "export" / name / "model.safetensors").read_bytes() for name in NAMES)
+    assert first == second
+
+
+def test_the_model_card_says_what_it_is(written: Export, tmp_path: Path) -> None:
+    card = (tmp_path / "export/README.md").read_text()
+    for part in (
+        "babilong qa2",
+        "| babilong | qa2 | 4000 | 0.938 | 0.900 to 0.970 |",
+        "below: 0.25",
+        "update 70",
+        "Retriever.from_pretrained",
+    ):
+        assert part in card
+    assert "Answer EM" not in card, "a figure that was not measured has no column"
+
+
+def test_an_older_export_is_replaced_and_a_failure_leaves_it(written: Export, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    export(out, TINY["bert"], step=71)
+    assert read_export(out).step == 71
+    with pytest.raises(ValueError, match="found \\['nonsense'\\]"):
+        write_export(
+            out,
+            config=CONFIG,
+            backbone=TINY["bert"],
+            params={"params": {"nonsense": {}}},
+            tokenizer=written.tokenizer,
+            threshold=None,
+            step=72,
+            rows=[],
+        )
+    assert read_export(out).step == 71
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_another_folder_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="was not written by this command"):
+        export(tmp_path / "export", TINY["bert"])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("qrag.json", None, "not an export"),
+        ("qrag.json", b"{", "not a JSON file"),
+        ("qrag.json", {"format": "other"}, "format = 'other'"),
+        ("qrag.json", {"version": 2}, "version = 2.*update"),
+        ("qrag.json", {"pooling": "max"}, "pooling = 'max': must be one of mean, last, cls"),
+        ("qrag.json", {"threshold": "high"}, "threshold = 'high': must be a number or null"),
+        ("qrag.json", {"config": {"model": {"colour": 1}}}, "colour"),
+        ("state_encoder/config.json", {"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
+        ("state_encoder/config.json", {"model_type": "mamba"}, "model_type = 'mamba' is not supported"),
+        ("action_encoder/config.json", {"layer_norm_eps": 0.1}, "must be the same network"),
+        ("action_encoder/config.json", None, "no such file"),
+        ("action_encoder/model.safetensors", None, "no weights"),
+        ("action_encoder/model.safetensors", b"torn", "not a readable safetensors file"),
+        ("tokenizer.json", b"torn", "not a tokenizer.json"),
+    ],
+)
+def test_a_spoiled_export_is_refused_with_its_file(written: Export, tmp_path: Path, file: str, change: Any, message: str) -> None:
+    path = tmp_path / "export" / file
+    if change is None:
+        path.unlink()
+    elif isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message) as error:
+        read_export(tmp_path / "export")
+    assert file.split("/")[0] in str(error.value) or "not an export" in message or "same network" in message
+
+
+def test_weights_of_another_shape_are_named(written: Export, tmp_path: Path) -> None:
+    for name in NAMES:
+        path = tmp_path / "export" / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 40}))
+    with pytest.raises(ValueError, match=re.escape("encoder.layer.0.intermediate.dense.weight is (48, 32), config.json implies (40, 32)")):
+        read_export(tmp_path / "export")
+
+
+class TestCommands:
+    """``python -m qrag_jax.export``: exit codes and what is said."""
+
+    @staticmethod
+    def run(*args: str | Path) -> tuple[int, list[str]]:
+        said: list[str] = []
+        return main([str(arg) for arg in args], said.append), said
+
+    def test_to_torch(self, written: Export, tmp_path: Path) -> None:
+        pytest.importorskip("torch")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "export").rename(tmp_path / "run/export")
+        code, said = self.run("to-torch", tmp_path / "run", tmp_path / "out", "--format", "reference")
+        assert (code, said[0]) == (0, f"{tmp_path / 'out'}: written (reference)")
+        assert said[1].endswith("(allowed 0.0001): OK")
+
+    def test_without_pytorch_safetensors_are_written_and_not_compared(
+        self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "torch", None)
+        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "out")
+        assert (code, said[1]) == (0, "not compared with PyTorch, which is not installed (pip install qrag-jax[torch])")
+        assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
+        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "pickle", "--format", "reference")
+        assert (code, said) == (64, ["error: this needs PyTorch: pip install qrag-jax[torch]"])
+
+    def test_a_difference_keeps_the_files_and_exits_1(self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("torch")
+        monkeypatch.setattr("qrag_jax.export.__main__.difference", lambda *_: 0.5)
+        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "out")
+        assert code == 1
+        assert "5.0e-01" in said[1]
+        assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
+
+    @pytest.mark.parametrize("command", ["to-torch", "import"])
+    def test_bad_input_is_one_line_and_exits_64(self, command: str, tmp_path: Path) -> None:
+        code, said = self.run(command, tmp_path / "nowhere", tmp_path / "out")
+        assert (code, len(said)) == (64, 1)
+        assert "nowhere" in said[0]
+        assert "\n" not in said[0]
+        assert not (tmp_path / "out").exists()
+
+    def test_a_spoiled_command_line_exits_64(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run("to-torch")[0] == 64
+        assert self.run("--help")[0] == 0
+
+
+def test_token_rows_too_long_for_the_backbone_are_refused() -> None:
+    for data, message in (
+        (DataConfig(chunk_tokens=65), r"data\.chunk_tokens = 65: the embedder reads at most 64"),
+        (DataConfig(question_tokens=20, state_chunk_tokens=23), r"up to 66 tokens.*set data\.state_tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_embedder(replace(CONFIG, data=data), BertConfig(100, 32, 1, 2, 32, 64))
+    with pytest.raises(ValueError, match="width 30"):
+        make_embedder(CONFIG, BertConfig(100, 30, 1, 2, 32, 64))

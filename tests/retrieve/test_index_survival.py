@@ -1,0 +1,131 @@
+"""What a kill at any moment leaves of an index that is built or added to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.retriever import Retriever
+from tests.conftest import ROOT
+from tests.support.index import CHUNKS, content, write_small_export
+
+
+def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    export = write_small_export(tmp_path / "export")
+    script = """
+import sys, time
+from pathlib import Path
+from qrag_jax import Retriever
+from qrag_jax.retrieve.index import Index
+retriever, embed = Retriever.from_pretrained(sys.argv[1]), None
+embed = retriever.embed_chunks
+retriever.embed_chunks = lambda texts: (time.sleep(0.3), embed(texts))[1]
+Index.build(retriever, Path(sys.argv[2]), sys.argv[3], shard_chunks=8)
+"""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{i} {chunk}" for i, chunk in enumerate(CHUNKS)))
+    path = tmp_path / "index"
+    process = subprocess.Popen([sys.executable, "-c", script, export, text, path], cwd=ROOT, stderr=subprocess.PIPE)
+    while not (path / "vectors-00002.bin").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (path / "meta.json").exists()
+    retriever = Retriever.from_pretrained(export)
+    resumed = Index.build(retriever, text, path, shard_chunks=8)
+    expected = Index.build(retriever, text, tmp_path / "expected", shard_chunks=8)
+    assert content(resumed.path) == content(expected.path)
+
+
+FORKS = """
+import os, shutil, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from qrag_jax.retrieve import index as module
+
+module.model_hash = lambda retriever: "0" * 64
+vector = lambda text: np.frombuffer(text.encode().ljust(16, b"."), "u1")[:16].astype(np.float32)
+embed = lambda texts: np.stack([vector(text) for text in texts])
+config = SimpleNamespace(data=SimpleNamespace(chunk_tokens=16, chunk_by="tokens"))
+retriever = SimpleNamespace(
+    config=config, embedder=SimpleNamespace(config=SimpleNamespace(width=16)), tokenizer=None, params=None, embed_chunks=embed
+)
+texts = [f"text {i % 7}" for i in range(10)]
+more = ["text 1", "more 0", "more 1", "more 2", "text 2"]
+root = Path(sys.argv[1])
+os.chdir(root)
+build = lambda: module.Index.build(retriever, texts, "index", dtype="int8", shard_chunks=4)
+add = lambda: module.Index.open("index").add(retriever, more)
+content = lambda: {path.name: path.read_bytes() for path in Path("index").iterdir()}
+kinds = [("rename", Path.replace, "replace"), ("write", Path.write_bytes, "write_bytes"), ("unlink", Path.unlink, "unlink")]
+
+def killed(work, moment):
+    # A child that dies at its moment-th change of the folder; False if it came to the end before.
+    child = os.fork()
+    if not child:
+        try:
+            count = iter(range(moment))
+            def dying(method):
+                def call(self, *args, **options):
+                    if next(count, None) is None:
+                        if method is Path.write_bytes:
+                            method(self, args[0][: len(args[0]) // 2])
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return method(self, *args, **options)
+                return call
+            for _, method, name in kinds:
+                setattr(Path, name, dying(method))
+            work()
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0, status
+    return os.WIFSIGNALED(status)
+
+build()
+built = content()
+add()
+added = content()
+moments = 0
+for work, before, after in ((build, None, built), (add, built, added)):
+    moment = 0
+    while True:
+        shutil.rmtree("index")
+        if before is not None:
+            Path("index").mkdir()
+            for name, data in before.items():
+                Path("index", name).write_bytes(data)
+        if not killed(work, moment):
+            break
+        if before is not None:
+            valid = module.Index.open("index", verify=True)
+            assert len(valid) in (10, 15), len(valid)
+        if before is None or len(module.Index.open("index")) == 10:
+            work()
+            assert content() == after, (moment, sorted(content()), sorted(after))
+        moment += 1
+    moments += moment
+print(moments)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_at_every_change_of_the_folder(tmp_path: Path) -> None:
+    # Children that kill themselves (SIGKILL) at the first, second, ... file that they write (half of it), rename or remove.
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # A build of 3 shards writes and renames 4 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
+    # meta.json and journals are written aside and renamed, two changes each.
+    assert int(done.stdout) == (3 * 4 * 2 + 4 * 2 + 2 + 1) + (2 * 4 * 2 + 3 * 2 + 2 + 1)

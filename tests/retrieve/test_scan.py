@@ -1,0 +1,133 @@
+"""The rotated-state scan against the definition: rotate every chunk, then take the inner product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qrag_jax.config import QHeadConfig
+from qrag_jax.retrieve.device_scan import DeviceScorer
+from qrag_jax.retrieve.scan import HostScorer, look, runs, scan, stretches
+from qrag_jax.retrieve.types import PoolRows
+from qrag_jax.rl.env import picked_mask
+from qrag_jax.rl.positions import chunk_positions
+from qrag_jax.rl.qhead import q_halves
+from tests.support.oracles import rl_python
+
+VARIANTS = {
+    "integer": QHeadConfig(),
+    "integer, one half": QHeadConfig(halves=1),
+    "paper's delta": QHeadConfig(delta=10.0, span=9.0),
+    "continuous": QHeadConfig(position_resolution="continuous"),
+    "absolute": QHeadConfig(positions="absolute"),
+    "none": QHeadConfig(positions="none"),
+}
+
+
+def document(length: int, width: int = 16, seed: int = 0) -> tuple[PoolRows, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    pool = draw.standard_normal((max(1, length // 2), width)).astype(np.float32)
+    index = draw.integers(len(pool), size=length).astype(np.int32)
+    return PoolRows(pool, index), pool[index]
+
+
+def oracle_positions(length: int, picked: Sequence[int], config: QHeadConfig) -> np.ndarray:
+    if config.positions == "relative":
+        integer = config.position_resolution == "integer"
+        return np.array(rl_python.positions(list(picked), length, int(config.delta), int(config.span), integer), float)
+    return np.arange(length) * float(config.positions == "absolute")
+
+
+def naive(vectors: np.ndarray, state: np.ndarray, picked: Sequence[int], config: QHeadConfig) -> np.ndarray:
+    """Every chunk rotated into its position, then the inner product, in float64."""
+    half = vectors.shape[1] // config.halves
+    angle = oracle_positions(len(vectors), picked, config)[:, None] / config.theta ** (np.arange(0, half, 2) / half)
+    rotated = np.empty(vectors.shape)
+    for at in range(0, vectors.shape[1], half):
+        x0, x1 = vectors[:, at : at + half : 2].astype(float), vectors[:, at + 1 : at + half : 2].astype(float)
+        rotated[:, at : at + half : 2] = x0 * np.cos(angle) - x1 * np.sin(angle)
+        rotated[:, at + 1 : at + half : 2] = x0 * np.sin(angle) + x1 * np.cos(angle)
+    return rotated @ state
+
+
+def test_runs_by_hand() -> None:
+    # Nine chunks, chunk 5 picked, span 2, delta 10. Interval 0: chunks 0-4, floor(2 k / 4) = 0 0 1 1 2.
+    # Interval 1: chunks 5-8, floor(2 k / 3) = 0 0 1 2, plus 10.
+    found = runs([5], 9, QHeadConfig(delta=10.0, span=2.0))
+    assert found.start.tolist() == [0, 2, 4, 5, 7, 8]
+    assert found.first.tolist() == [0, 1, 2, 10, 11, 12]
+    assert found.step.tolist() == [0] * 6
+    assert [found.position(i) for i in range(9)] == [0, 0, 1, 1, 2, 10, 10, 11, 12]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_runs_are_the_positions(name: str, data: st.DataObject) -> None:
+    config = VARIANTS[name]
+    length = data.draw(st.integers(1, 300))
+    picked = data.draw(st.lists(st.integers(0, length - 1), unique=True, max_size=min(5, length)))
+    wanted = oracle_positions(length, picked, config)
+    found = runs(picked, length, config)
+    assert (np.diff(found.start) > 0).all()
+    np.testing.assert_allclose([found.position(i) for i in range(length)], wanted, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_scan_is_the_naive_computation(name: str, data: st.DataObject) -> None:
+    length = data.draw(st.integers(1, 6000))
+    questions = data.draw(st.integers(1, 4))
+    picks = st.lists(st.integers(0, length - 1), unique=True, max_size=min(4, length))
+    picked = [data.draw(picks) for _ in range(questions)]
+    rows, vectors = document(length, seed=length)
+    states = np.random.default_rng(1).standard_normal((questions, rows.width)).astype(np.float32) / 4
+    wanted = [naive(vectors, state, picks, VARIANTS[name]) for state, picks in zip(states, picked, strict=True)]
+    np.testing.assert_allclose(scan(rows, states, picked, VARIANTS[name]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_scan_is_what_was_trained(name: str) -> None:
+    config = VARIANTS[name]
+    rows, vectors = document(200)
+    state, picks = np.random.default_rng(1).standard_normal(rows.width).astype(np.float32) / 4, [3, 150, 60]
+    position = chunk_positions(picked_mask(jnp.asarray(picks), 200), 200, 0, config)
+    wanted = q_halves(jnp.asarray(state), jnp.asarray(vectors), position, config).sum(-1)
+    np.testing.assert_allclose(scan(rows, state[None], [picks], config)[0], wanted, atol=1e-4 if name == "absolute" else 1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("name", ["integer", "continuous", "none"])
+def test_devices_find_what_the_host_finds(name: str, resident: bool, devices: int) -> None:
+    config = VARIANTS[name]
+    rows, _ = document(1500, seed=3)
+    rows = PoolRows(np.random.default_rng(5).standard_normal((1500, 16)).astype(np.float32), np.arange(1500, dtype=np.int32))  # no ties
+    states = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
+    picked = [[], [700], [3, 1499, 20]]
+    scorer = DeviceScorer(rows, config, jax.devices()[:devices], block=128, resident=resident)
+    for found, wanted in zip(scorer(states, picked, 7, 40), HostScorer(rows, config)(states, picked, 7, 40), strict=True):
+        assert found.chunks == wanted.chunks
+        np.testing.assert_allclose(found.q, wanted.q, atol=1e-5)
+        np.testing.assert_allclose(found.curve, wanted.curve, atol=1e-5)
+
+
+def test_look_leaves_picks_out() -> None:
+    q = np.array([0.5, 0.9, 0.1, 0.9, 0.7], np.float32)
+    found = look(q.copy(), [1], 3, 5)
+    assert found.chunks == (3, 4, 0)
+    np.testing.assert_array_equal(found.curve, np.array([0.5, np.nan, 0.1, 0.9, 0.7], np.float32))
+    assert look(q.copy(), [], 1, 0).chunks == (1,), "ties go to the first"
+    assert look(q.copy(), [0, 1, 2], 9, 0).chunks == (3, 4), "fewer where fewer are left"
+
+
+def test_stretches_cover_the_document() -> None:
+    assert stretches(10, 4).tolist() == [0, 2, 5, 7]
+    assert stretches(3, 512).tolist() == [0, 1, 2]

@@ -1,0 +1,129 @@
+"""The update as a whole: schedules, target network, rollouts, parity flags."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qrag_jax.config import OptimConfig, RunConfig, TrainConfig
+from qrag_jax.rl.learner import clip_by_global_norm, learning_rate
+from qrag_jax.rl.rewards import support_reward
+from tests.support.oracles import rl_python as oracle
+from tests.support.small import SMALL, changed, small_batch, small_learner
+
+
+def test_learning_rate_by_hand():
+    # Warm-up of 4 updates to 1.0, then 6 more down to 0.1: the last update has 0.1 + 0.9 / 6 left.
+    rate = learning_rate(RunConfig(optim=OptimConfig(learning_rate=1.0, warmup=4, end_ratio=0.1), train=TrainConfig(steps=10)))
+    np.testing.assert_allclose([rate(i) for i in range(10)], [0.25, 0.5, 0.75, 1.0, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.5, 4.0])
+def test_gradients_are_clipped_as_optax_does(size):
+    grads = {"a": size * jnp.array([0.6, 0.0]), "b": size * jnp.array([[-0.8]])}  # of norm ``size``
+    ours, theirs = (clip(2.0).update(grads, optax.EmptyState())[0] for clip in (clip_by_global_norm, optax.clip_by_global_norm))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+
+
+def test_an_episode_picks_each_chunk_once_and_its_rows_say_what_was_picked():
+    learner, state = small_learner(changed(SMALL, rl={"random_updates": 0}))
+    batch = small_batch()
+    episode = jax.jit(learner.collect)(state, batch)
+    for row in range(SMALL.optim.batch):
+        picks = list(map(int, episode.picked[row]))
+        assert len(set(picks)) == SMALL.rl.budget
+        for t in range(SMALL.rl.budget):
+            question = [int(x) for x in batch.question_ids[row] if x >= 0]
+            chunks = [[int(x) for x in batch.chunk_pool_ids[batch.chunk_index[row, i]] if x >= 0] for i in sorted(picks[:t])]
+            expected = oracle.state_row(question, chunks, 1, [3], SMALL.data.state_chunk_tokens, learner.layout.tokens)
+            assert [int(x) for x in episode.state_ids[row, t] if x >= 0] == expected
+            place = oracle.positions(picks[:t], SMALL.data.chunks, 20, 18, True)[picks[t]]
+            assert episode.positions[row, t] == place
+
+
+def test_q_and_targets_equal_the_oracle():
+    config = changed(SMALL, rl={"random_updates": 0})
+    learner, state = small_learner(config)
+    other = jax.tree.map(lambda x: x * 1.1, state.params)
+    state = state.replace(target_params=other)
+    batch = small_batch()
+    episode = jax.jit(learner.collect)(state, batch)
+    rewards = jax.vmap(support_reward)(episode.picked, batch.support)
+    found = jax.jit(learner.targets)(state, batch, episode, rewards)
+    embed = lambda ids, what: np.asarray(learner.embedder.apply(other, jnp.asarray(ids), method=what))  # noqa: E731
+    pool = embed(batch.chunk_pool_ids, "embed_actions")
+    for row in range(2):
+        picks = [int(i) for i in episode.picked[row]]
+        values = []
+        for t in range(1, 5):
+            if t == 4:
+                values.append(0.0)
+                break
+            s = embed(episode.state_ids[row, t][None], "embed_states")[0]
+            at = oracle.positions(picks[:t], 16, 20, 18, True)
+            q = np.array(
+                [(oracle.rotate(pool[batch.chunk_index[row, i]], at[i], 2, 10_000.0) * s).reshape(2, -1).sum(-1) for i in range(16)]
+            )
+            values.append(oracle.soft_value(q, [i not in picks[:t] for i in range(16)], 0.05, 5))
+        reward = oracle.reward(picks, set(np.flatnonzero(batch.support[row])), False)
+        expected = oracle.lambda_returns(reward, [0.99] * 3 + [0.0], values, 0.5)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+def test_target_parameters_follow_at_tau():
+    learner, state = small_learner(changed(SMALL, rl={"tau": 0.25}))
+    after, _ = jax.jit(learner.update)(state, small_batch())
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.target_params, after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.target_params, expected)
+
+
+def test_padding_changes_nothing():
+    learner, state = small_learner(changed(SMALL, rl={"random_updates": 0}))
+    batch = small_batch()
+    wide = batch.replace(
+        chunk_pool_ids=np.pad(batch.chunk_pool_ids, ((0, 64), (0, 0)), constant_values=-1),
+        chunk_index=np.pad(batch.chunk_index, ((0, 0), (0, 5))),
+        chunk_mask=np.pad(batch.chunk_mask, ((0, 0), (0, 5))),
+        support=np.pad(batch.support, ((0, 0), (0, 5))),
+    )
+    greedy = changed(SMALL, rl={"random_updates": 0, "policy_top_k": 1})
+    learner, state = small_learner(greedy)
+    a, b = jax.jit(learner.collect)(state, batch), jax.jit(learner.collect)(state, wide)
+    assert (a.picked == b.picked).all()
+    rewards = jax.vmap(support_reward)(a.picked, batch.support)
+    np.testing.assert_allclose(
+        jax.jit(learner.targets)(state, batch, a, rewards), jax.jit(learner.targets)(state, wide, b, rewards), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("flag", ["reference_lambda_return", "reference_soft_value", "reference_alpha"])
+def test_parity_flags_change_the_targets(flag):
+    # Alpha is tied to the learning rate by one of them: in the warm-up it is lower than its own schedule says.
+    learner, state = small_learner(changed(SMALL, rl={"random_updates": 0}))
+    other, _ = small_learner(changed(SMALL, rl={"random_updates": 0, flag: True}))
+    batch = small_batch()
+    episode = jax.jit(learner.collect)(state, batch)
+    rewards = jax.vmap(support_reward)(episode.picked, batch.support)
+    ours, theirs = (jax.jit(x.targets)(state, batch, episode, rewards) for x in (learner, other))
+    assert ours.shape == theirs.shape
+    assert not np.allclose(ours, theirs, atol=1e-4)
+
+
+def test_alpha_has_a_schedule_of_its_own():
+    learner, _ = small_learner(changed(SMALL, rl={"alpha": 0.2, "alpha_end": 0.1}))
+    np.testing.assert_allclose([learner.alpha(jnp.array(s)) for s in (0, 20, 40, 99)], [0.2, 0.15, 0.1, 0.1], rtol=1e-6)
+
+
+def test_dropout_is_in_the_loss_only():
+    config = changed(SMALL, model={"dropout": 0.5}, rl={"random_updates": 0})
+    learner, state = small_learner(config)
+    plain, _ = small_learner(changed(SMALL, rl={"random_updates": 0}))
+    batch = small_batch()
+    episode = jax.jit(learner.collect)(state, batch)
+    assert (episode.q == jax.jit(plain.collect)(state, batch).q).all()
+    targets = jnp.zeros_like(episode.q)
+    dropped = jax.jit(learner.gradient)(state, batch, episode, targets)[1]["loss"]
+    assert dropped != jax.jit(plain.gradient)(state, batch, episode, targets)[1]["loss"]

@@ -1,0 +1,130 @@
+"""The supervised objective: its loss, the states it is taken in, its gradient on several devices, and what it is refused with."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qrag_jax.config import RLConfig
+from qrag_jax.rl.supervised import gold_picks, labels, ranked_first, trajectory_loss
+from qrag_jax.train.parallel import make_parallel
+from tests.support.oracles import rl_python as oracle
+from tests.support.small import SMALL, changed, small_batch, small_learner
+
+CONFIG = changed(SMALL, data={"task": "qa2"}, rl={"objective": "supervised", "budget": 2}, qhead={"positions": "random"})
+
+
+def test_the_way_of_the_supporting_chunks_by_hand():
+    support = jnp.array([False, True, False, True])
+    assert gold_picks(support, 3).tolist() == [1, 3, 4], "document order, then empty places"
+    assert gold_picks(support, 1).tolist() == [1]
+    positive, counts = labels(support, 3)
+    assert positive.tolist() == [[False, True, False, True], [False, False, False, True], [False] * 4]
+    assert counts.tolist() == [True, True, False]
+
+
+def test_loss_by_hand():
+    # Chunks 0 and 1 support, chunk 2 does not. Empty state, alpha 2, Q (0, 2, -2): sigmoid(Q / 2) = (0.5, 0.731, 0.269), so
+    # (ln 2 + 0.3133 + 0.3133) / 3. Chunk 0 picked: chunks 1 and 2 are left with Q (0, 0), so ln 2. Both picked: nothing.
+    support = jnp.array([True, True, False])
+    q = jnp.array([[0.0, 2.0, -2.0], [9.0, 0.0, 0.0], [7.0, 7.0, 7.0]])
+    available = jnp.array([[True, True, True], [False, True, True], [False, False, True]])
+    low = math.log(1 + math.exp(-1))
+    assert trajectory_loss(q, available, support, 2.0) == pytest.approx((math.log(2) + 2 * low) / 3 + math.log(2), rel=1e-6)
+    assert ranked_first(q, available, support), "1 beats 2 in the empty state; of equals the first one is taken"
+    assert not ranked_first(q.at[1, 2].set(0.1), available, support)
+    assert trajectory_loss(q, available, jnp.zeros(3, bool), 2.0) == 0.0, "no labels, nothing to learn"
+
+
+@pytest.mark.parametrize("support", [{2}, {0, 3}, {1, 2, 4, 5}])
+def test_loss_equals_the_oracle(support):
+    # Budget 3, six chunks and one of padding: of four supporting chunks only the first three are ever next.
+    q = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
+    mask = np.array([True] * 6 + [False])
+    flags = np.isin(np.arange(7), list(support))
+    order = sorted(support)
+    available = np.stack([mask & ~np.isin(np.arange(7), order[:t]) for t in range(3)])
+    found = jax.jit(trajectory_loss)(q, available, flags, 0.5)
+    assert found == pytest.approx(oracle.trajectory_loss(q, list(mask), support, 0.5), rel=1e-5)
+
+
+def test_a_batch_scores_the_states_on_the_way():
+    # The loss of a batch against Q of each chunk, computed one by one; no positions, so that a product is all there is to it.
+    config = changed(CONFIG, qhead={"positions": "none"})
+    learner, state = small_learner(config)
+    batch = small_batch(config=config)
+    embed = lambda ids, what: np.asarray(jax.jit(learner.embedder.apply, static_argnames="method")(state.params, ids, method=what))  # noqa: E731
+    pool = embed(batch.chunk_pool_ids, "embed_actions")
+    losses, texts = [], []
+    for row in range(config.optim.batch):
+        order = np.flatnonzero(batch.support[row]).tolist()
+        question = [int(x) for x in batch.question_ids[row] if x >= 0]
+        rows = [[int(x) for x in batch.chunk_pool_ids[i] if x >= 0] for i in batch.chunk_index[row]]
+        texts += [oracle.state_row(question, [rows[i] for i in order[:t]], 1, [3], 12, 99) for t in range(2)]
+    ids = np.array([text + [-1] * (24 - len(text)) for text in texts], np.int32)
+    at = embed(ids, "embed_states").reshape(-1, 2, SMALL.model.width)
+    for row in range(config.optim.batch):
+        order = np.flatnonzero(batch.support[row]).tolist()
+        q = at[row] @ pool[batch.chunk_index[row]].T
+        losses.append(oracle.trajectory_loss(q, [True] * 16, set(order), config.rl.alpha))
+    assert len(order) == 2
+    loss = jax.jit(learner.supervised_gradient)(state, batch)[1]["loss"]
+    assert loss == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@lru_cache
+def raw_gradients(kind: str, count: int):
+    learner, state = small_learner(CONFIG)
+
+    def gradients(state, batch, axis_name=None):
+        grads, metrics = learner.supervised_gradient(state, batch, axis_name)
+        return grads, jax.lax.pmean(metrics, axis_name) if axis_name else metrics
+
+    devices = make_parallel(gradients, kind, tuple(jax.devices()[:count]))
+    grads, metrics = devices.update(devices.place(state), small_batch(config=CONFIG))
+    return devices.fetch(grads), {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # the state is given away for its gradients
+@pytest.mark.parametrize(("kind", "count"), [("pmap", 2), ("shard_map", 2)])
+def test_raw_gradients_are_those_of_one_device(kind, count):
+    expected, metrics = raw_gradients("jit", 1)
+    found, found_metrics = raw_gradients(kind, count)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), found, expected)
+    assert found_metrics == pytest.approx(metrics, rel=1e-4)
+
+
+def test_it_learns_to_rank_the_next_chunk_first():
+    config = changed(CONFIG, data={"task": "qa1"}, qhead={"positions": "relative"}, optim={"learning_rate": 3e-3})
+    learner, state = small_learner(config)
+    update = jax.jit(learner.update)
+    batch, losses = small_batch(config=config), []
+    for _ in range(30):
+        state, metrics = update(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert state.step == 30
+    assert set(metrics) >= {"return", "fact_em", "loss", "q", "grad_norm"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reward", "answer_em"),
+        ("penalize_extra_steps", True),
+        ("soft", False),
+        ("target_network", False),
+        ("reference_lambda_return", True),
+        ("reference_soft_value", True),
+        ("reference_alpha", True),
+    ],
+)
+def test_switches_of_the_other_objective_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"rl\.{field} = {value!r}: must be .* under rl\.objective 'supervised'"):
+        RLConfig(objective="supervised", **{field: value})

@@ -1,0 +1,183 @@
+"""Checkpoints: what was saved comes back, what is broken is named and passed over, and nothing needed is ever removed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from qrag_jax.rundir import checkpoint
+from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, saved_steps
+from qrag_jax.rundir.files import disk_error, is_unfinished, write_text
+
+INFO = {"best_step": 0, "window": {"metrics": {"loss": [0.1, 0.2]}}}
+
+
+def state_at(step: int):
+    """A state whose numbers tell its step."""
+    return {"params": {"w": np.arange(4000, dtype=np.float32) + step}, "key": jax.random.key(step)}
+
+
+def save(run_dir: Path, *steps: int, best: tuple[int, ...] = (0,)) -> None:
+    """Checkpoints at ``steps``, each with the best one of that time."""
+    with Checkpoints(run_dir) as checkpoints:
+        for step in steps:
+            if step in best:
+                checkpoints.save("best", step, {"params": state_at(step)["params"]}, {"threshold": step / 10})
+            named = max(b for b in best if b <= step)
+            checkpoints.save("last", step, state_at(step), INFO | {"best_step": named})
+
+
+def latest(run_dir: Path) -> Checkpoint | None:
+    with Checkpoints(run_dir) as checkpoints:
+        return checkpoints.latest(state_at(0), {"params": state_at(0)["params"]})
+
+
+def same(found: Checkpoint | None, step: int) -> bool:
+    assert found is not None
+    expected = state_at(step)
+    right = np.array_equal(found.state["params"]["w"], expected["params"]["w"]) and bool(found.state["key"] == expected["key"])
+    return right and found.step == step and found.info == INFO
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("two")
+    save(run_dir, 0, 10, 20)
+    return run_dir
+
+
+def test_what_was_saved_comes_back_although_the_state_has_moved_on(tmp_path):
+    state = {"w": np.zeros(4, np.float32), "key": jax.random.key(3)}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest(state, state) is None
+        checkpoints.save("best", 7, {"w": state["w"]}, {"threshold": None})
+        checkpoints.save("last", 7, state, {"best_step": 7})
+        state["w"] += 1  # as a donated buffer may be
+        checkpoints.wait()
+        found = checkpoints.latest(state, {"w": state["w"]})
+        assert found is not None
+        assert (found.step, found.info, found.state["w"].tolist()) == (7, {"best_step": 7}, [0, 0, 0, 0])
+        assert jax.random.key_data(found.state["key"]).tolist() == jax.random.key_data(state["key"]).tolist()
+        assert checkpoints.best(7, {"w": state["w"]}).info == {"threshold": None}
+
+
+def test_two_are_kept_with_the_best_ones_that_they_name(tmp_path):
+    save(tmp_path, 0, 10, 20, 30, 40, best=(0, 20, 40))
+    assert saved_steps(tmp_path) == [40, 30]
+    assert {path.name for path in (tmp_path / "checkpoints" / "best").iterdir()} == {"20", "40"}
+
+
+def cut(share: float) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for i in (0, len(content) // 2):
+        content[i : i + 1] = bytes(255 - b for b in content[i : i + 1])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut(0.0), cut(0.99), flip, Path.unlink], ids=["empty", "shorter", "flipped", "gone"])
+@pytest.mark.parametrize("name", ["last/20", "best/0"])
+def test_a_broken_file_is_never_gone_on_from(two, tmp_path, capsys, harm, name):
+    """Either the file did not matter and everything is as it was saved, or the checkpoint is passed over by name."""
+    passed_over = 0
+    files = [path.relative_to(two) for path in (two / "checkpoints" / name).rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for i, file in enumerate(files):
+        run_dir = tmp_path / str(i)
+        shutil.copytree(two, run_dir)
+        harm(run_dir / file)
+        try:
+            found = latest(run_dir)
+        except ValueError as error:
+            found, refused = None, str(error)
+        said = capsys.readouterr().out
+        if found is not None and found.step == 20:
+            assert same(found, 20)
+            assert said == ""
+        else:
+            passed_over += 1
+            if name == "last/20":
+                assert same(found, 10)
+            else:  # which both last ones name
+                assert f"none of its checkpoints [20, 10] can be read; bring back a whole copy, or remove {run_dir}" in refused
+            assert f"skipping checkpoint 20: {run_dir / 'checkpoints' / name}" in said
+            assert file.name in said
+    assert passed_over >= len(files) - 4  # those of orbax that are empty anyway
+
+
+def test_a_foreign_checkpoint_is_passed_over_and_makes_room(two, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(two, run_dir)
+    last = run_dir / "checkpoints" / "last"
+    with Checkpoints(tmp_path / "other") as other:
+        other.save("best", 0, {"w": np.zeros(3)}, {})
+        other.save("last", 30, {"w": np.zeros(3)}, INFO)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "last" / "30", last / "30")
+    (last / "40").mkdir()
+    (last / "50.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(run_dir) as checkpoints:
+        found = checkpoints.latest(state_at(0), {"params": state_at(0)["params"]})
+        assert found is not None
+        assert found.step == 20
+        said = capsys.readouterr().out
+        assert "skipping checkpoint 40" in said
+        assert "skipping checkpoint 30" in said
+        checkpoints.save("last", 25, state_at(25), INFO)
+    assert {path.name for path in last.iterdir()} == {"20", "25"}
+
+
+def test_other_shapes_are_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("best", 5, {"w": np.zeros((2, 3), np.float32)}, {})
+        with pytest.raises(ValueError, match=r"best/5: \['w'\] is float32\[2, 3\], expected float32\[3, 3\]"):
+            checkpoints.best(5, {"w": np.zeros((3, 3), np.float32)})
+
+
+def test_another_programs_folder_is_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "format.json").write_text('{"format": "something", "version": 9}')
+    with pytest.raises(ValueError, match="come from another program"):
+        Checkpoints(tmp_path)
+    (tmp_path / "checkpoints" / "format.json").rename(tmp_path / "checkpoints" / "mine.json")
+    with pytest.raises(ValueError, match="not checkpoints of qrag-jax"):
+        Checkpoints(tmp_path)
+
+
+def test_what_goes_wrong_in_the_background_is_raised(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoint, "_digests", lambda folder: 1 / 0)
+    checkpoints.save("best", 5, {"w": np.zeros(3)}, {})
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.wait()
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.save("best", 6, {"w": np.zeros(3)}, {})
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.check()
+    checkpoints.__exit__(KeyError)  # does not hide what already ended the run
+
+
+def test_disk_errors_are_told_from_others():
+    assert disk_error(OSError(28, "No space left on device")) == "No space left on device"
+    assert disk_error(ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']")) is not None
+    assert disk_error(FileNotFoundError(2, "No such file")) is None
+    assert disk_error(ValueError("optim.batch = 28")) is None
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
+    path = write_text(tmp_path / "a.json", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    path.with_name("b").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(path.with_name("b"), "new")
+    assert {p.name: p.is_file() and p.read_text() for p in tmp_path.iterdir()} == {"a.json": "old", "b": False}
+    assert is_unfinished(Path(".a.json.123.tmp"))
+    assert not is_unfinished(Path("a.tmp"))

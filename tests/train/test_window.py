@@ -1,0 +1,78 @@
+"""The window of metrics over a save, requests to stop, and the record of a bad update."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qrag_jax.rundir.log import Preempted
+from qrag_jax.train.stop import stop_requests
+from qrag_jax.train.window import Window
+
+
+def metrics(i: int):
+    return {"loss": jnp.float32(0.1) * i, "q": jnp.float32(1) / (i + 3)}
+
+
+def test_a_window_that_was_saved_has_the_same_means_to_the_last_bit():
+    straight, carried = Window(), Window()
+    for i in range(7):
+        straight.add(metrics(i), 5)
+        carried.add(metrics(i), 5)
+        carried = Window(json.loads(json.dumps(carried.to_json())))
+    assert len(carried) == 7
+    assert carried.texts == 35
+    assert carried.means() == straight.means()
+    assert carried.values(2) == straight.values(2)
+    assert carried.seconds > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_bad_update_is_found(bad):
+    window = Window()
+    assert window.first_bad() is None
+    for loss in (0.5, 0.25, bad, 0.125, bad):
+        window.add({"q": jnp.float32(1), "loss": jnp.float32(loss)}, 1)
+    assert window.first_bad() == 2
+
+
+def test_sigterm_ends_a_run_at_once_or_after_what_must_be_saved():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted), stop_requests():
+        signal.raise_signal(signal.SIGTERM)
+    done = []
+
+    def save() -> None:
+        with stop_requests() as stop, stop.later():
+            signal.raise_signal(signal.SIGTERM)
+            done.append(stop.asked)
+
+    def fail() -> None:
+        with stop_requests() as stop, stop.later():
+            stop.ask()
+            raise KeyError
+
+    with pytest.raises(Preempted):
+        save()
+    assert done == [True]
+    with pytest.raises(KeyError):  # the first thing that went wrong is what is told
+        fail()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    found = []
+
+    def work():
+        with stop_requests() as stop:
+            found.append(stop.asked)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]

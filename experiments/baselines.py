@@ -92,7 +92,7 @@ def measure(
 def configuration(command: Command) -> RunConfig:
     """The settings of a preset or a run with what the command changes. Raises ValueError when it is neither."""
     base = settings(command.preset, command.benchmark, command.task)
-    given = lambda value, else_: else_ if value is None else value  # noqa: E731
+    given = lambda value, else_: else_ if value is None else value
     return untuned(
         replace(
             base,

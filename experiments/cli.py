@@ -110,7 +110,7 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
         hosts.start()
         with working_folder(command.run_dir) as folder:
             rows = training.run(command.config, folder)
-            if hosts.leads():
+            if hosts.is_leader():
                 write_comparison(folder, rows, command.config, command.config)
 
     return execute(run)
@@ -134,9 +134,9 @@ def working_folder(run_dir: str) -> Iterator[Path]:
             with hosts.leader_only(lambda: bucket.Mirror(run_dir)):
                 yield bucket.home(run_dir) / "run"
         except (Preempted, NotFinite):
-            hosts.meet()
+            hosts.barrier()
             raise
-        hosts.meet()  # the last to leave is the one that sends
+        hosts.barrier()  # the last to leave is the one that sends
 
 
 def keep_compilations() -> None:

@@ -145,7 +145,7 @@ def budget_rows(records: Sequence[EpisodeRecord], budgets: Sequence[int]) -> lis
     """Fact EM and Fact F1 of the first T picks of greedy episodes."""
     from qrag_jax.evaluate.metrics import fact_em, fact_f1
 
-    mean = lambda score, t: sum(score(r.picked[:t], r.support) for r in records) / len(records)  # noqa: E731
+    mean = lambda score, t: sum(score(r.picked[:t], r.support) for r in records) / len(records)
     return [{"budget": t, "fact_em": mean(fact_em, t), "fact_f1": mean(fact_f1, t)} for t in budgets]
 
 
@@ -176,7 +176,7 @@ def tables_text(tables: dict[str, Any]) -> str:
 def section_text(section: dict[str, Any]) -> str:
     """The tables of one test as Markdown, the paper's budgets beside them."""
     tokens = "" if section["context_tokens"] is None else f", {section['context_tokens']:,} tokens"
-    shown = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    shown = lambda value: "-" if value is None else f"{value:.3f}"
     curve = section["stopping"]
     stops = zip(*(curve[name] for name in ("threshold", "fact_f1", "fact_em", "length", "perfect")), strict=True)
     budgets = [

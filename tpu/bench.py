@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         state, metrics = parallel.update(state, next(batches))
         jax.block_until_ready((state, metrics))
 
-    product = lambda: matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)  # noqa: E731
+    product = lambda: matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)
     peak = product()
     waited = 0.0
     with compilations() as compiled:

@@ -141,7 +141,7 @@ def describe(devices: tuple[jax.Device, ...]) -> str:
 
 def report(rows: dict[str, str], values: dict[str, Any], out: str | None) -> None:
     """A two-column table for whoever waits, from process 0; ``values`` as JSON where a file was asked for."""
-    if not hosts.leads():
+    if not hosts.is_leader():
         return
     width = max(map(len, rows))
     say("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))

@@ -274,7 +274,7 @@ def _other_data(row: Mapping[str, Any], tested: RunConfig) -> str | None:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """The comparisons as a Markdown table, under the name of the paper."""
-    show = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    show = lambda value: "-" if value is None else f"{value:.3f}"
     heads = ("task", "method", "tokens", "T", "metric", "here", "paper", "difference", "verdict", "because", "where")
     lines: list[tuple[str, ...]] = []
     several = len({found.row["benchmark"] for found in comparisons}) > 1

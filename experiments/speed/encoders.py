@@ -102,7 +102,7 @@ def compare_encoders(name: str, export: Path, texts: Sequence[str], repeats: int
     def forget() -> None:
         retriever.tokenizer = TextTokenizer.load(export / "tokenizer.json")
 
-    theirs = lambda size: lambda: np.asarray(model.encode(texts, batch_size=size, show_progress_bar=False))  # noqa: E731
+    theirs = lambda size: lambda: np.asarray(model.encode(texts, batch_size=size, show_progress_bar=False))
     calls: dict[str, Callable[[], Any]] = {"ours": lambda: retriever.embed_chunks(texts)}
     calls |= {"theirs_32": theirs(32), "theirs_256": theirs(256)}
     difference = float(np.abs(calls["ours"]() - calls["theirs_256"]()).max())

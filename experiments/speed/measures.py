@@ -340,6 +340,6 @@ def _converted(index: Index, dtype: Dtype, folder: Path) -> StoredRows:
 
 def whole_searches(retriever: Retriever, document: FirstChunks, question: str, repeats: int) -> dict[str, Any]:
     """A question from its text to four picks, greedy and with a beam of 4."""
-    search = lambda beam: lambda: retriever.search(question, document, BUDGET, beam=beam)  # noqa: E731
+    search = lambda beam: lambda: retriever.search(question, document, BUDGET, beam=beam)
     found = alternate({"greedy": search(1), "beam": search(4)}, repeats)
     return {"chunks": len(document), **found, "beam_over_greedy": ratio(found["beam"], found["greedy"])}

@@ -61,8 +61,8 @@ def run(command: Command) -> None:
         check_data(spec, command.spec)
         return spec, command.run_dir or folder
 
-    if hosts.several():
-        spec, folder = hosts.together(read_all)
+    if hosts.is_multiprocess():
+        spec, folder = hosts.run_on_all(read_all)
         from experiments.sweep.hosts import run as run_on_hosts
 
         run_on_hosts(spec, folder, command.retry_failed)

@@ -21,7 +21,7 @@ from qrag_jax.config import BABI_TASKS
 from qrag_jax.data.babilong import stories as babi
 from qrag_jax.data.multihop.hotpotqa import HOTPOTQA
 from qrag_jax.data.multihop.musique import MUSIQUE
-from qrag_jax.data.multihop.questions import Benchmark, find_files, split_files
+from qrag_jax.data.multihop.questions import QuestionFiles, find_files, split_files
 from qrag_jax.data.multihop.records import Record
 from qrag_jax.data.multihop.twowiki import TWOWIKI
 from qrag_jax.data.prepared import FOLDER, VERSION, fingerprint
@@ -123,7 +123,7 @@ class MultihopBuilder(_TextBuilder):
     name = "multihop"
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in MULTIHOP]  # noqa: RUF012  (the interface of tfds)
 
-    def __init__(self, source_dir: str | Path | None, benchmark: Benchmark, data_dir: str | Path, *, skip_bad: bool = False) -> None:
+    def __init__(self, source_dir: str | Path | None, benchmark: QuestionFiles, data_dir: str | Path, *, skip_bad: bool = False) -> None:
         self.benchmark, self.skip_bad = benchmark, skip_bad
         self.sources = []
         if source_dir is not None:

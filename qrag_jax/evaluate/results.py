@@ -60,7 +60,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> str:
         "answer EM",
         "s / episode",
     )
-    show = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731
+    show = lambda value: "-" if value is None else f"{value:.3f}"
     several = len({row["benchmark"] for row in rows}) > 1
     lines = [heads, ("---",) * len(heads)]
     for row in rows:

@@ -100,9 +100,9 @@ class BertLayer(nn.Module):
     def __call__(self, x: Float[Array, "R L D"], mask: Bool[Array, "R #L L"], deterministic: bool = True) -> Float[Array, "R L D"]:
         c = self.config
         width, shape = x.shape[-1], x.shape
-        dense_ = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
+        dense_ = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=INIT, name=name)
         drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
-        norm = lambda name: nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name=name)  # noqa: E731
+        norm = lambda name: nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name=name)
         # Outside attention, tokens are rows of one matrix: so the gradient of a kernel is one product.
         x = x.reshape(-1, width)
         packed = project(x, *(Affine(width, self.dtype, name=name)(width) for name in ("query", "key", "value")))
@@ -127,7 +127,7 @@ class BertEncoder(nn.Module):
     ) -> Float[Array, "R L D"]:
         c = self.config
         mask, positions = segment_places(ids, segments)
-        embed = lambda size, name: nn.Embed(size, c.hidden_size, embedding_init=INIT, dtype=self.dtype, name=name)  # noqa: E731
+        embed = lambda size, name: nn.Embed(size, c.hidden_size, embedding_init=INIT, dtype=self.dtype, name=name)
         x = embed(c.vocab_size, "word_embeddings")(jnp.maximum(ids, 0))
         x = x + embed(c.max_position_embeddings, "position_embeddings")(positions + c.position_offset)
         x = x + embed(c.type_vocab_size, "token_type_embeddings")(jnp.zeros(1, jnp.int32))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from qrag_jax.models.blocks import INIT, NEGATIVE
-from qrag_jax.models.rotary import turn
+from qrag_jax.models.rotary import rotate
 from qrag_jax.models.weights import Weight, dense, norm
 from qrag_jax.types import Array
 
@@ -42,7 +42,7 @@ class LayerConfig:
     dropout: float = 0.0
 
 
-def attend(
+def attend_causally(
     query: Float[Array, "R L heads H"],
     key: Float[Array, "R K S H"],
     value: Float[Array, "R K S H"],
@@ -94,8 +94,8 @@ class DecoderLayer(nn.Module):
         """
         c = self.config
         rows, length, width = x.shape
-        dense_ = lambda size, name, bias: nn.Dense(size, bias, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
-        rms = lambda name: nn.RMSNorm(c.norm_eps, dtype=self.dtype, name=name)  # noqa: E731
+        dense_ = lambda size, name, bias: nn.Dense(size, bias, dtype=self.dtype, kernel_init=INIT, name=name)
+        rms = lambda name: nn.RMSNorm(c.norm_eps, dtype=self.dtype, name=name)
         drop = nn.Dropout(c.dropout, deterministic=deterministic)
 
         def heads(count: int, name: str) -> Float[Array, "R L heads H"]:
@@ -103,11 +103,11 @@ class DecoderLayer(nn.Module):
             return rms(f"{name}_norm")(vectors) if c.qk_norm and name != "value" else vectors
 
         inner = rms("attention_norm")(x)
-        query, key = turn(heads(c.heads, "query"), *rotary), turn(heads(c.kv_heads, "key"), *rotary)
+        query, key = rotate(heads(c.heads, "query"), *rotary), rotate(heads(c.kv_heads, "key"), *rotary)
         key, value = key.swapaxes(1, 2), heads(c.kv_heads, "value").swapaxes(1, 2)
         if cache is not None:
             key, value = (jax.lax.dynamic_update_slice(old, new, (0, 0, slot, 0)) for old, new in zip(cache, (key, value), strict=True))
-        mixed = attend(query, key, value, real, slot).reshape(rows, length, -1)
+        mixed = attend_causally(query, key, value, real, slot).reshape(rows, length, -1)
         x = x + drop(dense_(width, "output", c.output_bias)(mixed))
         inner = rms("mlp_norm")(x)
         inner = jax.nn.silu(dense_(c.mlp_width, "gate", c.mlp_bias)(inner)) * dense_(c.mlp_width, "up", c.mlp_bias)(inner)

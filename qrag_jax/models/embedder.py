@@ -50,7 +50,7 @@ class Embedder(nn.Module):
     def setup(self) -> None:
         backbone = BACKBONES[backbone_of(self.config)]
         how = {"attention": self.attention} if backbone.fuses else {}
-        make = lambda: backbone.encoder(self.config, dtype=self.dtype, remat=self.remat, **how)  # noqa: E731
+        make = lambda: backbone.encoder(self.config, dtype=self.dtype, remat=self.remat, **how)
         if self.tied:
             self.encoder = make()
         else:

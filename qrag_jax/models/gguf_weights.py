@@ -114,7 +114,7 @@ def _hf_name(name: str) -> str | None:
 def gguf_config(tensors: GgufTensors) -> DecoderConfig:
     """The network of an open GGUF file. Raises ValueError naming the file on a field that is missing or not implemented."""
     kind = tensors.architecture
-    field = lambda name, default=None: tensors.field(f"{kind}.{name}", default)  # noqa: E731
+    field = lambda name, default=None: tensors.field(f"{kind}.{name}", default)
     heads, width = field("attention.head_count"), field("embedding_length")
     head_dim = field("attention.key_length", width // heads)
     for name, off in (("rope.dimension_count", head_dim), ("attention.value_length", head_dim), ("attention.sliding_window", 0)):

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from qrag_jax.config import Attention
 from qrag_jax.models.blocks import INIT, attend, gelu
-from qrag_jax.models.rotary import cos_sin, segment_places, turn
+from qrag_jax.models.rotary import cos_sin, rotate, segment_places
 from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
@@ -138,10 +138,10 @@ class GteLayer(nn.Module):
         c = self.config
         rows, length, width = x.shape
         heads = (rows, length, c.num_attention_heads, width // c.num_attention_heads)
-        dense_ = lambda size, name, bias=True: nn.Dense(size, bias, dtype=self.dtype, kernel_init=INIT, name=name)  # noqa: E731
+        dense_ = lambda size, name, bias=True: nn.Dense(size, bias, dtype=self.dtype, kernel_init=INIT, name=name)
         drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
         packed = [part.reshape(heads) for part in jnp.split(dense_(3 * width, "qkv")(x), 3, axis=-1)]
-        mixed = attend(turn(packed[0], *rotary), turn(packed[1], *rotary), packed[2], mask, self.attention).reshape(x.shape)
+        mixed = attend(rotate(packed[0], *rotary), rotate(packed[1], *rotary), packed[2], mask, self.attention).reshape(x.shape)
         x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x + drop(dense_(width, "output")(mixed)))
         up, gate = jnp.split(dense_(2 * c.intermediate_size, "up_gate", False)(x), 2, axis=-1)
         inner = drop(up * gelu(gate))
@@ -162,7 +162,7 @@ class GteEncoder(nn.Module):
     ) -> Float[Array, "R L D"]:
         c = self.config
         mask, positions = segment_places(ids, segments)
-        embed = lambda size, name: nn.Embed(size, c.hidden_size, embedding_init=INIT, dtype=self.dtype, name=name)  # noqa: E731
+        embed = lambda size, name: nn.Embed(size, c.hidden_size, embedding_init=INIT, dtype=self.dtype, name=name)
         x = embed(c.vocab_size, "word_embeddings")(jnp.maximum(ids, 0))
         if c.type_vocab_size:
             x = x + embed(c.type_vocab_size, "token_type_embeddings")(jnp.zeros(1, jnp.int32))

@@ -87,7 +87,7 @@ def _yarn(given: Mapping[str, Any], plain: np.ndarray) -> tuple[np.ndarray, floa
     """Pairs that turn more than ``beta_fast`` times in the original context are kept, those below ``beta_slow`` slowed, by pair index."""
     factor, context = _positive(given, "factor"), _positive(given, "original_max_position_embeddings")
     width = 2 * len(plain)
-    pair = lambda turns: width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(given["rope_theta"]))  # noqa: E731
+    pair = lambda turns: width * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(given["rope_theta"]))
     first, last = pair(_positive(given, "beta_fast", 32.0)), pair(_positive(given, "beta_slow", 1.0))
     if given.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
@@ -96,7 +96,7 @@ def _yarn(given: Mapping[str, Any], plain: np.ndarray) -> tuple[np.ndarray, floa
     if given.get("attention_factor") is not None:
         magnitude = _positive(given, "attention_factor")
     else:
-        grown = lambda scale: 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0  # noqa: E731
+        grown = lambda scale: 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
         scale, over = given.get("mscale"), given.get("mscale_all_dim")
         magnitude = grown(scale) / grown(over) if scale and over else grown(1.0)
     return plain * (1 - slowed + slowed / factor), magnitude

@@ -32,7 +32,7 @@ def cos_sin(positions: Int[Array, "R L"], frequencies: Float[Array, " H2"]) -> t
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def turn(x: Float[Array, "R L heads H"], cos: Float[Array, "R L 1 H2"], sin: Float[Array, "R L 1 H2"]) -> Float[Array, "R L heads H"]:
+def rotate(x: Float[Array, "R L heads H"], cos: Float[Array, "R L 1 H2"], sin: Float[Array, "R L 1 H2"]) -> Float[Array, "R L heads H"]:
     """Rotates the coordinate pairs (x_i, x_{i + H/2})."""
     x0, x1 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([x0 * cos - x1 * sin, x1 * cos + x0 * sin], axis=-1).astype(x.dtype)

@@ -103,7 +103,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     for word, count in words.items():
         for start in range(1, len(word)):
             endings[f"##{word[start:]}"] += count
-    by_count = lambda counts: sorted(counts, key=lambda piece: (-counts[piece], piece))  # noqa: E731
+    by_count = lambda counts: sorted(counts, key=lambda piece: (-counts[piece], piece))
     characters = sorted(set("".join(words)))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
     room = max(0, vocab_size - len(pieces)) * 7 // 8

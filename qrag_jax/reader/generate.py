@@ -73,7 +73,7 @@ def generate(
         cut = nucleus(logits / temperature, top_p)
         return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))(keys, cut).astype(jnp.int32)
 
-    stops = lambda token: jnp.any(token[:, None] == stop_ids, axis=-1)  # noqa: E731
+    stops = lambda token: jnp.any(token[:, None] == stop_ids, axis=-1)
     mask = token_rows >= 0
     real = jnp.pad(mask, ((0, 0), (0, max_new_tokens)))
     logits, prompt_cache = apply(token_rows, method="prefill")

@@ -58,7 +58,7 @@ class DeviceScorer:
         top = min(top, length - max(len(picks) for picks in picked))
         cut = [runs(picks, length, self._config) for picks in picked]
         size = 2 ** int(np.ceil(np.log2(max(len(found.start) for found in cut))))  # few shapes, so few compiles
-        fill = lambda values, empty: np.pad(values, (0, size - len(values)), constant_values=empty)  # noqa: E731
+        fill = lambda values, empty: np.pad(values, (0, size - len(values)), constant_values=empty)
         starts = np.stack([fill(found.start, length) for found in cut]).astype(np.int32)
         first, grows = (np.stack([fill(getattr(found, name), 0) for found in cut]).astype(np.float32) for name in ("first", "step"))
         taken = np.full((len(picked), max(1, *(len(picks) for picks in picked))), length, np.int32)
@@ -114,7 +114,7 @@ def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
             return value, row[place], jnp.full(edges.shape, -jnp.inf).at[stretch].max(q)
 
         q, chunk, curve = jax.lax.map(one, (states, starts, first, grows, taken))
-        gather = lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True)  # noqa: E731
+        gather = lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
         q, chunk = jnp.concatenate([best[0], gather(q)], axis=1), jnp.concatenate([best[1], gather(chunk)], axis=1)
         q, place = jax.lax.top_k(q, top)
         return q, jnp.take_along_axis(chunk, place, axis=1), jnp.maximum(best[2], jax.lax.pmax(curve, AXIS))

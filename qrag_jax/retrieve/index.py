@@ -27,7 +27,7 @@ from jaxtyping import Float
 from qrag_jax.config.parse import decode
 from qrag_jax.retrieve.chunks import Chunk, ChunkBy
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
-from qrag_jax.retrieve.sources import ChunkStream, Source
+from qrag_jax.retrieve.sources import ChunkStream, SourceRecord
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, Shard, StoredRows, check_dtype, merge, record
 from qrag_jax.rundir.files import read_json, write_json
 from qrag_jax.rundir.log import progress
@@ -38,7 +38,7 @@ PIECE = 2048  # texts embedded between two looks at the progress bar
 
 
 @dataclass(frozen=True)
-class Model:
+class IndexModel:
     """What embedded the chunks: its :func:`~qrag_jax.retrieve.embed.model_hash`, and the folder it was loaded from if that is known."""
 
     hash: str
@@ -51,12 +51,12 @@ class Model:
 class Meta:
     """The content of meta.json and building.json. ``kept``: shards that were there before the unfinished addition."""
 
-    model: Model
+    model: IndexModel
     dtype: Dtype
     width: int
     shard_chunks: int
     shards: tuple[Shard, ...] = ()
-    sources: tuple[Source, ...] = ()
+    sources: tuple[SourceRecord, ...] = ()
     kept: int = 0
 
     def write(self, path: Path) -> None:
@@ -80,12 +80,12 @@ class Meta:
         check_dtype(tree["dtype"])
         shards = (Shard.from_tree(path.parent, shard, i, tree["width"], tree["dtype"]) for i, shard in enumerate(tree["shards"]))
         return cls(
-            decode(Model, tree["model"], "model"),
+            decode(IndexModel, tree["model"], "model"),
             tree["dtype"],
             tree["width"],
             tree["shard_chunks"],
             tuple(shards),
-            tuple(decode(Source, source, "sources") for source in tree["sources"]),
+            tuple(decode(SourceRecord, source, "sources") for source in tree["sources"]),
             tree["kept"],
         )
 
@@ -152,7 +152,7 @@ class Index:
         home = None if retriever_path is None else str(Path(retriever_path).resolve())
         data = retriever.config.data
         meta = Meta(
-            Model(model_hash(retriever), data.chunk_tokens, data.chunk_by, home), dtype, retriever.embedder.config.width, shard_chunks
+            IndexModel(model_hash(retriever), data.chunk_tokens, data.chunk_by, home), dtype, retriever.embedder.config.width, shard_chunks
         )
         stream = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, data.chunk_by)
         found = Meta.read(path / (META if whole else JOURNAL)) if whole or unfinished else meta

@@ -19,8 +19,7 @@ from qrag_jax.retrieve.chunks import Chunk, chunk_text
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embed import embed_texts
 from qrag_jax.retrieve.scan import HostScorer, runs
-from qrag_jax.retrieve.search import Path as SearchPath
-from qrag_jax.retrieve.search import Scorer, search, stopped
+from qrag_jax.retrieve.search import Scorer, SearchPath, search, stopped
 from qrag_jax.retrieve.types import Candidate, Document, MemoryDocument, Pick, PoolRows, Step, Trajectory
 from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.types import PAD, QAExample
@@ -169,7 +168,7 @@ class Retriever:
 
     def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
         """Un-rotated action embeddings, one a text."""
-        embed = lambda rows: _embed_actions(self.params, rows, embedder=self.embedder)  # noqa: E731
+        embed = lambda rows: _embed_actions(self.params, rows, embedder=self.embedder)
         return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, label=label)
 
     def embed_states(self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int) -> Float[np.ndarray, "P D"]:
@@ -185,7 +184,7 @@ class Retriever:
             part = slice(start, start + STATES[-1])
             count = len(asked[part])
             size = next(size for size in STATES if size >= count)
-            pad = lambda x, empty: np.pad(x, ((0, size - count), *[(0, 0)] * (x.ndim - 1)), constant_values=empty)  # noqa: B023, E731
+            pad = lambda x, empty: np.pad(x, ((0, size - count), *[(0, 0)] * (x.ndim - 1)), constant_values=empty)  # noqa: B023
             arrays = pad(asked[part], PAD), pad(rows[part], PAD), pad(taken[part], False)
             found.append(np.asarray(_embed_states(self.params, *arrays, embedder=self.embedder, layout=layout))[:count])
         return np.concatenate(found)

@@ -68,7 +68,7 @@ def rotations(positions: Float[np.ndarray, " P"], width: int, config: QHeadConfi
     return np.exp(-1j * np.outer(positions, np.tile(frequency, config.halves))).astype(np.complex64)
 
 
-def turn(state: Float[np.ndarray, " D"], positions: Float[np.ndarray, " P"], config: QHeadConfig) -> Float[np.ndarray, "P D"]:
+def rotate_state(state: Float[np.ndarray, " D"], positions: Float[np.ndarray, " P"], config: QHeadConfig) -> Float[np.ndarray, "P D"]:
     """R(-p) s for every p."""
     pairs = np.ascontiguousarray(state, np.float32).view(np.complex64)
     return (pairs * rotations(positions, len(state), config)).view(np.float32)
@@ -78,7 +78,7 @@ def scan(rows: Rows, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence
     """Q of every chunk of one document in each of B states, picked chunks included: one pass over ``rows``, part by part."""
     q = np.empty((len(states), len(rows)), np.float32)
     cut = [runs(picks, len(rows), config) for picks in picked]
-    turned = [turn(state, found.first, config) for state, found in zip(states, cut, strict=True)]
+    turned = [rotate_state(state, found.first, config) for state, found in zip(states, cut, strict=True)]
     even = not any(found.step.any() for found in cut)
     # Where some question's position changes, and which of its turned states each question uses from there on.
     starts = np.unique(np.concatenate([found.start for found in cut]))
@@ -117,7 +117,7 @@ def _graded(
         tables[step] = rotations(step * np.arange(TURNED), part.shape[1], config)
     for a in range(0, len(part), TURNED):
         rows = part[a : a + TURNED]
-        begin = turn(vector, np.array([step * (offset + a)]), config)[0].view(np.complex64)
+        begin = rotate_state(vector, np.array([step * (offset + a)]), config)[0].view(np.complex64)
         np.einsum("rd,rd->r", rows, (begin * tables[step][: len(rows)]).view(np.float32), out=out[a : a + TURNED])
 
 

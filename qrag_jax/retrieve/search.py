@@ -25,7 +25,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Path:
+class SearchPath:
     """Picks in the order they were made, their Q when picked, and what was seen at each step, before picking."""
 
     picked: tuple[int, ...] = ()
@@ -35,14 +35,14 @@ class Path:
 
 def search(
     encode: EncodeStates, scorers: Sequence[Scorer], budget: int, *, beam: int = 1, runners_up: int = 0, bins: int = 0
-) -> Iterator[list[list[Path]]]:
+) -> Iterator[list[list[SearchPath]]]:
     """Yields, after each of ``budget`` steps, the ``beam`` best paths of every question, best first.
 
     ``scorers``: the document of each question; questions with the same scorer share its passes. Greedy is a beam of 1. Paths with the
     same picks are the same state, whatever their order: the better one is kept. A beam looks once more after its last step, since what a
     pick was worth shows in the state it leads to.
     """
-    paths = [[Path()] for _ in scorers]
+    paths = [[SearchPath()] for _ in scorers]
     for _ in range(budget):
         looks = _look(encode, scorers, paths, beam + runners_up, bins)
         paths = [
@@ -58,7 +58,7 @@ def search(
         yield paths
 
 
-def _look(encode: EncodeStates, scorers: Sequence[Scorer], paths: Sequence[Sequence[Path]], top: int, bins: int) -> list[list[Look]]:
+def _look(encode: EncodeStates, scorers: Sequence[Scorer], paths: Sequence[Sequence[SearchPath]], top: int, bins: int) -> list[list[Look]]:
     """What every path sees, question by question."""
     flat = [(question, path.picked) for question, found in enumerate(paths) for path in found]
     states = encode(flat)
@@ -74,18 +74,18 @@ def _look(encode: EncodeStates, scorers: Sequence[Scorer], paths: Sequence[Seque
     return [[next(looks) for _ in found] for found in paths]
 
 
-def _extended(path: Path, seen: Look, i: int) -> Path:
-    return Path((*path.picked, seen.chunks[i]), (*path.q, seen.q[i]), (*path.looks, seen))
+def _extended(path: SearchPath, seen: Look, i: int) -> SearchPath:
+    return SearchPath((*path.picked, seen.chunks[i]), (*path.q, seen.q[i]), (*path.looks, seen))
 
 
-def _best(candidates: list[Path], beam: int) -> list[Path]:
-    kept: dict[frozenset[int], Path] = {}
+def _best(candidates: list[SearchPath], beam: int) -> list[SearchPath]:
+    kept: dict[frozenset[int], SearchPath] = {}
     for path in sorted(candidates, key=plan_score, reverse=True):
         kept.setdefault(frozenset(path.picked), path)
     return list(kept.values())[:beam]
 
 
-def plan_score(path: Path) -> float:
+def plan_score(path: SearchPath) -> float:
     """How a beam ranks its paths: by the reward they seem to have earned, less what their picks gave away.
 
     By the Bellman equation Q(s, a) - max Q(s', .) is the reward of picking a, about 1 where the last supporting chunk is found and about

@@ -13,7 +13,7 @@ SUFFIXES = (".txt", ".md")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceRecord:
     """A file that was read (``name`` is relative to the folder; None for given chunks), its characters, and the chunks they became."""
 
     name: str | None
@@ -34,7 +34,7 @@ class ChunkStream:
             raise ValueError(f"source = {source[:40]!r}: give a pathlib.Path of a file or a folder, or a list of chunks")
         self.source, self.tokenizer, self.max_tokens, self.by = source, tokenizer, max_tokens, by
         self.files = _files(source) if isinstance(source, Path) else []
-        self.read: list[Source] = []
+        self.read: list[SourceRecord] = []
         self._bytes, self._total = 0, sum(path.stat().st_size for _, path in self.files)
 
     @property
@@ -53,7 +53,7 @@ class ChunkStream:
         for name, path in self.files:
             text = _read(path)
             chunks = chunk_text(text, self.tokenizer, self.max_tokens, self.by) if text.strip() else []
-            self.read.append(Source(name, len(text), len(chunks)))
+            self.read.append(SourceRecord(name, len(text), len(chunks)))
             self._bytes += path.stat().st_size
             yield from (Chunk(chunk.text, chunk.start, chunk.end, name) for chunk in chunks)
         if not any(file.chunks for file in self.read):
@@ -72,7 +72,7 @@ class ChunkStream:
             yield Chunk(text)
         if not count:
             raise ValueError("source holds no chunks: nothing to index")
-        self.read.append(Source(None, characters, count))
+        self.read.append(SourceRecord(None, characters, count))
 
 
 def _files(source: Path) -> list[tuple[str, Path]]:

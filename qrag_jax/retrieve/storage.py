@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from jaxtyping import Float, Int, Num, UInt8
 
 from qrag_jax.config.parse import decode
 from qrag_jax.retrieve.chunks import Chunk
+from qrag_jax.rundir.files import write_bytes
 
 Dtype = Literal["float32", "bfloat16", "int8"]
 RAW: dict[Dtype, np.dtype] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2"), "int8": np.dtype("i1")}
@@ -45,12 +45,10 @@ class StoredFile:
     sha256: str
 
 
-def write_bytes(path: Path, data: bytes | np.ndarray) -> StoredFile:
-    """Writes beside the target and renames, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def store(path: Path, data: bytes | np.ndarray) -> StoredFile:
+    """Writes a file of an index, whole or not at all."""
     data = data if isinstance(data, bytes) else data.tobytes()
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    write_bytes(path, data)
     return StoredFile(path.name, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -104,7 +102,7 @@ class Shard:
         if scales is not None:
             content["scales"] = scales
         content |= {"texts": b"".join(lines), "offsets": np.cumsum([0, *map(len, lines)], dtype="<i8")}
-        files = {kind: write_bytes(folder / _name(kind, number), data) for kind, data in content.items()}
+        files = {kind: store(folder / _name(kind, number), data) for kind, data in content.items()}
         return cls(folder, len(lines), raw.shape[1], dtype, files)
 
     @classmethod

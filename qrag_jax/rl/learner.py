@@ -94,10 +94,10 @@ class Learner:
         """Episodes under the current policy: uniform for the first ``random_updates``, Boltzmann afterwards."""
         rl = self.config.rl
         uniform = state.step < rl.random_updates
-        act = lambda key, q, available: policy.boltzmann(key, q, available, self.alpha(state.step), rl.policy_top_k, uniform)  # noqa: E731
+        act = lambda key, q, available: policy.boltzmann(key, q, available, self.alpha(state.step), rl.policy_top_k, uniform)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
         return rollout(
-            partial(self.states, state.params),
+            partial(self.state_embedder, state.params),
             self.embed_pool(state.params, batch, axis_name),
             batch,
             keys,
@@ -155,7 +155,7 @@ class Learner:
             q, available, _ = scores(state, chunks, batch, picks_before(episode.picked, t, count), episode.offset, self.config.qhead)
             return jax.vmap(lambda q, available: soft_value(q, available, alpha, rl))(q, available)
 
-        embed = partial(self.states, params)
+        embed = partial(self.state_embedder, params)
         later = episode.state_ids[:, 1:]
         embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1)
         v_tp1 = [value(embedded[:, t - 1], t) for t in range(1, budget)]
@@ -182,12 +182,12 @@ class Learner:
         """
         qhead = self.config.qhead
         params, dropout = self.own(state.params, axis_name), self.dropout(state, batch)
-        flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+        flat = lambda x: x.reshape(-1, x.shape[-1])
         rows = jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1).reshape(-1)
         state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
         s, a = flat(episode.states), flat(episode.actions)
         if dropout is not None:
-            s, a = self.states(params, state_ids, dropout), self.actions(params, action_ids, dropout)
+            s, a = self.state_embedder(params, state_ids, dropout), self.action_embedder(params, action_ids, dropout)
 
         def loss(s: Array, a: Array) -> Float[Array, ""]:
             q = q_halves(s, a, episode.positions.reshape(-1), qhead)
@@ -200,7 +200,10 @@ class Learner:
         self, params: Params, states: tuple[Array, Array], actions: tuple[Array, Array], dropout: PRNGKeyArray | None, axis_name: str | None
     ) -> Params:
         """Gradient in the parameters, averaged over devices, from token rows [R, L] and the loss's gradient in their embeddings [R, D]."""
-        of_states, of_actions = self.states.gradient(params, *states, dropout), self.actions.gradient(params, *actions, dropout)
+        of_states, of_actions = (
+            self.state_embedder.gradient(params, *states, dropout),
+            self.action_embedder.gradient(params, *actions, dropout),
+        )
         both = jax.tree.map(jnp.add, of_states, of_actions) if self.embedder.tied else of_states | of_actions
         return jax.lax.pmean({"params": both}, axis_name) if axis_name is not None else {"params": both}
 
@@ -216,11 +219,11 @@ class Learner:
         return jax.random.fold_in(key, batch.episode_id[0])
 
     @property
-    def states(self) -> RowEmbedder:
+    def state_embedder(self) -> RowEmbedder:
         return RowEmbedder(self.embedder, "embed_states", self.config.model.tile_tokens)
 
     @property
-    def actions(self) -> RowEmbedder:
+    def action_embedder(self) -> RowEmbedder:
         return RowEmbedder(self.embedder, "embed_actions", self.config.model.tile_tokens)
 
     def embed_pool(
@@ -229,8 +232,8 @@ class Learner:
         """Every text of the pool once: on several devices each embeds its share."""
         ids = batch.chunk_pool_ids
         if axis_name is None:
-            return self.actions(params, ids, dropout)
-        return jax.lax.all_gather(self.actions(params, own_share(ids, axis_name), dropout), axis_name, tiled=True)
+            return self.action_embedder(params, ids, dropout)
+        return jax.lax.all_gather(self.action_embedder(params, own_share(ids, axis_name), dropout), axis_name, tiled=True)
 
 
 def own_share(ids: Int[Array, "U L"], axis_name: str) -> Int[Array, "U2 L"]:

@@ -68,7 +68,7 @@ def rollout(
         q, available, position = scores(state, chunks, batch, picked, offset, qhead)
         q = q.sum(-1)
         pick = jax.vmap(policy)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), q, available)
-        at = lambda x: jnp.take_along_axis(x, pick[:, None], axis=1)[:, 0]  # noqa: E731
+        at = lambda x: jnp.take_along_axis(x, pick[:, None], axis=1)[:, 0]
         return picked.at[:, t].set(pick), (state_ids, at(position), at(q), state)
 
     # Written with the batch so that, split over devices, the carry varies over them as the picks do.

@@ -101,7 +101,7 @@ def _git_hash() -> str | None:
     """Commit of the source tree, with '+' when it has changes; None outside a checkout or without git."""
     here = Path(__file__).resolve().parent
     try:
-        run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
         return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

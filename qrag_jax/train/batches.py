@@ -14,7 +14,7 @@ from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.types import PAD, WHOLE, QAExample, Share, TaskBatch
 
 # Padded sizes (rows of a pool, chunks of a document): dense enough to waste little, few enough that a run compiles a handful of shapes.
-BUCKETS = (*range(16, 65, 16), *range(128, 513, 64), *range(640, 2049, 128))
+PADDED_SIZES = (*range(16, 65, 16), *range(128, 513, 64), *range(640, 2049, 128))
 POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
 
 
@@ -56,7 +56,7 @@ class Batches:
     def _pool_rows(self, stage: int) -> int:
         """Room for the pool of nearly every batch of a stage, so that it compiles once."""
         sizes = [len({text for e in self._examples(stage, step) for text in e.chunks}) for step in range(POOL_SAMPLE)]
-        return bucket(round(1.1 * max(sizes)))
+        return padded_size(round(1.1 * max(sizes)))
 
     def __getitem__(self, step: int) -> TaskBatch:
         stage, examples = self._number(step), self.examples(step)
@@ -76,9 +76,9 @@ class Batches:
                 yield batch
 
 
-def bucket(size: int) -> int:
-    """The smallest padded size that holds ``size``; past the last of ``BUCKETS``, the next multiple of it."""
-    return next((candidate for candidate in BUCKETS if size <= candidate), -(-size // BUCKETS[-1]) * BUCKETS[-1])
+def padded_size(size: int) -> int:
+    """The smallest padded size that holds ``size``; past the last of ``PADDED_SIZES``, the next multiple of it."""
+    return next((candidate for candidate in PADDED_SIZES if size <= candidate), -(-size // PADDED_SIZES[-1]) * PADDED_SIZES[-1])
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Pool:
     ) -> Pool:
         """U is padded to a bucket, of ``at_least`` rows that divide over the share's devices, with rows of padding."""
         texts = dict.fromkeys(text for example in examples for text in example.chunks)
-        each = -(-bucket(max(len(texts), at_least)) // share.devices)
+        each = -(-padded_size(max(len(texts), at_least)) // share.devices)
         rows = {text: i % share.devices * each + i // share.devices for i, text in enumerate(texts)}
         part = share.of(each * share.devices)
         mine = {text: row - part.start for text, row in rows.items() if part.start <= row < part.stop}

@@ -1,7 +1,7 @@
 """The processes of a run, one a host: how they start, agree, and follow the first.
 
 Process 0 leads. It alone reads and writes the run directory, prints, validates and evaluates; the others train beside it and get what it
-found. So they need no folder in common, and with one process every function here is the plain call. All of them but :func:`leads` are
+found. So they need no folder in common, and with one process every function here is the plain call. All of them but :func:`is_leader` are
 called by all processes, in the same order.
 """
 
@@ -31,7 +31,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
 LEAVE = 60  # and at the end, which all reach together: longer only if one has failed
 PATIENCE = 7 * 24 * 3600  # seconds the others wait while process 0 evaluates
-_meetings = itertools.count()
+_barriers = itertools.count()
 
 
 def start() -> None:
@@ -50,7 +50,7 @@ def start() -> None:
         jax.distributed.initialize(*given, cluster_detection_method="deactivate", **timeouts)
     else:
         jax.distributed.initialize(**timeouts)
-    if not leads():
+    if not is_leader():
         silence()
 
 
@@ -96,17 +96,17 @@ def _metadata(name: str) -> str | None:
         return None
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether :func:`start` has joined other processes. Uses no device."""
     return jax.distributed.is_initialized()
 
 
-def leads() -> bool:
+def is_leader() -> bool:
     """Whether this is process 0."""
     return jax.process_index() == 0
 
 
-def together(make: Callable[[], T]) -> T:
+def run_on_all(make: Callable[[], T]) -> T:
     """``make()``, on every process. Where it fails on one it fails on all, with the same of ``ENDS``, or RuntimeError."""
     if jax.process_count() == 1:
         return make()
@@ -134,16 +134,16 @@ def _kind(error: Exception) -> str:
 
 def from_leader(make: Callable[[], T]) -> T:
     """What ``make()`` gives on process 0, where alone it is called; the others get it by way of JSON. Errors are those of all."""
-    made = together(lambda: make() if leads() else None)
+    made = run_on_all(lambda: make() if is_leader() else None)
     if jax.process_count() == 1:
         return cast(T, made)
     told = _gather(json.dumps(made))[0]
-    return cast(T, made if leads() else json.loads(told))
+    return cast(T, made if is_leader() else json.loads(told))
 
 
 def leader_only(make: Callable[[], T]) -> T:
     """``make()`` on process 0; elsewhere something whose methods do nothing and return None. An error of ``make`` is that of all."""
-    return together(lambda: make() if leads() else cast(T, _Absent()))
+    return run_on_all(lambda: make() if is_leader() else cast(T, _Absent()))
 
 
 class _Absent:
@@ -174,18 +174,18 @@ def agree(**texts: str) -> None:
             )
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits for all processes, however long; collectives of devices give up after half a minute."""
     if jax.process_count() == 1:
         return
-    ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_meetings)}", timeout_ms=1000 * PATIENCE)
+    ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_barriers)}", timeout_ms=1000 * PATIENCE)
 
 
 def _gather(text: str) -> list[str]:
     """Every process's text, in order."""
     if jax.process_count() == 1:
         return [text]
-    meet()
+    barrier()
     own = np.frombuffer(text.encode(), np.uint8)
     sizes: Any = multihost_utils.process_allgather(np.int32(len(own)))
     room = 2 ** int(np.ceil(np.log2(max(sizes.max(), 256))))  # few shapes, so few compiles

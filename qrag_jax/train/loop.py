@@ -21,7 +21,7 @@ from qrag_jax.rundir.checkpoint import Checkpoints
 from qrag_jax.rundir.log import NotFinite, Preempted, Pruned, RunLog, progress, say
 from qrag_jax.train.answer_update import AnswerUpdate
 from qrag_jax.train.batches import Batches
-from qrag_jax.train.hosts import from_leader, leader_only, on_any, together
+from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import make_parallel, make_phases
 from qrag_jax.train.stop import StopRequest
@@ -61,7 +61,7 @@ def train(
 
     def saved() -> tuple[int, TrainState, dict[str, Any]]:
         """The state to go on from, on the devices."""
-        found = together(lambda: checkpoints.latest(first, {"params": model.params}))
+        found = run_on_all(lambda: checkpoints.latest(first, {"params": model.params}))
         step, info = from_leader(lambda: (0, progress_info) if found is None else (found.step, found.info))
         return step, parallel.place(first if found is None else found.state), info
 

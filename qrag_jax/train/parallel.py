@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qrag_jax.config import TrainConfig
 from qrag_jax.rl.learner import Metrics, TrainState
-from qrag_jax.train.hosts import meet
+from qrag_jax.train.hosts import barrier
 from qrag_jax.types import WHOLE, Episode, Share, TaskBatch
 
 AXIS = "episodes"
@@ -92,7 +92,7 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) 
     if kind == "pmap":
         step = jax.pmap(spread, AXIS, devices=devices, donate_argnums=0)
         # Placed as pmap returns it, or the second call would compile again.
-        place = lambda state: jax.device_put(_replicate(state, count), split)  # noqa: E731
+        place = lambda state: jax.device_put(_replicate(state, count), split)
         return Parallel("pmap", devices, Share(devices=count), place, partial(_call_pmap, step, count), _first)
     step = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=(everywhere.spec, split.spec), out_specs=everywhere.spec), donate_argnums=0)
     share = Share(jax.process_index(), jax.process_count(), count)
@@ -186,7 +186,7 @@ def _call_shard_map(step: Any, split: NamedSharding) -> Update:
         if shapes not in compiled:
             # One process may compile for much longer than another, and collectives wait for half a minute only.
             compiled[shapes] = step.lower(state, batch).compile()
-            meet()
+            barrier()
         return compiled[shapes](state, batch)
 
     return call

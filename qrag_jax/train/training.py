@@ -26,7 +26,7 @@ from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
 from qrag_jax.rundir.files import disk_error, is_unfinished, write_text
 from qrag_jax.rundir.log import CannotWrite, RunLog, say, write_manifest
 from qrag_jax.train.batches import stage_examples
-from qrag_jax.train.hosts import agree, from_leader, leader_only, together
+from qrag_jax.train.hosts import agree, from_leader, leader_only, run_on_all
 from qrag_jax.train.loop import Prune, train
 from qrag_jax.train.model import Model, build_model
 from qrag_jax.train.parallel import choose_devices
@@ -68,7 +68,7 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune:
     from_leader(lambda: check_run_dir(config, run_dir))
     if config.rl.reward != "support" and jax.process_count() > 1:
         raise ValueError(f"rl.reward = {config.rl.reward!r}: trains in one process, here are {jax.process_count()}; start one")
-    tests, stages, model = together(lambda: prepare(config, run_dir, test))
+    tests, stages, model = run_on_all(lambda: prepare(config, run_dir, test))
     agree(
         configuration=config.to_json(),
         vocabulary=model.tokenizer.to_json(),

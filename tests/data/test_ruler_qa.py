@@ -14,7 +14,7 @@ from tests.support.small import write_lines
 
 def squad(**changes: object) -> dict[str, object]:
     """Ten articles of two paragraphs, each with a question that has an answer and one that has none."""
-    question = lambda n, k: {  # noqa: E731
+    question = lambda n, k: {
         "id": f"q{n}-{k}",
         "question": f"Who lives at {n}-{k}?",
         "answers": [{"text": f"Tenant {n}-{k}", "answer_start": 0}, {"text": "Tenant", "answer_start": 0}],
@@ -22,12 +22,12 @@ def squad(**changes: object) -> dict[str, object]:
         **changes,
     }
     nobody = {"id": "x", "question": "Who else?", "answers": [], "is_impossible": True}
-    paragraphs = lambda n: [{"context": f"Tenant {n}-{k} lives here.", "qas": [question(n, k), nobody]} for k in range(2)]  # noqa: E731
+    paragraphs = lambda n: [{"context": f"Tenant {n}-{k} lives here.", "qas": [question(n, k), nobody]} for k in range(2)]
     return {"version": "v2.0", "data": [{"title": f"House_{n}", "paragraphs": paragraphs(n)} for n in range(10)]}
 
 
 def hotpot(count: int, name: str) -> list[dict[str, object]]:
-    context = lambda n: [[f"{name} {n} {k}", [f"Paragraph {k}.", f"About {name} {n}."]] for k in range(3)]  # noqa: E731
+    context = lambda n: [[f"{name} {n} {k}", [f"Paragraph {k}.", f"About {name} {n}."]] for k in range(3)]
     return [
         {
             "_id": f"{name}{n}",

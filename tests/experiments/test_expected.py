@@ -178,7 +178,7 @@ def test_figures_of_the_nearest_budget_and_training_set_are_taken() -> None:
 
 def test_training_elsewhere_is_said() -> None:
     here = paper_run("babilong", "qa3", "contriever")
-    why = lambda trained: one([row("babilong", "qa3", 4_000)], here, trained, metric="fact_f1").why  # noqa: E731
+    why = lambda trained: one([row("babilong", "qa3", 4_000)], here, trained, metric="fact_f1").why
     assert why(here) == ""
     assert why(changed(here, data={"data_dir": None})) == "trained on generated stories"
     assert why(changed(here, data={"task": "qa2"})) == "trained on babilong qa2"

@@ -117,7 +117,7 @@ def test_gradients_are_those_of_rows_alone(name, pooling, tied):
     model, params = embedder(name, pooling, tied)
     ids = rows([size for size in LENGTHS if size])[SOME_TWICE]
     cotangents = jax.random.normal(jax.random.key(2), (len(ids), 16))
-    loss = lambda params: (model.apply(params, ids, method="embed_actions") * cotangents).sum()  # noqa: E731
+    loss = lambda params: (model.apply(params, ids, method="embed_actions") * cotangents).sum()
     expected = jax.jit(jax.grad(loss))(params)["params"]
     tiled = RowEmbedder(model, "embed_actions", 64)
     found = jax.jit(tiled.gradient)(params, ids, cotangents)
@@ -157,7 +157,7 @@ def test_fused_attention_gives_the_same_values_and_gradients(name, tile_tokens):
 def test_a_token_that_sees_nothing_stays_finite(how):
     draw = jax.random.normal(jax.random.key(0), (3, 1, 4, 2, 8))
     mask = jnp.zeros((1, 4, 4), bool).at[:, :2, :2].set(True)  # the last two tokens are padding
-    total = lambda x: jnp.square(attend(*x, mask, how)).sum()  # noqa: E731
+    total = lambda x: jnp.square(attend(*x, mask, how)).sum()
     value, gradient = jax.jit(jax.value_and_grad(total))(draw)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()

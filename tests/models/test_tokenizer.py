@@ -13,7 +13,7 @@ from qrag_jax.config import DataConfig
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from qrag_jax.retrieve.chunks import chunk_text, sentence_spans
 from qrag_jax.retrieve.embed import embed_texts
-from qrag_jax.train.batches import Pool, bucket, make_batch
+from qrag_jax.train.batches import Pool, make_batch, padded_size
 from qrag_jax.types import QAExample
 from tests.support.small import small_tokenizer
 
@@ -54,7 +54,7 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path):
 
 
 def test_buckets():
-    assert [bucket(n) for n in (1, 16, 17, 65, 512, 513, 2049)] == [16, 16, 32, 128, 512, 640, 4096]
+    assert [padded_size(n) for n in (1, 16, 17, 65, 512, 513, 2049)] == [16, 16, 32, 128, 512, 640, 4096]
 
 
 def test_a_batch_shares_one_pool():
@@ -87,7 +87,7 @@ def test_embeddings_come_back_in_order():
     # An "encoder" that returns the row's length and first token shows which row went where.
     tokenizer = small_tokenizer()
     texts = ["a", "John went back to the garden and then to the kitchen.", "Mary", "John went"] * 200
-    fake = lambda rows: np.stack([(rows >= 0).sum(1), rows[:, 1]], axis=1).astype(np.float32)  # noqa: E731
+    fake = lambda rows: np.stack([(rows >= 0).sum(1), rows[:, 1]], axis=1).astype(np.float32)
     found = embed_texts(fake, tokenizer, texts, 12)  # type: ignore[arg-type]
     rows = tokenizer.rows(texts, 12)
     np.testing.assert_array_equal(found, fake(rows))

@@ -171,21 +171,21 @@ def test_answers_come_in_order_and_do_not_depend_on_the_batch(folder: Path, caps
 
 def test_sampled_answers_follow_the_seed_whatever_the_batch(folder: Path) -> None:
     asked = prompts(3, 9, 5)
-    sampled = lambda **options: FlaxReader.from_pretrained(folder, max_new_tokens=8, temperature=1.5, **options).answer(asked)  # noqa: E731
+    sampled = lambda **options: FlaxReader.from_pretrained(folder, max_new_tokens=8, temperature=1.5, **options).answer(asked)
     assert sampled(seed=1, batch=1) == sampled(seed=1, batch=4) != sampled(seed=2, batch=4)
 
 
 def test_a_prompt_beyond_the_context_is_refused_not_cut(folder: Path) -> None:
     """Context 128; 3 tokens of chat around the words: 128 - 8 - 3 = 117 words fit, 118 do not."""
     reader = FlaxReader.from_pretrained(folder, max_new_tokens=8)
-    words = lambda count: Prompt(None, " ".join(["w5"] * count))  # noqa: E731
+    words = lambda count: Prompt(None, " ".join(["w5"] * count))
     assert reader.answer([words(117)])[0].prompt_tokens == 120
     with pytest.raises(ValueError, match="prompt 1 has 121 tokens"):
         reader.answer([words(2), words(118)])
 
 
 def test_the_name_tells_weights_and_settings_apart(folder: Path) -> None:
-    name = lambda **options: FlaxReader.from_pretrained(folder, **options).name  # noqa: E731
+    name = lambda **options: FlaxReader.from_pretrained(folder, **options).name
     assert len({name(), name(max_new_tokens=9), name(dtype=jnp.bfloat16), name(temperature=0.5), name(temperature=0.5, seed=3)}) == 5
     before = fingerprint(folder)
     tensors = load_file(folder / "model.safetensors")

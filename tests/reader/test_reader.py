@@ -93,7 +93,7 @@ def test_a_network_split_over_devices_answers_the_same(retriever: Path, tmp_path
     if len(jax.devices()) != 4:
         pytest.skip("needs 4 devices; XLA_FLAGS was set before the tests' own --xla_force_host_platform_device_count=4")
     model = write_chat_model(tmp_path / "model", num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=False)
-    ask = lambda name, *options: run(retriever, tmp_path / name, f"flax:{model}", "--reader-tokens", "8", *options)  # noqa: E731
+    ask = lambda name, *options: run(retriever, tmp_path / name, f"flax:{model}", "--reader-tokens", "8", *options)
     code, one = ask("1")
     assert code == 0
     assert all(record["prediction"] for record in one)

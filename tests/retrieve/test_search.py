@@ -14,7 +14,7 @@ from qrag_jax import data
 from qrag_jax.models.embedder import embed_actions, embed_states
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.retriever import Retriever
-from qrag_jax.retrieve.search import Path, plan_score, search
+from qrag_jax.retrieve.search import SearchPath, plan_score, search
 from qrag_jax.retrieve.types import Look
 from qrag_jax.rl import policy
 from qrag_jax.rl.env import StateLayout
@@ -116,11 +116,11 @@ class Table:
 
 
 def test_plan_score_by_hand() -> None:
-    see = lambda *q: Look(tuple(range(len(q))), q)  # noqa: E731
+    see = lambda *q: Look(tuple(range(len(q))), q)
     # Found at the second pick: Q 0.9 then 1.0, and nothing worth 0.1 afterwards. Earned max(0.9 - 1.0, 1.0 - 0.1) = 0.9.
-    found = Path((0, 1), (0.9, 1.0), (see(0.9), see(1.0), see(0.1)))
+    found = SearchPath((0, 1), (0.9, 1.0), (see(0.9), see(1.0), see(0.1)))
     # The first pick was second best (0.1 given away) and the next state is worth less than it promised.
-    lost = Path((2, 3), (0.8, 0.5), (see(0.9), see(0.5), see(0.5)))
+    lost = SearchPath((2, 3), (0.8, 0.5), (see(0.9), see(0.5), see(0.5)))
     assert plan_score(found) == pytest.approx(0.9)
     assert plan_score(lost) == pytest.approx(0.3 - 2 * 0.1)
     assert plan_score(replace(lost, looks=lost.looks[:2])) == pytest.approx(0.5 - 2 * 0.1), "the last pick counts with its Q until seen"

@@ -53,7 +53,7 @@ def test_q_and_targets_equal_the_oracle():
     episode = jax.jit(learner.collect)(state, batch)
     rewards = jax.vmap(support_reward)(episode.picked, batch.support)
     found = jax.jit(learner.targets)(state, batch, episode, rewards)
-    embed = lambda ids, what: np.asarray(learner.embedder.apply(other, jnp.asarray(ids), method=what))  # noqa: E731
+    embed = lambda ids, what: np.asarray(learner.embedder.apply(other, jnp.asarray(ids), method=what))
     pool = embed(batch.chunk_pool_ids, "embed_actions")
     for row in range(2):
         picks = [int(i) for i in episode.picked[row]]

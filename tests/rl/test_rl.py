@@ -174,7 +174,7 @@ def test_state_row_by_hand():
     st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=4), max_size=3),
 )
 def test_state_row_equals_the_oracle(question, chunks):
-    pad = lambda row, width: row + [-1] * (width - len(row))  # noqa: E731
+    pad = lambda row, width: row + [-1] * (width - len(row))
     full_question = [2, *question, 3]
     full = [[2, *body, 3] for body in chunks]
     rows = jnp.array([pad(row, 6) for row in full] + [[2, 7, 7, 7, 7, 3]] * (3 - len(full)))

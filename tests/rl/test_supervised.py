@@ -58,7 +58,7 @@ def test_a_batch_scores_the_states_on_the_way():
     config = changed(CONFIG, qhead={"positions": "none"})
     learner, state = small_learner(config)
     batch = small_batch(config=config)
-    embed = lambda ids, what: np.asarray(jax.jit(learner.embedder.apply, static_argnames="method")(state.params, ids, method=what))  # noqa: E731
+    embed = lambda ids, what: np.asarray(jax.jit(learner.embedder.apply, static_argnames="method")(state.params, ids, method=what))
     pool = embed(batch.chunk_pool_ids, "embed_actions")
     losses, texts = [], []
     for row in range(config.optim.batch):

@@ -45,5 +45,5 @@ def gradients(kind: str, devices: tuple[jax.Device, ...]) -> dict[str, np.ndarra
 if __name__ == "__main__":
     hosts.start()
     found = gradients("auto", choose_devices(CONFIG.train, CONFIG.optim.batch))
-    if hosts.leads():
+    if hosts.is_leader():
         np.savez(sys.argv[1], **found)

@@ -148,7 +148,7 @@ def test_flop_of_an_update(tpu):
     batch = subject.batches[0]
     episode = jax.jit(subject.learner.collect)(subject.state, batch)
     # SMALL: one layer, 4 x 32 x 32 + 2 x 32 x 64 = 8192 weights.
-    forward = lambda ids: sum(n * (2 * 8192 + 4 * n * 32) for n in (np.asarray(ids) >= 0).sum(-1).reshape(-1).tolist())  # noqa: E731
+    forward = lambda ids: sum(n * (2 * 8192 + 4 * n * 32) for n in (np.asarray(ids) >= 0).sum(-1).reshape(-1).tolist())
     states = [forward(episode.state_ids[:, t]) for t in range(2)]
     distinct = {int(batch.chunk_index[row, pick]) for row, picks in enumerate(episode.picked) for pick in picks}
     picks = forward(batch.chunk_pool_ids[sorted(distinct)])

@@ -143,7 +143,7 @@ def test_gradient_is_that_of_a_plain_loop():
     whole = gradient(state, batch, episode, targets)
     total = jax.tree.map(jnp.zeros_like, whole)
     for i in range(CONFIG.optim.batch):
-        one = lambda x, i=i: x[i : i + 1]  # noqa: E731
+        one = lambda x, i=i: x[i : i + 1]
         single = jax.tree.map(one, batch).replace(chunk_pool_ids=batch.chunk_pool_ids)
         part = gradient(state, single, jax.tree.map(one, episode), one(targets))
         total = jax.tree.map(jnp.add, total, part)

@@ -40,7 +40,7 @@ def here(run_dir: Path, *extra: str) -> int:
 
 def rewritten(path: Path) -> Callable[[], bool]:
     """Whether a file is another one than now."""
-    stamp = lambda: (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None  # noqa: E731
+    stamp = lambda: (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
     before = stamp()
     return lambda: stamp() != before
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.data.multihop import questions as multihop
-from qrag_jax.data.multihop.records import BadRecord, Record, Report, check, get_text, make_record, read_json_list, rows
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get_text, make_record, read_json_list, rows
 
 TYPES = ("bridge", "comparison")
 
 
-def read_hotpotqa(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+def read_hotpotqa(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of a distractor file. Errors: see :func:`qrag_jax.data.multihop.records.read_json_list`."""
     return read_json_list(path, partial(parse, types=TYPES), skip_bad=skip_bad)
 
@@ -46,7 +46,7 @@ def parse(tree: Any, notes: Counter[str], *, types: Iterable[str]) -> Record:
     return make_record(tree, "_id", kind, paragraphs, notes)
 
 
-HOTPOTQA = multihop.Benchmark(
+HOTPOTQA = multihop.QuestionFiles(
     name="hotpotqa",
     folder="hotpotqa",
     files=(("hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"), ("hotpot_fit.json", "hotpot_eval.json")),

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.data.multihop import questions as multihop
-from qrag_jax.data.multihop.records import BadRecord, Record, Report, check, get, make_record, read_jsonl
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, make_record, read_jsonl
 
 TYPES = ("2hop", "3hop", "4hop")
 
 
-def read_musique(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+def read_musique(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of a MuSiQue-Ans file. Errors: see :func:`qrag_jax.data.multihop.records.read_jsonl`."""
     return read_jsonl(path, _parse, skip_bad=skip_bad)
 
@@ -42,7 +42,7 @@ def _parse(tree: Any, notes: Counter[str]) -> Record:
     return make_record(tree, "id", kind, paragraphs, notes, filter(None, aliases))
 
 
-MUSIQUE = multihop.Benchmark(
+MUSIQUE = multihop.QuestionFiles(
     name="musique",
     folder="musique",
     files=(("musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_dev.jsonl"), ("musique_fit.jsonl", "musique_eval.jsonl")),

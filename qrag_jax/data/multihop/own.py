@@ -13,13 +13,13 @@ from typing import Any
 
 from qrag_jax.config import DataConfig
 from qrag_jax.data.multihop.questions import MultihopQuestions, check_disjoint, check_room, check_task, read_and_say
-from qrag_jax.data.multihop.records import BadRecord, Record, Report, check, get, get_text, read_jsonl
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, get_text, read_jsonl
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 
 FIELDS = ("id", "question", "chunks", "support", "answer")
 
 
-def read_own(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+def read_own(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_jsonl`."""
     return read_jsonl(path, _parse, skip_bad=skip_bad)
 

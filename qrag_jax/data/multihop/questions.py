@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from qrag_jax.config import DataConfig
-from qrag_jax.data.multihop.records import Record, Report
+from qrag_jax.data.multihop.records import ReadReport, Record
 from qrag_jax.data.prepared import prepared_folder, read_records
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 from qrag_jax.rundir.log import say
@@ -27,7 +27,7 @@ _ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random 
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class QuestionFiles:
     """Where a benchmark's files are and how they are read. ``files``: pairs of a training and a test file, those to prefer first;
     ``types``: of its questions; ``downloads``: addresses of the first pair, where they are plain files."""
 
@@ -36,7 +36,7 @@ class Benchmark:
     files: tuple[tuple[str, str], ...]
     home: str
     types: tuple[str, ...]
-    read: Callable[..., tuple[tuple[Record, ...], Report]]
+    read: Callable[..., tuple[tuple[Record, ...], ReadReport]]
     downloads: tuple[str, str] | None = None
 
     @property
@@ -91,7 +91,7 @@ class MultihopQuestions(Sequence[QAExample]):
 
 
 def load(
-    benchmark: Benchmark,
+    benchmark: QuestionFiles,
     config: DataConfig,
     split: Split,
     *,
@@ -127,7 +127,7 @@ def check_room(records: Sequence[Record], chunks: int) -> None:
         raise ValueError(f"data.chunks = {chunks}: must be >= {longest}, the paragraphs of the longest training document")
 
 
-def find_files(benchmark: Benchmark, data_dir: str | Path) -> tuple[Path, Path] | None:
+def find_files(benchmark: QuestionFiles, data_dir: str | Path) -> tuple[Path, Path] | None:
     """The training and the test file: the first pair of which both are there. None without one.
 
     Files of two pairs are never mixed, since a training subset may hold questions of the official test file."""
@@ -139,7 +139,7 @@ def find_files(benchmark: Benchmark, data_dir: str | Path) -> tuple[Path, Path] 
 
 
 @lru_cache(maxsize=32)
-def read_split(benchmark: Benchmark, data_dir: str, split: Split, skip_bad: bool) -> tuple[Record, ...]:
+def read_split(benchmark: QuestionFiles, data_dir: str, split: Split, skip_bad: bool) -> tuple[Record, ...]:
     """Records of a split: from prepared records if there are some, else from the files. Kept for the life of the process."""
     files = find_files(benchmark, data_dir)
     if folder := prepared_folder(data_dir, "multihop", benchmark.name):
@@ -150,17 +150,17 @@ def read_split(benchmark: Benchmark, data_dir: str, split: Split, skip_bad: bool
 
 
 @lru_cache(maxsize=8)
-def split_files(benchmark: Benchmark, files: tuple[Path, Path], skip_bad: bool) -> dict[Split, tuple[Record, ...]]:
+def split_files(benchmark: QuestionFiles, files: tuple[Path, Path], skip_bad: bool) -> dict[Split, tuple[Record, ...]]:
     """The three splits: test is the test file; a tenth of the training file, by a hash of the id, is validation.
 
     Says what was left out. Raises ValueError if the two files share a question id."""
     train, test = (read_and_say(benchmark.read, path, skip_bad) for path in files)
     check_disjoint({"train": train, "test": test}, f"{files[0]} and {files[1]}")
-    side = lambda split: tuple(record for record in train if hashed_split(record.id, test=0.0) == split)  # noqa: E731
+    side = lambda split: tuple(record for record in train if hashed_split(record.id, test=0.0) == split)
     return {"train": side("train"), "validation": side("validation"), "test": test}
 
 
-def read_and_say(read: Callable[..., tuple[tuple[Record, ...], Report]], path: Path, skip_bad: bool) -> tuple[Record, ...]:
+def read_and_say(read: Callable[..., tuple[tuple[Record, ...], ReadReport]], path: Path, skip_bad: bool) -> tuple[Record, ...]:
     """The records of a file; what was skipped is said."""
     records, report = read(path, skip_bad=skip_bad)
     if report.skipped:
@@ -179,7 +179,7 @@ def check_disjoint(sides: dict[str, tuple[Record, ...]], where: str) -> None:
 
 def _from_record(record: dict[str, Any]) -> Record:
     """Inverse of what ``tfds_builders.MultihopBuilder`` writes."""
-    words = lambda name: tuple(text.decode() for text in record[name])  # noqa: E731
+    words = lambda name: tuple(text.decode() for text in record[name])
     return Record(
         id=record["id"].decode(),
         question=record["question"].decode(),

@@ -48,7 +48,7 @@ class Record:
 
 
 @dataclass
-class Report:
+class ReadReport:
     """What came of reading a file: records ``kept``; records ``skipped``, by reason; and ``notes``, what was put up with, how often."""
 
     path: Path
@@ -73,7 +73,7 @@ Parse = Callable[[Any, Counter[str]], Record]
 """A JSON value -> its record. Raises BadRecord; counts what it puts up with."""
 
 
-def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of a file that is one JSON list. Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad
     record, unless they are to be skipped; and on a file that is not a JSON list, is missing, or leaves no record."""
     path = Path(path)
@@ -86,7 +86,7 @@ def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) ->
     return _collect(path, ((f"{path}: record {n}", value) for n, value in enumerate(tree, start=1)), parse, skip_bad)
 
 
-def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """As :func:`read_json_list`, of a file with a JSON object a line: ValueError('file:line: reason: detail')."""
     path = Path(path)
     # Not splitlines: a JSON string may hold U+2028 and its like, which are line ends there.
@@ -114,8 +114,8 @@ def _loads(line: str) -> Any:
         raise BadRecord("malformed line", f"not JSON: {error}") from error
 
 
-def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_bad: bool) -> tuple[tuple[Record, ...], Report]:
-    report = Report(path)
+def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_bad: bool) -> tuple[tuple[Record, ...], ReadReport]:
+    report = ReadReport(path)
     records: dict[str, Record] = {}
     for where, value in pieces:
         notes: Counter[str] = Counter()

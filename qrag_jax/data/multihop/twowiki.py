@@ -10,17 +10,17 @@ from pathlib import Path
 
 from qrag_jax.data.multihop import questions as multihop
 from qrag_jax.data.multihop.hotpotqa import parse
-from qrag_jax.data.multihop.records import Record, Report, read_json_list
+from qrag_jax.data.multihop.records import ReadReport, Record, read_json_list
 
 TYPES = ("compositional", "comparison", "bridge_comparison", "inference")
 
 
-def read_twowiki(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], Report]:
+def read_twowiki(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_json_list`."""
     return read_json_list(path, partial(parse, types=TYPES), skip_bad=skip_bad)
 
 
-TWOWIKI = multihop.Benchmark(
+TWOWIKI = multihop.QuestionFiles(
     name="twowiki",
     folder="2wikimultihopqa",
     files=(("train.json", "dev.json"), ("2wiki_fit.json", "2wiki_eval.json")),

@@ -103,7 +103,7 @@ class BertLayer(nn.Module):
         dense_ = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=INIT, name=name)
         drop = nn.Dropout(c.hidden_dropout_prob, deterministic=deterministic)
         norm = lambda name: nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name=name)
-        # Outside attention, tokens are rows of one matrix: so the gradient of a kernel is one product.
+        # Outside attention, tokens are the rows of one matrix, so the gradient of a kernel is a single product.
         x = x.reshape(-1, width)
         packed = project(x, *(Affine(width, self.dtype, name=name)(width) for name in ("query", "key", "value")))
         query, key, value = (y.reshape(*shape[:2], c.num_attention_heads, -1) for y in packed)

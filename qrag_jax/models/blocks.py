@@ -1,4 +1,4 @@
-"""What the layers of BERT and GTE are made of: initial weights, dense layers in one product, GELU and attention."""
+"""Parts of the layers of BERT and GTE: initial weights, dense layers in one product, GELU, attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CUDNN_HEAD = 128  # widest head that every generation of GPUs has a kernel for
 
 
 class Affine(nn.Module):
-    """Kernel [D, O] and bias [O] of a dense layer from D to ``size`` = O, named and started as those of ``nn.Dense``."""
+    """Kernel [D, O] and bias [O] of a dense layer from D to ``size`` = O, with the names and start values of ``nn.Dense``."""
 
     size: int
     dtype: Any = jnp.float32
@@ -31,14 +31,14 @@ class Affine(nn.Module):
 
 
 def project(x: Float[Array, "R D"], *layers: tuple[Float[Array, "D O"], Float[Array, " O"]]) -> list[Float[Array, "R O"]]:
-    """What each of some dense layers of one size makes of ``x``, in one product: small ones do not keep a processor busy."""
+    """The outputs of several dense layers of one size, computed in one product: small products leave a processor idle."""
     kernels, biases = zip(*layers, strict=True)
     out = x.astype(kernels[0].dtype) @ jnp.concatenate(kernels, axis=1) + jnp.concatenate(biases)
     return jnp.split(out, len(layers), axis=-1)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x Phi(x) by erf in float32, as in PyTorch. (``jax.nn.gelu`` goes by erfc, which is more work for a CPU.)"""
+    """x Phi(x) by erf in float32, as in PyTorch. (``jax.nn.gelu`` uses erfc, which costs a CPU more.)"""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
@@ -50,13 +50,13 @@ def attend(
     mask: Bool[Array, "R #L L"],
     attention: Attention = "auto",
 ) -> Float[Array, "R L heads H"]:
-    """softmax(Q K^T / sqrt H) V over the tokens that each one sees (``mask``), softmax in float32; of a token that sees none, a mean.
+    """softmax(Q K^T / sqrt H) V over the tokens that each token sees (``mask``), softmax in float32. A token that sees none gets a mean.
 
     ``attention``: ``ModelConfig.attention``.
     """
     length, width = query.shape[1], query.shape[-1]
     if attention == "fused" or (attention == "auto" and jax.default_backend() != "cpu"):
-        sees = jnp.broadcast_to(mask, (len(mask), length, length))[:, None]  # cuDNN wants all of it
+        sees = jnp.broadcast_to(mask, (len(mask), length, length))[:, None]  # cuDNN needs the full mask
         return jax.nn.dot_product_attention(query, key, value, mask=sees, implementation=_implementation(query))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     logits = jnp.einsum("rhqd,rhkd->rhqk", query, key) / jnp.sqrt(jnp.asarray(width, query.dtype))
@@ -66,7 +66,7 @@ def attend(
 
 
 def _implementation(query: Float[Array, "R L heads H"]) -> Any:
-    """ "cudnn" where its flash kernel takes such queries, with a mask and gradients; None leaves the choice to JAX."""
+    """ "cudnn" if its flash kernel supports these queries, with a mask and gradients; None leaves the choice to JAX."""
     length, width = query.shape[1], query.shape[-1]
     suits = query.dtype in CUDNN_TYPES and width % 8 == 0 and width <= CUDNN_HEAD and length % 2 == 0
     return "cudnn" if suits and jax.default_backend() == "gpu" else None

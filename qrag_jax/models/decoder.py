@@ -20,13 +20,13 @@ from qrag_jax.types import Array
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 AXIS = "model"  # the mesh axis over which one network is split
-# How a device's share of a matrix is cut: by columns (heads and hidden units that it computes), or by the rows that read them.
+# A device holds columns of a matrix (the heads and hidden units it computes) or the rows that read them.
 COLUMNS, ROWS = ("query", "key", "value", "gate", "up", "head"), ("output", "down")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What the maths of a decoder depends on."""
+    """The fields that a decoder's maths depends on."""
 
     vocab_size: int
     hidden_size: int
@@ -49,7 +49,7 @@ class DecoderConfig:
             },
         )
         kind = config["model_type"]
-        # Qwen's files name a window and say that it is off; elsewhere to name one is to use it.
+        # Qwen's files name a window and switch it off; other files name a window only to use it.
         if config.get("sliding_window") is not None and "use_sliding_window" not in config:
             raise ValueError(f"config.json: sliding_window = {config['sliding_window']!r} is not supported; supported: None")
         if other := sorted(set(config.get("layer_types") or ()) - {"full_attention"}):
@@ -90,7 +90,7 @@ class DecoderConfig:
 
 
 def _context(config: Mapping[str, Any], length: int) -> int:
-    """A yarn that is switched on by hand leaves ``max_position_embeddings`` at what it stretches."""
+    """The longest context. A YaRN scaling that was added by hand leaves ``max_position_embeddings`` at the unscaled length."""
     rope = rope_parameters(config)
     if rope["rope_type"] != "yarn" or rope.get("factor") is None:
         return length
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
             self.head = nn.Dense(c.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=INIT)
 
     def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L V"]:
-        """Logits after every token. Those after padding mean nothing."""
+        """Logits after every token. Logits after padding have no meaning."""
         return self._logits(self._hidden(ids, ids >= 0, places(ids >= 0))[0])
 
     def prefill(self, ids: Int[Array, "B L"]) -> tuple[Float[Array, "B V"], list[KeyValue]]:
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         cache: list[KeyValue],
         slot: Int[Array, ""],
     ) -> tuple[Float[Array, "B V"], list[KeyValue]]:
-        """Logits after one more token a row. It takes ``slot`` of the cache and counts as number ``position`` of its row."""
+        """Logits after one more token per row. The token goes into ``slot`` of the cache and has position ``position`` in its row."""
         x, cache = self._hidden(token[:, None], real, position[:, None], cache, slot)
         return self._logits(x[:, 0]), cache
 
@@ -167,7 +167,7 @@ def decoder_weights(config: DecoderConfig) -> Iterator[Weight]:
 
 
 def split_over(config: DecoderConfig, devices: int) -> None:
-    """Raises ValueError when a layer does not divide over ``devices``."""
+    """Raises ValueError when a layer cannot be divided over ``devices``."""
     cut = {"num_key_value_heads": config.layer.kv_heads, "intermediate_size": config.layer.mlp_width}
     for name, size in cut.items():
         if size % devices:

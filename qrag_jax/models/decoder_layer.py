@@ -1,7 +1,7 @@
 """The layer that Llama, Qwen2 and Qwen3 share: pre-RMSNorm, grouped-query attention with rotary positions, SwiGLU.
 
-Keys and values are never repeated over the query heads of their group. With a cache the layer reads the tokens before, without one it is
-the whole causal layer.
+Keys and values are never repeated for the query heads of their group. With a cache the layer attends to the earlier tokens in it; without
+one it computes the whole sequence.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from qrag_jax.models.rotary import rotate
 from qrag_jax.models.weights import Weight, dense, norm
 from qrag_jax.types import Array
 
-# Above two blocks of queries attention goes block by block, so that its weights take [R, heads, BLOCK, S] and not [R, heads, L, S].
+# Beyond two blocks of queries, attention runs block by block: its weights need [R, heads, BLOCK, S] instead of [R, heads, L, S].
 BLOCK = 256
-# Heads before slots, as the batched products of attention read them: the other order costs a transposed copy of the cache at every step.
+# Heads before slots, as the batched products of attention read them. The other order would transpose the cache at every step.
 KeyValue = tuple[Float[Array, "R K S H"], Float[Array, "R K S H"]]
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What the maths of one layer depends on."""
+    """The sizes and switches of one layer."""
 
     heads: int
     kv_heads: int

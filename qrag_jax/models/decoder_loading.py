@@ -20,7 +20,7 @@ from qrag_jax.models.weights import to_flax
 
 
 class ShardedTensors(Mapping[str, np.ndarray]):
-    """The tensors of some safetensors files, each read when it is asked for."""
+    """The tensors of one or more safetensors files. Each is read when it is asked for."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def load_params(source: DecoderSource, *, dtype: Any = jnp.float32, mesh: Mesh |
     def place(path: tuple[str, ...], value: np.ndarray) -> jax.Array:
         if mesh is None:
             return jax.device_put(value)
-        # The compiler spreads the rest: an axis of the caller's that is explicit would ask this file for every intermediate sharding.
+        # Auto axes let the compiler shard intermediates; explicit axes would require a sharding for each of them here.
         automatic = Mesh(mesh.devices, mesh.axis_names)
         return jax.device_put(value, NamedSharding(automatic, weight_spec(path, config.vocab_size % mesh.shape[AXIS] == 0)))
 

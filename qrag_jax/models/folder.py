@@ -106,7 +106,7 @@ def read_pooling(folder: Path, backbone: BackboneConfig) -> Pooling:
 
 def read_tokenizer(folder: Path) -> TextTokenizer:
     """The fast tokenizer of a model folder. Raises ValueError naming the folder."""
-    # Without any of these, transformers makes up a tokenizer that knows no words.
+    # Without any of these files transformers builds a tokenizer with an empty vocabulary.
     if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):
         raise ValueError(f"{folder}: no tokenizer; expected one of {', '.join(VOCABULARIES)}")
     try:
@@ -145,7 +145,7 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, max_tokens: int) -> 
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_tokens,
             "clean_up_tokenization_spaces": False,
-            # A "[SEP]" written in a text is text: as in TextTokenizer.
+            # "[SEP]" inside a text is plain text, as in TextTokenizer.
             "split_special_tokens": True,
         },
     )
@@ -172,7 +172,7 @@ def write_folder(
     write_tokenizer(folder, tokenizer, backbone.max_tokens)
     if not sentence_transformers:
         return
-    # The names of before version 5, which later versions still read.
+    # Names from before version 5; later versions still read them.
     steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"))
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in steps]
     write_json(folder / "modules.json", [{"idx": i, "name": str(i)} | module for i, module in enumerate(modules)])

@@ -1,6 +1,6 @@
 """GGUF, llama.cpp's file format: the network from its metadata, its tensors under their Hugging Face names, dequantised when asked for.
 
-The layout of the file is the `gguf` package's business (extra "reader"); here is what a decoder's names and fields mean.
+The `gguf` package (extra "reader") reads the file's layout; this module maps a decoder's names and fields.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class GgufTensors(Mapping[str, np.ndarray]):
         value = self.read(name)
         heads = self._heads.get(name.split(".")[-2])
         if self.architecture == "llama" and heads is not None:
-            # llama.cpp turns neighbouring coordinates, so its converter lays the halves of each head's query and key like a zip.
+            # llama.cpp rotates neighbouring coordinates, so its converter interleaves the two halves of each head's query and key.
             value = value.reshape(heads, -1, 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
         return value
 

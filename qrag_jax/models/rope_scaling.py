@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-THETA = 10_000.0  # what the architectures mean by a config.json that names none
+THETA = 10_000.0  # the architectures' default when config.json names none
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_rope(config: Mapping[str, Any], head_dim: int) -> Rope:
         raise ValueError(f"config.json: partial_rotary_factor = {partial!r} is not supported; supported: 1.0")
     if head_dim % 2:
         raise ValueError(f"config.json: head_dim = {head_dim}: must be even for rotary positions")
-    # A file may keep the original length beside the scaling, or mean the model's own: the order in which transformers looks.
+    # The original length may be in the scaling or be the model's own; this is the order in which transformers looks.
     lengths = (config.get("original_max_position_embeddings"), given.get("original_max_position_embeddings"))
     original = next((length for length in lengths if length is not None), config.get("max_position_embeddings"))
     given["original_max_position_embeddings"] = original

@@ -1,6 +1,6 @@
 """Rotary position embedding inside attention (Su et al. 2021, arXiv 2104.09864), in the half-split layout of Hugging Face checkpoints.
 
-Not the rotation of Q-RAG's value function, which turns neighbouring coordinates: that one is ``qrag_jax.rl.qhead``.
+Q-RAG's value function uses another rotation, of neighbouring coordinates: see ``qrag_jax.rl.qhead``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from qrag_jax.types import Array
 
 
 def places(mask: Bool[Array, "R L"]) -> Int[Array, "R L"]:
-    """Position of each token among the real tokens of its row: padding on either side and gaps change nothing."""
+    """Position of each token among the real tokens of its row: padding and gaps do not count."""
     return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""Text to token rows on the host: tokenizers, and QAExamples -> TaskBatch in bucketed static shapes."""
+"""Text to token rows on the host."""
 
 from __future__ import annotations
 
@@ -92,8 +92,9 @@ class TextTokenizer:
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     """A lower-case WordPiece of at most ``vocab_size`` entries, a pure function of the texts (whatever their order).
 
-    Characters first, then the most frequent words (seven eighths of the room), then the most frequent word endings. The trainer of the
-    tokenizers library breaks ties by the order of a hash map, so two runs on the same text get different vocabularies; counting does not.
+    Characters come first, then the most frequent words (seven eighths of the remaining entries), then the most frequent word endings. The
+    trainer of the tokenizers library breaks ties by the order of a hash map, so two runs on one text get different vocabularies; counting
+    is reproducible.
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()

@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-# What wraps an encoder inside a task model's checkpoint.
+# Prefixes of an encoder inside a task model's checkpoint.
 PREFIXES = ("", "bert.", "roberta.", "new.", "model.")
-# Poolers, task heads and buffers: no part of a token's hidden vector.
+# Poolers, task heads and buffers do not affect a token's hidden vector.
 HARMLESS = re.compile(
     r"pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.|score\.|embeddings\.(position_ids|token_type_ids)$|.*rotary_emb\.inv_freq$"
 )
@@ -49,7 +49,7 @@ def refuse_unsupported(config: Mapping[str, Any], supported: Mapping[str, tuple[
 
 
 def sizes(config: Mapping[str, Any], *names: str) -> dict[str, int]:
-    """The whole positive numbers that a backbone cannot do without. Raises ValueError naming every missing or malformed key."""
+    """The positive whole numbers that a backbone requires. Raises ValueError naming every missing or malformed key."""
     bad = [f"{name} = {config.get(name)!r}" for name in names if type(config.get(name)) is not int or config[name] < 1]
     if bad:
         raise ValueError(f"config.json: {', '.join(bad)}: must be whole numbers above 0")
@@ -57,7 +57,7 @@ def sizes(config: Mapping[str, Any], *names: str) -> dict[str, int]:
 
 
 def strip_prefix(table: Sequence[Weight], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``tensors`` under the names of ``table``: without the prefix of :data:`PREFIXES` under which most of the table is found."""
+    """``tensors`` under the names of ``table``: without the prefix of :data:`PREFIXES` that matches most of the table."""
     prefix = max(PREFIXES, key=lambda candidate: sum(candidate + weight.hf in tensors for weight in table))
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
@@ -71,7 +71,7 @@ def to_flax(
     """Named tensors -> flax parameters of the shapes and types of ``template`` (a tree of arrays or ShapeDtypeStructs).
 
     Each is asked for once and handed to ``place`` with its flax path, so ``tensors`` may read from disk and ``place`` may move to a device.
-    Raises ValueError that lists every missing, unexpected and misshapen tensor at once; :data:`HARMLESS` ones are passed over.
+    Raises ValueError that lists every missing, unexpected and misshapen tensor at once; :data:`HARMLESS` ones are ignored.
     """
     params: dict[str, Any] = {}
     missing, misshapen, known = [], [], set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -37,10 +38,19 @@ def project(x: Float[Array, "R D"], *layers: tuple[Float[Array, "D O"], Float[Ar
     return jnp.split(out, len(layers), axis=-1)
 
 
+@jax.custom_jvp
+def erf(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``jax.lax.erf`` with its derivative written out: JAX 0.12 cannot differentiate its own inside ``jax.shard_map``."""
+    return jax.lax.erf(x)
+
+
+erf.defjvps(lambda tangent, _, x: 2 / math.sqrt(math.pi) * (tangent * jnp.exp(-jnp.square(x))))
+
+
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x Phi(x) by erf in float32, as in PyTorch. (``jax.nn.gelu`` uses erfc, which costs a CPU more.)"""
     wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    return (0.5 * wide * (1 + erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def attend(

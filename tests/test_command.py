@@ -114,6 +114,7 @@ def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], plac
     assert "question is empty" in refuse(capsys, "ask", place / "index", " ")
     assert "budget = 999" in refuse(capsys, "ask", place / "index", QUESTION, "--budget", "999")
     assert "support 999: must be in 0.." in refuse(capsys, "ask", place / "index", QUESTION, "--support", "999")
+    assert "story.txt/index: Not a directory; choose another place" in refuse(capsys, "index", "build", story, story / "index", *retriever)
     assert not out.exists()
     assert content(place / "index") == before
 

@@ -11,6 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from errno import EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ import tyro
 T = TypeVar("T")
 DONE, DIFFERS, BAD_INPUT = 0, 1, 64
 HELP = ("-h", "--help")
+UNUSABLE = (ENOENT, EPERM, EACCES, EROFS, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG)  # of a place that a user named
 WIDE = "10000"  # columns: no name in an error message is broken over two lines
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 SHOW_NAMES = tyro.conf.PositionalMetavarFromFieldName
@@ -125,7 +127,7 @@ def refuse_urls(command: object, advice: str = "") -> None:
 
 
 def exit_code(run: Callable[[], int]) -> int:
-    """What ``run`` returns, or 64 with one line on stderr for the ValueError that it raises; the end of ``--help`` is 0."""
+    """What ``run`` returns; 0 after ``--help``; 64, with one line on stderr, for a ValueError and for a place that cannot be used."""
     try:
         return run()
     except SystemExit as stop:
@@ -133,5 +135,10 @@ def exit_code(run: Callable[[], int]) -> int:
             raise
         return DONE
     except ValueError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return BAD_INPUT
+        message = str(error)
+    except OSError as error:
+        if error.errno not in UNUSABLE or error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}; choose another place"
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return BAD_INPUT

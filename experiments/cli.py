@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
 from experiments.paper.compare import write_comparison
-from qrag_jax.config import RunConfig, presets
+from qrag_jax.config import RunConfig, command_line, presets
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
 
@@ -59,19 +56,8 @@ class Command:
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
     """A command line -> ``kind``. Raises ValueError, in one line, on anything it cannot read; ``--help`` exits with 0."""
-    shown = io.StringIO()
-    options: Any = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(shown):
-            found = tyro.cli(kind, args=words, prog=f"python -m {prog}", description=description, **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # tyro draws a box around what it has to say.
-        raise ValueError(" ".join(re.sub(r"[^\S ]|[\u2500-\u257f]|-{3,}", " ", shown.getvalue()).split())) from None
-    for name, value in vars(found).items():
-        if isinstance(value, Path) and value.parts[:1] == ("gs:",):
-            raise ValueError(f"{name} = {value}: must be a folder of this machine; only experiments that train, and evaluate, take gs://")
+    found: T = command_line.read(kind, words, f"python -m {prog}", description, default)
+    command_line.refuse_urls(found, "; only experiments that train, and evaluate, take gs://")
     return found
 
 

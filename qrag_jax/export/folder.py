@@ -5,7 +5,7 @@
              state_encoder/  action_encoder/   Hugging Face and sentence-transformers model folders
              README.md       model card
 
-``python -m qrag_jax.export import`` makes one of a released Q-RAG checkpoint, ``to-torch`` turns one into other layouts.
+``qrag import`` makes one of a released Q-RAG checkpoint; ``qrag export`` writes one in the layouts of PyTorch programs.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Index:
         if not (path / META).is_file():
             if (path / JOURNAL).is_file():
                 raise ValueError(f"{path}: the build was not finished; the same build command goes on with it")
-            raise ValueError(f"{path}: not an index (it has no {META}); build one with `python -m qrag_jax index build`")
+            raise ValueError(f"{path}: not an index (it has no {META}); build one with `qrag index build`")
         index = cls(path, Meta.read(path / META))
         if verify:
             index.verify()
@@ -149,7 +149,9 @@ class Index:
         whole, unfinished = (path / META).is_file(), (path / JOURNAL).is_file()
         if path.exists() and not (whole or unfinished or (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir()))):
             raise ValueError(f"{path}: exists and is not an index; choose another folder or remove it")
-        home = None if retriever_path is None else str(Path(retriever_path).resolve())
+        from qrag_jax.rundir.bucket import is_url  # not at the top: it brings orbax
+
+        home = None if retriever_path is None else str(retriever_path if is_url(retriever_path) else Path(retriever_path).resolve())
         data = retriever.config.data
         meta = Meta(
             IndexModel(model_hash(retriever), data.chunk_tokens, data.chunk_by, home), dtype, retriever.embedder.config.width, shard_chunks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.retrieve.chunks import Chunk, chunk_text
+from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embed import embed_texts
 from qrag_jax.retrieve.scan import HostScorer, runs
@@ -114,18 +114,23 @@ class Retriever:
         found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
 
         def steps() -> Iterator[Step]:
-            clock = time.perf_counter()
-            for ((path, *_rest),) in found:
+            spent = 0.0
+            while True:
+                with SearchClock() as clock:
+                    paths = next(found, None)
+                if paths is None:
+                    return
+                spent += clock.searching
+                ((path, *_rest),) = paths
                 t = len(path.picked) - 1
                 if beam > 1 and t + 1 < budget:
                     continue
-                spent = (time.perf_counter() - clock) / (t + 1 if beam > 1 else 1)
                 for number in range(t + 1) if beam > 1 else (t,):
-                    step = self._step(document, path, number, spent, beam + runners_up)
+                    step = self._step(document, path, number, spent / (t + 1 if beam > 1 else 1), beam + runners_up)
                     yield step
                     if stop and step.stop:
                         return
-                clock = time.perf_counter()
+                spent = 0.0
 
         return steps()
 

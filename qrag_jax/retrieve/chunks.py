@@ -10,7 +10,7 @@ from qrag_jax.models.tokenizer import TextTokenizer
 
 @dataclass(frozen=True)
 class Chunk:
-    """``text`` is the source (a file, by name) from character ``start`` to ``end``; all None for a chunk given as such."""
+    """``text`` is the source (a file, by name) from character ``start`` to ``end``; all None for a chunk that was given ready-made."""
 
     text: str
     start: int | None = None
@@ -27,7 +27,7 @@ def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy
     """
     room = max_tokens - len(tokenizer.prefix) - len(tokenizer.suffix)
     if room < 1:
-        raise ValueError(f"max_tokens = {max_tokens}: must leave room for a token beside the special ones")
+        raise ValueError(f"max_tokens = {max_tokens}: must leave room for one token and the special ones")
     spans = chunk_spans(text, tokenizer.spans, room, by)
     if not spans:
         raise ValueError("the text has no sentences to search; it is empty or only white space")

@@ -130,7 +130,7 @@ def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[s
         "stop_threshold": threshold,
         "answer_em": _mean([record.answer_em for record in records]),
         "answer_f1": _mean([record.answer_f1 for record in records]),
-        "ci95": list(wilson_interval(sum(em), len(em))),
+        "ci95": list(wilson_interval(int(sum(em)), len(em))),
     }
 
 

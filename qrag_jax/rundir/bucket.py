@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from qrag_jax.rundir.checkpoint import CONTENTS, UNFINISHED
-from qrag_jax.rundir.files import disk_error, is_unfinished, read_json, write_json
+from qrag_jax.rundir.checkpoint import CONTENTS
+from qrag_jax.rundir.files import disk_error, is_unfinished, read_json, whole_file, write_json
 from qrag_jax.rundir.log import CannotWrite, Preempted, say
 
 EVERY = 2.0  # seconds between looks at the folder
@@ -64,10 +64,8 @@ class Bucket:
         return {name: entry.get("md5Hash") or entry["etag"] for name, entry in names.items() if not name.endswith(("/", PROBE))}
 
     def get(self, name: str, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._files.get_file(f"{self._root}/{name}", str(temporary))
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            self._files.get_file(f"{self._root}/{name}", str(temporary))
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Sends bytes, or a file that nobody changes."""
@@ -262,7 +260,7 @@ def _files(folder: Path) -> list[str]:
     """Names of the files of a folder that are not being written aside."""
     found: list[Path] = []
     for place, folders, names in os.walk(folder):  # which passes over what goes away meanwhile
-        folders[:] = [name for name in folders if not (name.startswith(".") or name.endswith(UNFINISHED))]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [path for name in names if not is_unfinished(path := Path(place, name))]
     return [path.relative_to(folder).as_posix() for path in found]
 

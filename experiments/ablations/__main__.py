@@ -24,8 +24,8 @@ from experiments import baselines
 from experiments.ablations.report import Found, write_report
 from experiments.cli import execute, read
 from experiments.paper.compare import METHOD, SUPERVISED
+from experiments.seeds import check_seeds, finished, forget, with_seed
 from qrag_jax.config import RunConfig
-from qrag_jax.rundir.files import read_json
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,8 @@ def run(command: Command) -> None:
 
 def configuration(command: Command) -> RunConfig:
     """The settings of the full method. Raises ValueError on bad values."""
-    if not command.seeds or len(set(command.seeds)) != len(command.seeds):
-        raise ValueError(f"seeds = {command.seeds}: must be one or more, each once")
     base = baselines.settings(command.preset, command.benchmark, command.task)
+    check_seeds(base, command.seeds)
     episodes = base.eval.episodes if command.eval_episodes is None else command.eval_episodes
     return replace(
         base,
@@ -150,7 +149,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 def variant_config(base: RunConfig, name: str, seed: int) -> RunConfig:
     """The settings of one run."""
     variant = VARIANTS[name]
-    seeded = replace(base, train=replace(base.train, seed=seed))
+    seeded = with_seed(base, seed)
     if variant.baseline:
         return baselines.untuned(seeded)
     return replace(seeded, **{section: replace(getattr(seeded, section), **values) for section, values in variant.changes.items()})
@@ -162,21 +161,11 @@ def folder_name(base: RunConfig, name: str, seed: int) -> str:
     return f"{'full' if same else name}-seed{seed}"
 
 
-def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
-    """Rows of a run that has ended with these settings; None when something is left to do, a new evaluation included."""
-    results = run_dir / "results.json"
-    if not results.exists():
-        return None
-    if RunConfig.from_json((run_dir / "config.json").read_text(encoding="utf-8")) != config:
-        results.unlink()  # of other context lengths; the next call must not take them for these
-        return None
-    return list(read_json(results)["rows"])
-
-
 def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) -> list[dict[str, Any]]:
     from experiments.paper.compare import write_comparison
     from qrag_jax.train import training
 
+    forget(run_dir)
     if method := VARIANTS[name].baseline:
         return baselines.measure(config, (method,), run_dir, vocabulary=full)
     rows = training.run(config, run_dir)

@@ -49,7 +49,7 @@ class Statistics:
 
 def statistics(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Statistics:
     """``rows``: the same row of results.json, one for each seed."""
-    found = {name: [row.get(name) for row in rows] for name in metrics}
+    found: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in metrics}
     values = {name: None if None in of_seeds else of_seeds for name, of_seeds in found.items()}
     return Statistics(
         values,

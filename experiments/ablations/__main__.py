@@ -22,7 +22,7 @@ from typing import Any
 
 from experiments import baselines
 from experiments.ablations.report import Found, write_report
-from experiments.cli import execute, read
+from experiments.cli import execute, read, working_folder
 from experiments.paper.compare import METHOD, SUPERVISED
 from experiments.seeds import check_seeds, finished, forget, with_seed
 from qrag_jax.config import RunConfig
@@ -80,8 +80,8 @@ class Command:
     """Each seed has its own questions, parameters and episodes."""
     steps: int | None = None
     """Updates of each run; none: the preset's."""
-    run_dir: Path | None = None
-    """Folder for ablations.json, .md, .png and the runs. Default: runs/BENCHMARK-TASK-ablations."""
+    run_dir: str | None = None
+    """Folder for ablations.json, .md, .png and the runs, or gs://BUCKET/NAME. Default: runs/BENCHMARK-TASK-ablations."""
     data_dir: str | None = None
     """Folder with the benchmark's files; none: the run's."""
     eval_tokens: tuple[str, ...] | None = None
@@ -96,16 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
+    base, names = configuration(command), chosen(command.variants)
+    with working_folder(command.run_dir or f"runs/{base.data.benchmark}-{base.data.task}-ablations") as run_dir:
+        train(base, names, command.seeds, run_dir)
+
+
+def train(base: RunConfig, names: Sequence[str], seeds: Sequence[int], run_dir: Path) -> None:
+    """Every variant with every seed; those that have ended are only read."""
     import jax
 
     from qrag_jax.rundir.log import say
     from qrag_jax.train.training import check_run_dir
 
-    base = configuration(command)
-    names = chosen(command.variants)
-    run_dir = command.run_dir or Path("runs", f"{base.data.benchmark}-{base.data.task}-ablations")
     # Everything is looked at before anything is trained.
-    plan = [(name, seed, variant_config(base, name, seed)) for seed in command.seeds for name in names]
+    plan = [(name, seed, variant_config(base, name, seed)) for seed in seeds for name in names]
     for name, seed, config in plan:
         check_run_dir(config, run_dir / folder_name(base, name, seed))
     found: list[Found] = []

@@ -1,5 +1,6 @@
 """Runs in a bucket: gs://BUCKET/NAME is worked on in a folder here, and a thread keeps the bucket like it.
 
+The folder may be a run directory, or hold several of them: seeds, ablations, the trials of a sweep.
 A bucket has no renames, so order does what they do on a disk. A checkpoint is sent when it is whole here, after the files that it needs and
 with its list of digests last, and loses that first when it is removed: whenever a process dies, what has a list in the bucket is whole.
 """
@@ -27,7 +28,7 @@ from qrag_jax.rundir.log import CannotWrite, Preempted, say
 EVERY = 2.0  # seconds between looks at the folder
 PATIENCE = 600.0  # seconds of failing before a run is stopped
 SNAPSHOT = 2**25  # bytes: files up to here may grow while they are sent
-CHECKPOINT = re.compile(r"(checkpoints/(last|best)/(\d+))/.+")
+CHECKPOINT = re.compile(r"((?P<run>.+/|)checkpoints/(?P<kind>last|best)/(?P<step>\d+))/.+")  # a file of one
 PROBE = ".write-access"
 
 
@@ -123,7 +124,7 @@ def fetch(url: str) -> Path:
 
 
 class Mirror:
-    """A run's folder on this machine, and the thread that keeps the bucket like it; a context manager that ends when all is sent.
+    """The folder on this machine, and the thread that keeps the bucket like it; a context manager that ends when all is sent.
 
     The bucket is what counts. The folder goes on where the bucket is as this machine left it, so that what could not be sent is not lost;
     otherwise it is made like the bucket. ``sent.json`` beside the folder says how that was. Raises what :func:`opening` raises.
@@ -202,9 +203,9 @@ class Mirror:
 
     def _send(self) -> bool:
         """Makes the bucket like the folder; False when a file went away meanwhile, and the folder must be looked at again."""
-        last = [f"checkpoints/last/{name}" for name in _files(self.folder / "checkpoints" / "last")]
+        last = [name for name in _files(self.folder) if _is_last(name)]
         # Looked at later: what each of those needs.
-        names = _in_order([*last, *(name for name in _files(self.folder) if not name.startswith("checkpoints/last/"))])
+        names = _in_order([*last, *(name for name in _files(self.folder) if not _is_last(name))])
         for name in names:
             path = self.folder / name
             try:
@@ -224,8 +225,10 @@ class Mirror:
                         raise
                     return False
             self._stamps[name] = stamp
-        gone = self._sent.keys() - set(names) if "config.json" in names else set()
-        for name in sorted(filter(CHECKPOINT.fullmatch, gone), key=lambda name: not name.endswith(CONTENTS)):
+        # Where the whole run has gone from here, nothing is removed there.
+        gone = [(name, match) for name in self._sent.keys() - set(names) if (match := CHECKPOINT.fullmatch(name))]
+        pruned = [name for name, match in gone if f"{match['run']}config.json" in names]
+        for name in sorted(pruned, key=lambda name: not name.endswith(CONTENTS)):
             self._note(name, None)
             self._bucket.remove(name)
             self._stamps.pop(name, None)
@@ -265,14 +268,19 @@ def _files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in found]
 
 
+def _is_last(name: str) -> bool:
+    """Whether a file is one of a checkpoint to go on from."""
+    return (match := CHECKPOINT.fullmatch(name)) is not None and match["kind"] == "last"
+
+
 def _in_order(names: Iterable[str]) -> list[str]:
     """As they must reach the bucket: what makes it a run, other files, best checkpoints, those that name them; lists of digests last."""
 
     def key(name: str) -> tuple[int, int, bool, str]:
         if match := CHECKPOINT.fullmatch(name):
             # The newest first: it stays longest, and may take long to send.
-            return (2 if match[2] == "best" else 3, -int(match[3]), name.endswith(f"/{CONTENTS}"), name)
-        return (0 if name == "config.json" else 1, 0, False, name)
+            return (2 if match["kind"] == "best" else 3, -int(match["step"]), name.endswith(f"/{CONTENTS}"), name)
+        return (0 if name.rpartition("/")[2] == "config.json" else 1, 0, False, name)
 
     return sorted(names, key=key)
 

@@ -258,5 +258,5 @@ def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, tit
     axis.errorbar(steps, middle, yerr=apart, color=plots.BLUE, marker="o", capsize=3, label=f"mean ± spread, n = {len(scores)}")
     axis.set(xlabel="updates", ylabel="Fact EM", ylim=(-0.02, 1.02), xlim=(0, None), title=title)
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     plots._save(figure, path)

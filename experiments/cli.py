@@ -14,6 +14,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from experiments import seeds
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig, command_line, presets
 from qrag_jax.reader.protocol import ReaderError
@@ -51,7 +52,9 @@ class Command:
     the default."""
     run_dir: str = ""
     """Folder of the run, or gs://BUCKET/NAME; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET (of a file:
-    its name)."""
+    its name, and -seeds after it where --seeds is given)."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. Seeds may be added later."""
 
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
@@ -67,6 +70,8 @@ def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="tiny")
     first.add_argument("--data.task", dest="task")
+    first.add_argument("--train.seed", dest="seed", nargs="?", const="")
+    first.add_argument("--seeds", nargs="*")
     known, _ = first.parse_known_args(words)
     if known.task is None:
         known.task = presets.read(known.preset, benchmark).data.task if presets.is_file(known.preset) else default_task
@@ -75,8 +80,14 @@ def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: 
     short = "\n".join(f"  {name} = {field}" for name, field in SHORT.items())
     text = f"{description}\n\nPresets: {', '.join(presets.PRESETS)}, or a .json file. Short names:\n{short}"
     name = Path(known.preset).stem if presets.is_file(known.preset) else known.preset
-    default = Command(presets.preset(known.preset, benchmark, known.task), known.preset, f"runs/{benchmark}-{known.task}-{name}")
-    return read(Command, words, f"experiments.{benchmark}", text, default)
+    run_dir = f"runs/{benchmark}-{known.task}-{name}" + ("" if known.seeds is None else "-seeds")
+    default = Command(presets.preset(known.preset, benchmark, known.task), known.preset, run_dir)
+    command = read(Command, words, f"experiments.{benchmark}", text, default)
+    if known.seeds is not None:
+        if known.seed is not None:
+            raise ValueError("--seed and --seeds: give one of them")
+        seeds.check_seeds(command.config, command.seeds)
+    return command
 
 
 def _long(word: str) -> str:
@@ -95,6 +106,8 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
         keep_compilations()
         hosts.start()
         with working_folder(command.run_dir) as folder:
+            if command.seeds:
+                return seeds.run(command.config, folder, command.seeds)
             rows = training.run(command.config, folder)
             if hosts.is_leader():
                 write_comparison(folder, rows, command.config, command.config)

@@ -20,6 +20,7 @@ from experiments.ablations.report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
 from experiments.paper.compare import METHOD, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
+from experiments.seeds import cell
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig
 from qrag_jax.rundir.files import read_json, write_text
@@ -32,7 +33,7 @@ NEEDED = (
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1", "fact_f1_stopped"),
     *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
 )
-"""Of a row of results.json; a baseline's has ``method`` as well, newer ones fact_em_stopped."""
+"""Of a row of results.json; a baseline's has ``method`` as well, newer ones fact_em_stopped, means over seeds ``seeds`` and ``spread``."""
 NAMES = {"babilong": "BabiLong", "ruler": "RULER", "hotpotqa": "HotpotQA", "musique": "MuSiQue", "twowiki": "2WikiMultihopQA"}
 
 
@@ -165,18 +166,19 @@ def _runs_table(runs: Sequence[Run], benchmark: str) -> str:
         "chunks": lambda run, row: f"{row['chunks']:,}",
         "questions": lambda run, row: f"{row['episodes']:,}",
         "T": lambda run, row: str(row["budget"]),
-        "Fact EM": lambda run, row: _score(row["fact_em"]),
+        "Fact EM": lambda run, row: _score(row, "fact_em"),
         "95 %": lambda run, row: row["ci95"] and "-".join(f"{x:.3f}" for x in row["ci95"]),
-        "Fact F1": lambda run, row: _score(row["fact_f1"]),
-        "Fact F1, stopped": lambda run, row: _score(row["fact_f1_stopped"]),
+        "Fact F1": lambda run, row: _score(row, "fact_f1"),
+        "Fact F1, stopped": lambda run, row: _score(row, "fact_f1_stopped"),
     }
     sometimes = {
+        "seeds": lambda run, row: str(len(row["seeds"])) if "seeds" in row else None,
         "split": lambda run, row: row["split"] if row["split"] != "test" else None,
-        "Fact EM, stopped": lambda run, row: _score(row.get("fact_em_stopped")),
+        "Fact EM, stopped": lambda run, row: _score(row, "fact_em_stopped"),
         "method": lambda run, row: row.get("method"),
         "beam": lambda run, row: str(run.config.eval.beam) if run.config and run.config.eval.beam > 1 else None,
-        "answer EM": lambda run, row: _score(row["answer_em"]),
-        "answer F1": lambda run, row: _score(row["answer_f1"]),
+        "answer EM": lambda run, row: _score(row, "answer_em"),
+        "answer F1": lambda run, row: _score(row, "answer_f1"),
         "reader": lambda run, row: run.config.eval.reader if run.config and row["answer_em"] is not None else None,
         "commit": lambda run, row: run.commit and run.commit[:8],
     }
@@ -197,8 +199,9 @@ def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
     return markdown(["task", "tokens", "metric", "value", "where", "note"], lines)
 
 
-def _score(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
+def _score(row: dict[str, Any], name: str) -> str | None:
+    """A figure, of a mean over seeds with its spread; None where it was not measured."""
+    return None if row.get(name) is None else cell(row[name], row.get("spread", {}).get(name))
 
 
 def _pictures(runs: Sequence[Run]) -> dict[str, str]:

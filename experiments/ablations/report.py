@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from experiments.paper.compare import Comparison, compare, markdown
 from experiments.paper.plots import COLOURS, MARKERS
+from experiments.seeds import cell, statistics
 from qrag_jax.config import RunConfig
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.evaluate.plots import BLACK, _figure, _save
@@ -56,10 +56,8 @@ def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
     rows, reasons = [], []
     for group in groups.values():
         one, row = group[0]
-        scores = {name: [r[name] for _, r in group] for name in METRICS}
-        known = {name: None if None in values else values for name, values in scores.items()}
-        means = {name: None if values is None else mean(values) for name, values in known.items()}
-        paper = _paper({**row, **means}, one) if one.in_paper else None
+        known = statistics([r for _, r in group], tuple(METRICS))
+        paper = _paper({**row, **known.mean}, one) if one.in_paper else None
         if paper is not None:
             reasons.append(paper.why)
         rows.append(
@@ -70,9 +68,9 @@ def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
                 "seeds": [f.seed for f, _ in group],
                 "runs": [f.folder for f, _ in group],
                 "checkpoint_step": [r["checkpoint_step"] for _, r in group],
-                **known,
-                "mean": means,
-                "spread": {name: None if values is None or len(values) < 2 else stdev(values) for name, values in known.items()},
+                **known.values,
+                "mean": known.mean,
+                "spread": known.spread,
                 "paper": paper and paper.figure and {"fact_f1": paper.figure.value, "place": paper.figure.place},
             }
         )
@@ -107,7 +105,7 @@ def table(ablations: dict[str, Any]) -> str:
                 "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
                 "-" if row["updates"] is None else f"{row['updates']:,}",
                 str(len(row["seeds"])),
-                *(_cell(row["mean"][name], row["spread"][name]) for name in METRICS),
+                *(cell(row["mean"][name], row["spread"][name]) for name in METRICS),
                 "-" if row["paper"] is None else f"{row['paper']['fact_f1']:.3f} ({row['paper']['place']})",
             ]
         )
@@ -118,12 +116,6 @@ def table(ablations: dict[str, Any]) -> str:
         *(f"Beside the paper: {reason}." for reason in ablations["beside_paper"]),
     ]
     return "\n\n".join(text)
-
-
-def _cell(value: float | None, spread: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
 
 
 def draw(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> None:

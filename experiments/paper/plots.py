@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.config.lengths import format_tokens
-from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, _figure, _save
+from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, _figure, _save, interval
 
 # The rest of Okabe and Ito, but for yellow, which is faint on white, and a grey. Line styles repeat after another number of lines.
 COLOURS = (BLUE, ORANGE, GREEN, "#D55E00", "#CC79A7", "#56B4E9", "#777777")
@@ -61,7 +61,9 @@ def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperL
         aside = APART ** (number - (len(shown) - 1) / 2)
         at, values = [row["context_tokens"] * aside for row in rows], [row[column] for row in rows]
         # The interval of results.json is of Fact EM.
-        bars = [[row["fact_em"] - row["ci95"][0] for row in rows], [row["ci95"][1] - row["fact_em"] for row in rows]]
+        ends = [interval(row) for row in rows]
+        bars = [[row["fact_em"] - end[0] for row, end in zip(rows, ends, strict=True)]]
+        bars += [[end[1] - row["fact_em"] for row, end in zip(rows, ends, strict=True)]]
         axis.errorbar(
             at,
             values,
@@ -72,7 +74,7 @@ def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperL
             linestyle=STYLES[number % len(STYLES)],
             label=name,
         )
-        lowest = min([lowest, *values, *(row["ci95"][0] for row in rows if column == "fact_em")])
+        lowest = min([lowest, *values, *(low for low, _ in ends if column == "fact_em")])
     for line in paper:
         axis.plot(list(line.values), list(line.values.values()), color=BLACK, marker="*", linestyle=":", label=line.name)
         lowest = min(lowest, *line.values.values())

@@ -106,6 +106,14 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str, sampled: b
     _save(figure, path)
 
 
+def interval(row: dict[str, Any]) -> tuple[float, float]:
+    """Where the bar of Fact EM ends: at the 95 % interval of a run's row, or a spread below and above a mean over seeds."""
+    if row["ci95"] is not None:
+        return row["ci95"][0], row["ci95"][1]
+    spread = row.get("spread", {}).get("fact_em") or 0.0
+    return row["fact_em"] - spread, row["fact_em"] + spread
+
+
 def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Fact EM (with its interval) and stopped Fact F1 against context length, a panel for each task; for qa3 the paper's Fact F1 beside."""
     tasks: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -123,10 +131,10 @@ def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def _context_panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     tokens = [row["context_tokens"] for row in rows]
     em = [row["fact_em"] for row in rows]
-    spread = [[value - row["ci95"][0] for value, row in zip(em, rows, strict=True)], [row["ci95"][1] - row["fact_em"] for row in rows]]
-    axis.errorbar(
-        tokens, em, yerr=spread, color=BLUE, marker="o", capsize=3, label=f"Fact EM at budget {rows[0]['budget']} (95 % interval)"
-    )
+    ends = [interval(row) for row in rows]
+    bars = [[value - end[0] for value, end in zip(em, ends, strict=True)], [end[1] - value for value, end in zip(em, ends, strict=True)]]
+    meaning = f"± spread, n = {len(rows[0]['seeds'])}" if "seeds" in rows[0] else "95 % interval"
+    axis.errorbar(tokens, em, yerr=bars, color=BLUE, marker="o", capsize=3, label=f"Fact EM at budget {rows[0]['budget']} ({meaning})")
     if all(row["fact_f1_stopped"] is not None for row in rows):
         axis.plot(tokens, [row["fact_f1_stopped"] for row in rows], color=ORANGE, marker="s", linestyle="--", label="Fact F1, stopped")
     if rows[0]["task"] == "qa3":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from qrag_jax.models.folder import read_backbone, read_object, read_params, writ
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.rundir.bucket import fetch, is_url
-from qrag_jax.rundir.files import write_json
+from qrag_jax.rundir.files import whole_folder, write_json
 
 FORMAT = "qrag-jax-export"
 VERSION = 1
@@ -154,16 +153,6 @@ def replace_folder(out: Path, fill: Callable[[Path], None], ours: Callable[[Path
     """
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or ours(out))):
         raise ValueError(f"{out}: exists and was not written by this command; choose another folder or remove it")
-    new, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
+    with whole_folder(out) as new:
         fill(new)
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return out

@@ -24,12 +24,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from qrag_jax.rundir.files import read_json, write_json
+from qrag_jax.rundir.files import is_unfinished, read_json, whole_folder, write_json
 from qrag_jax.rundir.log import say
 
 FORMAT = {"format": "qrag-jax-checkpoint", "version": 2}
 STATE, CONTENTS = "state", "contents.json"  # of a checkpoint's folder: what orbax writes; info and digests
-UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that is not finished, as orbax does
 KEEP = 2  # checkpoints to go on from: should one be unreadable, there is the one before
 
 
@@ -55,7 +54,7 @@ class Checkpoints:
         if marker.exists():
             if (found := read_json(marker)) != FORMAT:
                 raise ValueError(f"{marker}: {found} is not {FORMAT}; these checkpoints come from another program or another version")
-        elif self._root.exists() and any(path for path in self._root.iterdir() if not path.name.endswith(".tmp")):
+        elif self._root.exists() and any(path for path in self._root.iterdir() if not is_unfinished(path)):
             raise ValueError(f"{self._root}: holds files that are not checkpoints of qrag-jax; choose another run directory")
         else:
             write_json(marker, FORMAT)
@@ -129,22 +128,12 @@ class Checkpoints:
         return self._read("best", step, template)
 
     def _write(self, name: str, step: int, state: Any, info: dict[str, Any]) -> None:
-        folder = self._root / name / str(step)
-        new = folder.with_name(folder.name + UNFINISHED)
-        for old in (new, folder):  # left by a killed run, or passed over
-            if old.exists():
-                shutil.rmtree(old)
-        new.mkdir(parents=True)
-        try:
+        with whole_folder(self._root / name / str(step)) as new:
             if shutil.disk_usage(new).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
             with _quiet():
                 self._orbax.save(new / STATE, args=ocp.args.StandardSave(state))
             write_json(new / CONTENTS, {"info": info, "info_sha256": _digest_of(info), "sha256": _digests(new / STATE)})
-            new.rename(folder)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
         if name == "last":
             self._best_of[step] = info["best_step"]
             self._prune()
@@ -153,9 +142,8 @@ class Checkpoints:
         """Leaves the newest whole checkpoints and the best ones that they name; broken and unfinished ones go, too."""
         self._best_of = {step: self._best_of[step] for step in sorted(self._best_of)[-KEEP:]}
         for name, kept in (("last", self._best_of.keys()), ("best", self._best_of.values())):
-            for path in (self._root / name).glob("[0-9]*"):
-                step = path.name.removesuffix(UNFINISHED)
-                if step.isdigit() and path.name not in map(str, kept):
+            for path in (self._root / name).glob("*"):
+                if is_unfinished(path) or (path.name.isdigit() and path.name not in map(str, kept)):
                     shutil.rmtree(path)
 
     def _read(self, name: str, step: int, template: Any) -> Checkpoint:

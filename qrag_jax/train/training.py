@@ -33,6 +33,7 @@ from qrag_jax.train.parallel import choose_devices
 from qrag_jax.train.stop import StopRequest, stop_requests
 from qrag_jax.types import QAExample
 
+SEEDS = "seeds.json"  # lies in a folder that holds runs of several seeds and is none itself (experiments/seeds.py)
 # What the same run directory may change between two calls: nothing that training depends on.
 MAY_CHANGE = (
     *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
@@ -134,6 +135,8 @@ def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
     """Raises ValueError when the folder holds something else than this very run."""
+    if (run_dir / SEEDS).exists():
+        raise ValueError(f"{run_dir}: holds runs of several seeds; add --seeds to go on with them, or choose another --run-dir")
     path = run_dir / "config.json"
     if not path.exists():
         if run_dir.exists() and not all(is_unfinished(path) for path in run_dir.iterdir()):

@@ -51,9 +51,9 @@ def test_two_processes_train_every_trial_together(tmp_path):
 
 def test_trials_at_a_time_are_refused(tmp_path):
     (tmp_path / "small.yaml").write_text(SPEC)
-    spec, folder = read_spec(tmp_path / "small.yaml")
+    spec, _ = read_spec(tmp_path / "small.yaml")
     with pytest.raises(ValueError, match="parallel = 2: must be 1 where several processes train a trial together"):
-        hosts.run(replace(spec, settings=replace(spec.settings, parallel=2)), folder, False)
+        hosts.run(replace(spec, settings=replace(spec.settings, parallel=2)), tmp_path / "sweep", False)
 
 
 def test_stopped_and_killed_and_gone_on_with(tmp_path):

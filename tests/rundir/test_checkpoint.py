@@ -122,7 +122,7 @@ def test_a_foreign_checkpoint_is_passed_over_and_makes_room(two, tmp_path, capsy
         other.save("last", 30, {"w": np.zeros(3)}, INFO)
     shutil.copytree(tmp_path / "other" / "checkpoints" / "last" / "30", last / "30")
     (last / "40").mkdir()
-    (last / "50.orbax-checkpoint-tmp").mkdir()
+    (last / ".50.new.tmp").mkdir()
     with Checkpoints(run_dir) as checkpoints:
         found = checkpoints.latest(state_at(0), {"params": state_at(0)["params"]})
         assert found is not None

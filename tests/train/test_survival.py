@@ -84,7 +84,7 @@ class Moments:
         time.sleep(self._chance.uniform(0, 0.3))
 
     def _unfinished(self, name: str) -> list[Path]:
-        return list((self._run / "checkpoints" / name).glob("*-tmp"))
+        return list((self._run / "checkpoints" / name).glob(".*.tmp"))
 
     def _lines(self) -> int:
         return (self._run / "metrics.jsonl").read_text().count("\n")
@@ -116,7 +116,7 @@ def test_ten_times_killed_equals_uninterrupted(whole, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        halves += any((run_dir / "checkpoints").glob("*/*-tmp"))
+        halves += any((run_dir / "checkpoints").glob("*/.*.tmp"))
         assert not (run_dir / "results.json").exists()
     assert halves >= 2  # kills that did hit a save
     with (run_dir / "metrics.jsonl").open("a") as file:

@@ -18,13 +18,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from experiments import baselines
 from experiments.ablations.report import Found, write_report
 from experiments.cli import execute, read
+from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, SUPERVISED
 from qrag_jax.config import RunConfig
+from qrag_jax.config.retarget import retest
 from qrag_jax.rundir.files import read_json
 
 
@@ -68,26 +72,21 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Command:
-    benchmark: str | None = None
-    """Benchmark; none: the run's, or babilong."""
-    task: str | None = None
-    """Task; none: the run's, or qa2 of babilong, niah_mk3 of ruler, all elsewhere."""
+    questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     preset: str = "tiny"
-    """Settings of the full method: a preset, or the folder of a run or an export."""
+    """Settings of the full method: a preset, a .json file with a configuration, or the folder of a run or of an export."""
     variants: tuple[str, ...] = tuple(TABLE3)
     """Which variants, or all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed has its own questions, parameters and episodes."""
-    steps: int | None = None
-    """Updates of each run; none: the preset's."""
+    steps: Annotated[int | None, OWN] = None
+    """Updates of each run."""
     run_dir: Path | None = None
     """Folder for ablations.json, .md, .png and the runs. Default: runs/BENCHMARK-TASK-ablations."""
-    data_dir: str | None = None
-    """Folder with the benchmark's files; none: the run's."""
-    eval_tokens: tuple[str, ...] | None = None
-    """Context lengths; none: the run's."""
-    eval_episodes: int | None = None
-    """Test questions at each length; none: the run's."""
+    eval_tokens: Annotated[tuple[str, ...] | None, OWN] = None
+    """Context lengths."""
+    eval_episodes: Annotated[int | None, OWN] = None
+    """Test questions at each length."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,18 +122,11 @@ def configuration(command: Command) -> RunConfig:
     """The settings of the full method. Raises ValueError on bad values."""
     if not command.seeds or len(set(command.seeds)) != len(command.seeds):
         raise ValueError(f"seeds = {command.seeds}: must be one or more, each once")
-    base = baselines.settings(command.preset, command.benchmark, command.task)
-    episodes = base.eval.episodes if command.eval_episodes is None else command.eval_episodes
+    base = command.questions.of_preset(command.preset)
     return replace(
         base,
-        data=replace(base.data, data_dir=command.data_dir or base.data.data_dir),
         train=replace(base.train, steps=base.train.steps if command.steps is None else command.steps),
-        eval=replace(
-            base.eval,
-            tokens=command.eval_tokens or base.eval.tokens,
-            episodes=episodes,
-            haystacks=min(base.eval.haystacks, max(1, episodes)),
-        ),
+        eval=retest(base.eval, tokens=command.eval_tokens, episodes=command.eval_episodes),
     )
 
 
@@ -174,6 +166,7 @@ def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
 
 
 def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) -> list[dict[str, Any]]:
+    from experiments.paper import plots
     from experiments.paper.compare import write_comparison
     from qrag_jax.train import training
 
@@ -181,6 +174,7 @@ def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) ->
         return baselines.measure(config, (method,), run_dir, vocabulary=full)
     rows = training.run(config, run_dir)
     write_comparison(run_dir, rows, config, config)
+    plots.context(run_dir, rows)
     return rows
 
 

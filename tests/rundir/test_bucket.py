@@ -18,7 +18,6 @@ import pytest
 
 from experiments import evaluate
 from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
 from qrag_jax.rundir import bucket
 from qrag_jax.rundir.bucket import Bucket, Mirror, home
 from qrag_jax.rundir.checkpoint import saved_steps
@@ -57,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def here(run_dir: str | Path, *extra: str) -> int:
     """The command in this process."""
-    return main("babilong", BABI_TASKS, "qa2", "", [*RUN, "--run-dir", str(run_dir), *extra])
+    return main("babilong", "", [*RUN, "--run-dir", str(run_dir), *extra])
 
 
 def whole_steps(url: str) -> list[int]:

@@ -18,11 +18,11 @@ from typing import Any
 
 from experiments.ablations.report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
-from experiments.paper.compare import METHOD, expected, markdown
+from experiments.paper.compare import METHOD, by_length, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
 from experiments.seeds import cell
 from experiments.tables import read_tables, tables_text
-from qrag_jax.config import RunConfig
+from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.rundir.log import say
 
@@ -34,7 +34,6 @@ NEEDED = (
     *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
 )
 """Of a row of results.json; a baseline's has ``method`` as well, newer ones fact_em_stopped, means over seeds ``seeds`` and ``spread``."""
-NAMES = {"babilong": "BabiLong", "ruler": "RULER", "hotpotqa": "HotpotQA", "musique": "MuSiQue", "twowiki": "2WikiMultihopQA"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"{what}; run python -m experiments.report")
             return EXIT_STALE
         for name, benchmark in _pictures(runs).items():
-            draw(command.results / name, NAMES.get(benchmark, benchmark), _lines(runs, benchmark), _paper(benchmark))
+            draw(command.results / name, title(benchmark), _lines(runs, benchmark), _paper(benchmark))
         write_text(readme, new)
         say(f"{readme}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs")
     except ValueError as error:
@@ -128,7 +127,7 @@ def section(runs: Sequence[Run], more: Sequence[str] = ()) -> str:
     """The generated section, without its marks. ``more``: of :func:`read_more`."""
     parts = ["Made by `python -m experiments.report` from the files of each folder. A dash: not measured, or not known."]
     for benchmark in sorted({row["benchmark"] for run in runs for row in run.rows}):
-        parts += [f"### {NAMES.get(benchmark, benchmark)}", _runs_table(runs, benchmark)]
+        parts += [f"### {title(benchmark)}", _runs_table(runs, benchmark)]
         parts += [
             f"![Fact EM against context length, every run of {benchmark}]({name})"
             for name, of in _pictures(runs).items()
@@ -199,6 +198,12 @@ def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
     return markdown(["task", "tokens", "metric", "value", "where", "note"], lines)
 
 
+def title(benchmark: str) -> str:
+    """Of a benchmark of results.json, which may be one that this version does not know."""
+    known = benchmarks.BENCHMARKS.get(benchmark)
+    return benchmark if known is None else known.title
+
+
 def _score(row: dict[str, Any], name: str) -> str | None:
     """A figure, of a mean over seeds with its spread; None where it was not measured."""
     return None if row.get(name) is None else cell(row[name], row.get("spread", {}).get(name))
@@ -226,12 +231,9 @@ def _lines(runs: Sequence[Run], benchmark: str) -> list[Line]:
 
 def _paper(benchmark: str) -> list[PaperLine]:
     """Q-RAG's Fact F1 and answer accuracy in the paper, each task's by context length."""
-    known, lines = expected(benchmark), []
-    figures = [f for f in known.figures if f.method == METHOD and f.context_tokens is not None] if known else []
+    figures, lines = by_length(benchmark), []
     for metric, column, name in (("fact_f1", "fact_em", "paper: Fact F1"), ("answer_accuracy", "answer_em", "paper: answer accuracy")):
-        for task in sorted({f.task for f in figures if f.metric == metric}):
-            values = {f.context_tokens: f.value for f in figures if (f.metric, f.task) == (metric, task) and f.context_tokens is not None}
-            lines.append(PaperLine(name, task, column, values))
+        lines += [PaperLine(name, task, column, figures[task, of]) for task, of in sorted(figures) if of == metric]
     return lines
 
 

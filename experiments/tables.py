@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from experiments.cli import execute, read
+from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, expected, markdown
 from qrag_jax.config import RunConfig
+from qrag_jax.config.retarget import only_tested, retest
 from qrag_jax.rundir.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -39,12 +41,7 @@ class Command:
     """Run directory or export of the retriever."""
     run_dir: Path
     """Folder for tables.json, tables.md and the pictures; must be new or hold tables already."""
-    benchmark: str | None = None
-    """Benchmark; none: the one it was trained on."""
-    task: str | None = None
-    """Task; none: the one it was trained on."""
-    data_dir: str | None = None
-    """Folder with the benchmark's files; none: what it was trained on."""
+    questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     eval_tokens: tuple[str, ...] = ("4k",)
     """Context lengths."""
     eval_episodes: int = 200
@@ -52,8 +49,9 @@ class Command:
     budgets: tuple[int, ...] = (2, 3, 4, 5)
     """Numbers of picks compared."""
     beams: tuple[int, ...] = (1, 2, 4, 8)
-    """Widths of the search compared, at the budget of the retriever's evaluation."""
-    seed: int = 0
+    """Widths of the search compared, at the retriever's own budget."""
+    seed: Annotated[int | None, OWN] = None
+    """Which questions are drawn, and in which order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,23 +111,16 @@ def run(command: Command) -> None:
 
 def configuration(command: Command, old: RunConfig) -> RunConfig:
     """The test that is searched: at the largest budget. Raises ValueError on bad values."""
-    data = replace(
-        old.data,
-        benchmark=command.benchmark or old.data.benchmark,
-        task=command.task or old.data.task,
-        data_dir=command.data_dir or old.data.data_dir,
-    )
-    test = replace(
+    test = retest(
         old.eval,
-        tokens=command.eval_tokens,
-        episodes=command.eval_episodes,
-        budget=max(*command.budgets, old.eval.budget),
         beam=1,
         benchmarks=(),
         reader="none",
-        haystacks=min(old.eval.haystacks, max(1, command.eval_episodes)),
+        tokens=command.eval_tokens,
+        episodes=command.eval_episodes,
+        budget=max(*command.budgets, old.eval.budget),
     )
-    return replace(old, data=data, eval=test, train=replace(old.train, seed=command.seed, curriculum=()))
+    return only_tested(command.questions.of(old, seed=command.seed), test)
 
 
 def search(retriever: Retriever, groups: Sequence[Sequence[QAExample]], budget: int, beam: int) -> tuple[list[EpisodeRecord], float]:

@@ -18,14 +18,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from experiments import baselines
 from experiments.ablations.report import Found, write_report
 from experiments.cli import execute, read, working_folder
+from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, SUPERVISED
 from experiments.seeds import check_seeds, finished, forget, with_seed
 from qrag_jax.config import RunConfig
+from qrag_jax.config.retarget import retest
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,21 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Command:
-    benchmark: str | None = None
-    """Benchmark; none: the run's, or babilong."""
-    task: str | None = None
-    """Task; none: the run's, or qa2 of babilong, niah_mk3 of ruler, all elsewhere."""
+    questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     preset: str = "tiny"
-    """Settings of the full method: a preset, or the folder of a run or an export."""
+    """Settings of the full method: a preset, a .json file with a configuration, or the folder of a run or of an export."""
     variants: tuple[str, ...] = tuple(TABLE3)
     """Which variants, or all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed has its own questions, parameters and episodes."""
-    steps: int | None = None
-    """Updates of each run; none: the preset's."""
+    steps: Annotated[int | None, OWN] = None
+    """Updates of each run."""
     run_dir: str | None = None
     """Folder for ablations.json, .md, .png and the runs, or gs://BUCKET/NAME. Default: runs/BENCHMARK-TASK-ablations."""
-    data_dir: str | None = None
-    """Folder with the benchmark's files; none: the run's."""
-    eval_tokens: tuple[str, ...] | None = None
-    """Context lengths; none: the run's."""
-    eval_episodes: int | None = None
-    """Test questions at each length; none: the run's."""
+    eval_tokens: Annotated[tuple[str, ...] | None, OWN] = None
+    """Context lengths."""
+    eval_episodes: Annotated[int | None, OWN] = None
+    """Test questions at each length."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,19 +124,12 @@ def train(base: RunConfig, names: Sequence[str], seeds: Sequence[int], run_dir: 
 
 def configuration(command: Command) -> RunConfig:
     """The settings of the full method. Raises ValueError on bad values."""
-    base = baselines.settings(command.preset, command.benchmark, command.task)
+    base = command.questions.of_preset(command.preset)
     check_seeds(base, command.seeds)
-    episodes = base.eval.episodes if command.eval_episodes is None else command.eval_episodes
     return replace(
         base,
-        data=replace(base.data, data_dir=command.data_dir or base.data.data_dir),
         train=replace(base.train, steps=base.train.steps if command.steps is None else command.steps),
-        eval=replace(
-            base.eval,
-            tokens=command.eval_tokens or base.eval.tokens,
-            episodes=episodes,
-            haystacks=min(base.eval.haystacks, max(1, episodes)),
-        ),
+        eval=retest(base.eval, tokens=command.eval_tokens, episodes=command.eval_episodes),
     )
 
 
@@ -166,6 +158,7 @@ def folder_name(base: RunConfig, name: str, seed: int) -> str:
 
 
 def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) -> list[dict[str, Any]]:
+    from experiments.paper import plots
     from experiments.paper.compare import write_comparison
     from qrag_jax.train import training
 
@@ -174,6 +167,7 @@ def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) ->
         return baselines.measure(config, (method,), run_dir, vocabulary=full)
     rows = training.run(config, run_dir)
     write_comparison(run_dir, rows, config, config)
+    plots.context(run_dir, rows)
     return rows
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.paper.compare import by_length
 from qrag_jax.config.lengths import format_tokens
+from qrag_jax.evaluate import plots
 from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, _figure, _save, interval
 
 # The rest of Okabe and Ito, but for yellow, which is faint on white, and a grey. Line styles repeat after another number of lines.
@@ -52,6 +54,15 @@ def draw(path: Path, title: str, lines: Sequence[Line], paper: Sequence[PaperLin
         _panel(axis, column, [line for line in lines if line.task == task], [p for p in paper if (p.column, p.task) == (column, task)])
         axis.set(xlabel="context length (tokens)", ylabel=LABELS[column], title=f"{title} {task}, test questions")
     _save(figure, path)
+
+
+def context(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """context.png of a run directory again, with the paper's figures beside the run's, where there are any."""
+    lengths = [row for row in rows if row["context_tokens"] is not None]
+    tested = {row["benchmark"] for row in lengths}
+    paper = {(name, *key): values for name in tested for key, values in by_length(name).items()}
+    if any((row["benchmark"], row["task"], "fact_f1") in paper for row in lengths):
+        plots.context(lengths, run_dir / "context.png", paper)
 
 
 def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperLine]) -> None:

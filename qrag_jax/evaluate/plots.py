@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.evaluate.metrics import Stopping
 
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
-# Table 3 of the paper: BabiLong QA3, supporting-fact F1 of Q-RAG.
-PAPER_QA3_F1 = {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
+PaperFigures = Mapping[tuple[str, str, str], Mapping[int, float]]
+"""(benchmark, task, metric) -> context length in tokens -> the paper's figure."""
 
 
 def stopping(curve: Stopping, threshold: float, path: Path, title: str) -> None:
@@ -114,8 +115,9 @@ def interval(row: dict[str, Any]) -> tuple[float, float]:
     return row["fact_em"] - spread, row["fact_em"] + spread
 
 
-def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Fact EM (with its interval) and stopped Fact F1 against context length, a panel for each task; for qa3 the paper's Fact F1 beside."""
+def context(rows: Sequence[dict[str, Any]], path: Path, paper: PaperFigures = MappingProxyType({})) -> None:
+    """Fact EM (with its interval) and stopped Fact F1 against context length, a panel for each task, with the paper's Fact F1 where
+    ``paper`` has it."""
     tasks: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["context_tokens"]):
         tasks.setdefault((row["benchmark"], row["task"]), []).append(row)
@@ -124,11 +126,11 @@ def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axis in axes.flat[len(tasks) :]:
         axis.set_axis_off()
     for axis, own in zip(axes.flat, tasks.values(), strict=False):
-        _context_panel(axis, own)
+        _context_panel(axis, own, paper.get((own[0]["benchmark"], own[0]["task"], "fact_f1"), {}))
     _save(figure, path)
 
 
-def _context_panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _context_panel(axis: Any, rows: Sequence[dict[str, Any]], paper: Mapping[int, float]) -> None:
     tokens = [row["context_tokens"] for row in rows]
     em = [row["fact_em"] for row in rows]
     ends = [interval(row) for row in rows]
@@ -137,11 +139,9 @@ def _context_panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     axis.errorbar(tokens, em, yerr=bars, color=BLUE, marker="o", capsize=3, label=f"Fact EM at budget {rows[0]['budget']} ({meaning})")
     if all(row["fact_f1_stopped"] is not None for row in rows):
         axis.plot(tokens, [row["fact_f1_stopped"] for row in rows], color=ORANGE, marker="s", linestyle="--", label="Fact F1, stopped")
-    if rows[0]["task"] == "qa3":
-        axis.plot(
-            list(PAPER_QA3_F1), list(PAPER_QA3_F1.values()), color=BLACK, marker="^", linestyle=":", label="Q-RAG paper, Table 3: Fact F1"
-        )
-        tokens = sorted({*tokens, *PAPER_QA3_F1})
+    if paper:
+        axis.plot(list(paper), list(paper.values()), color=BLACK, marker="^", linestyle=":", label="Q-RAG paper: Fact F1")
+        tokens = sorted({*tokens, *paper})
     axis.set_xscale("log")
     axis.set_xticks(tokens, [format_tokens(t) for t in tokens])
     axis.minorticks_off()

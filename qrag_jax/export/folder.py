@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qrag_jax.config import RunConfig
-from qrag_jax.config.presets import largest_budget
 from qrag_jax.export.card import model_card
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.folder import read_backbone, read_object, read_params, write_folder, write_tokenizer
@@ -130,7 +129,7 @@ def read_export(folder: str | Path) -> Export:
 def state_tokens(config: RunConfig) -> int:
     """Longest state of a run, in tokens."""
     data = config.data
-    return data.state_tokens or data.question_tokens + (largest_budget(config) - 1) * data.state_chunk_tokens
+    return data.state_tokens or data.question_tokens + (config.largest_budget - 1) * data.state_chunk_tokens
 
 
 def find_export(path: str | Path) -> Path:

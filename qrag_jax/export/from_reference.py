@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
+from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.export.folder import write_export
 from qrag_jax.export.hydra import HydraConfig
 from qrag_jax.export.reference_layout import ACTION, DIVISOR, HALVES, SPANS, STATE, THETA, rotary_table
@@ -30,7 +31,6 @@ from qrag_jax.models.tokenizer import TextTokenizer
 # The value head of an earlier design, the separator ids and the rotary table: computed with here, not learned.
 OTHERS = re.compile(r"(state_embed|action_embed\.model)\.(cls_token|sep_token|head\.(weight|bias))$|action_embed\.rotary_emb\.freqs$")
 T = TypeVar("T")
-BENCHMARKS = ("babilong", "hotpotqa", "musique", "ruler")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _run_config(settings: HydraConfig, critic: Mapping[str, np.ndarray], backbon
     task = settings.get("envs.task", str, "")
     full = text + (max(budget, train_budget) - 1) * text
     data = DataConfig(
-        benchmark=next((name for name in BENCHMARKS if name in target), "reference"),
+        benchmark=next((name for name, one in BENCHMARKS.items() if one.reference and one.reference in target), "reference"),
         task=task.split("_")[0],
         chunks=max(train_budget, settings.get("envs.num_sentences", int, DataConfig.chunks)),
         chunk_by="sentence" if "babilong" in target or "niah" in task else "tokens",

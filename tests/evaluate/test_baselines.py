@@ -206,7 +206,7 @@ def test_the_command_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "huge"], "preset 'huge': neither a run nor a preset; known: tiny"),
+        (["--preset", "huge"], "preset = 'huge': unknown; known: tiny"),
         (["--methods", "tfidf"], "must be one or more of bm25, single, multi, random"),
         (["--benchmark", "trivia"], "data.benchmark = 'trivia': unknown"),
         (["--benchmark", "hotpotqa"], "data.data_dir"),

@@ -11,7 +11,7 @@ import pytest
 from experiments import evaluate
 from experiments.cli import main
 from qrag_jax import Retriever, data
-from qrag_jax.config import BABI_TASKS, RunConfig
+from qrag_jax.config import RunConfig
 from qrag_jax.data.splits import SPLITS
 from tests.support.runs import SMALL, finish, start
 
@@ -87,7 +87,7 @@ def test_the_trained_retriever_answers_over_a_text(whole):
 
 def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Runs the command in this process; it must refuse in one line with exit code 64."""
-    assert main("babilong", BABI_TASKS, "qa2", "", [*SMALL, *words]) == 64
+    assert main("babilong", "", [*SMALL, *words]) == 64
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert "\n" not in error
@@ -149,6 +149,6 @@ def test_the_tiny_preset_learns(tmp_path):
     run_dir = tmp_path / "run"
     words = ["--task", "qa1", "--steps", "120", "--train.eval-every", "60", "--train.checkpoint-every", "60", "--eval-tokens", "4k"]
     words += ["--eval-episodes", "100", "--train.devices", "1", "--run-dir", str(run_dir)]
-    assert main("babilong", BABI_TASKS, "qa2", "", words) == 0
+    assert main("babilong", "", words) == 0
     (row,) = json.loads((run_dir / "results.json").read_text())["rows"]
     assert row["fact_em"] >= 0.8

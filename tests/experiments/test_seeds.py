@@ -13,7 +13,7 @@ import pytest
 from experiments import report
 from experiments.cli import main
 from experiments.seeds import mean_rows, table
-from qrag_jax.config import BABI_TASKS, RunConfig
+from qrag_jax.config import RunConfig
 from qrag_jax.evaluate.results import write_results
 from qrag_jax.rundir.files import write_text
 from qrag_jax.rundir.log import Preempted, RunLog
@@ -62,7 +62,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
 @pytest.fixture
 def call(tmp_path: Path) -> Callable[..., int]:
     """The command, on the folder ``out``."""
-    return lambda *words: main("babilong", BABI_TASKS, "qa1", "", ["--run-dir", str(tmp_path / "out"), "--eval-tokens", "1k", *words])
+    return lambda *words: main("babilong", "", ["--task", "qa1", "--run-dir", str(tmp_path / "out"), "--eval-tokens", "1k", *words])
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def test_a_folder_that_holds_something_else_is_refused(
 def test_without_a_run_dir_seeds_have_one_of_their_own(tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words in (["--seeds", "4", "5"], ["--seed", "4"]):
-        assert main("babilong", BABI_TASKS, "qa1", "", ["--eval-tokens", "1k", *words]) == 0
+        assert main("babilong", "", ["--task", "qa1", "--eval-tokens", "1k", *words]) == 0
     folders = ["runs/babilong-qa1-tiny-seeds/seed-4", "runs/babilong-qa1-tiny-seeds/seed-5", "runs/babilong-qa1-tiny"]
     assert [str(folder) for _, folder in trained] == folders
     assert trained[0][0] == trained[2][0], "one seed is a plain run inside its folder"

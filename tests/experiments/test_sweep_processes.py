@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
 from tests.conftest import ROOT
 
 SPEC = """
@@ -59,7 +58,7 @@ def test_killed_gone_on_with_and_used(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {path: path.read_text() for path in run_dir.rglob("log.txt")} == logs, "finished trials are not run again"
 
     records = (best / "metrics.jsonl").read_text()
-    assert main("babilong", BABI_TASKS, "qa2", "", ["--preset", str(run_dir / "best.json"), "--run-dir", str(best)]) == 0
+    assert main("babilong", "", ["--preset", str(run_dir / "best.json"), "--run-dir", str(best)]) == 0
     (row,) = json.loads((best / "results.json").read_text())["rows"]
     assert (row["task"], row["split"], row["episodes"]) == ("qa1", "test", 8)
     assert (best / "metrics.jsonl").read_text() == records, "nothing was trained for it"

@@ -131,7 +131,7 @@ def test_bad_settings(retriever: Path, tmp_path: Path, options: list[str], named
 
 def test_a_reader_that_cannot_be_had_is_found_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--run-dir", str(tmp_path / "run"), "--reader", f"flax:{tmp_path / 'nowhere'}"]
-    assert cli.main("babilong", ("qa1",), "qa1", "", words) == 64
+    assert cli.main("babilong", "", words) == 64
     assert "no such folder or file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -149,11 +149,11 @@ def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     words = ["--task", "qa1", "--run-dir", str(tmp_path / "run"), "--reward", "answer_em", "--steps", "20", "--train.devices", "2"]
     words += ["--data.chunks", "10", "--rl.budget", "2", "--eval.budget", "2", "--eval-tokens", "1k", "--eval-episodes", "4"]
     words += ["--optim.batch", "8", "--train.eval-every", "10", "--train.eval-episodes", "8", "--model.layers", "1", "--model.width", "32"]
-    assert cli.main("babilong", ("qa1",), "qa1", "", words) == 64
+    assert cli.main("babilong", "", words) == 64
     assert "rl.reward = 'answer_em': must be support, or give the reader" in capsys.readouterr().err
     with stub_server(lambda user, n: completion(last_place(user))) as server:
         words += ["--reader", f"openai:{server.url},stub"]
-        assert cli.main("babilong", ("qa1",), "qa1", "", words) == 0
+        assert cli.main("babilong", "", words) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     validation = [record for record in records if record["kind"] == "validation"]
     assert [record["step"] for record in validation] == [0, 10, 20]

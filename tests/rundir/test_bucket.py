@@ -21,7 +21,7 @@ from experiments.ablations import __main__ as ablations
 from experiments.cli import main
 from experiments.sweep import __main__ as sweep_command
 from experiments.sweep import run as sweep_run
-from qrag_jax.config import BABI_TASKS, RunConfig
+from qrag_jax.config import RunConfig
 from qrag_jax.evaluate.results import write_results
 from qrag_jax.rundir import bucket
 from qrag_jax.rundir.bucket import Bucket, Mirror, home
@@ -63,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def here(run_dir: str | Path, *extra: str) -> int:
     """The command in this process."""
-    return main("babilong", BABI_TASKS, "qa2", "", [*RUN, "--run-dir", str(run_dir), *extra])
+    return main("babilong", "", [*RUN, "--run-dir", str(run_dir), *extra])
 
 
 def whole_steps(url: str) -> list[int]:

@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
 from qrag_jax.train import hosts
 from qrag_jax.types import Share
 from tests.conftest import ROOT
@@ -210,7 +209,7 @@ def test_half_a_start_is_refused(given, message, monkeypatch, capsys, tmp_path):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert main("babilong", BABI_TASKS, "qa2", "", ["--run-dir", str(tmp_path / "run")]) == 64
+    assert main("babilong", "", ["--run-dir", str(tmp_path / "run")]) == 64
     assert message in capsys.readouterr().err
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
 from qrag_jax.rundir.checkpoint import saved_steps
 from qrag_jax.train import training, window
 from tests.support.runs import SMALL, assert_same_records, assert_same_run, finish, records, start, wait_until
@@ -35,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def here(run_dir: Path, *extra: str) -> int:
     """The command in this process."""
-    return main("babilong", BABI_TASKS, "qa2", "", [*SMALL, "--run-dir", str(run_dir), *extra])
+    return main("babilong", "", [*SMALL, "--run-dir", str(run_dir), *extra])
 
 
 def rewritten(path: Path) -> Callable[[], bool]:

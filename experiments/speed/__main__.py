@@ -184,7 +184,7 @@ def _texts(data_dir: str | None, count: int) -> tuple[list[str], dict[str, Any]]
 
 def _retriever(command: Command, texts: Sequence[str], folder: Path) -> Path:
     """The export to measure: a given one, or one made here."""
-    from qrag_jax.export.folder import find_export, write_export
+    from qrag_jax.export.folder import Export, find_export, write_export
 
     if command.retriever is not None:
         return find_export(command.retriever)
@@ -199,8 +199,9 @@ def _retriever(command: Command, texts: Sequence[str], folder: Path) -> Path:
     tokenizer = train_wordpiece(texts[:VOCABULARY_SENTENCES], config.model.vocab_size)
     backbone = scratch_backbone(config.model, tokenizer.vocab_size)
     ids = jnp.zeros((1, 4), jnp.int32)
-    params = jax.jit(make_embedder(config, backbone).init)(jax.random.key(0), ids, ids)
-    return write_export(folder, config=config, backbone=backbone, params=params, tokenizer=tokenizer, threshold=None, step=0, rows=[])
+    embedder = make_embedder(config, backbone)
+    params = jax.jit(embedder.init)(jax.random.key(0), ids, ids)
+    return write_export(folder, Export(config, backbone, params, tokenizer, embedder.pooling))
 
 
 if __name__ == "__main__":

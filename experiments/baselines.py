@@ -113,8 +113,8 @@ def check_results(run_dir: Path) -> None:
 def untrained(config: RunConfig, run_dir: Path) -> Retriever:
     """The embedder of a configuration before any fine-tuning. ``run_dir`` may hold the vocabulary of a from-scratch run."""
     from qrag_jax.retrieve.retriever import Retriever
+    from qrag_jax.train.batches import stage_examples
     from qrag_jax.train.model import build_model
-    from qrag_jax.train.training import stage_examples
 
     scratch = config.model.embedder == "tiny" and not (run_dir / "tokenizer.json").exists()
     examples = [stage_examples(config, stage) for stage in config.train.stages(config.data)] if scratch else []

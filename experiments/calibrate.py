@@ -78,17 +78,7 @@ def run(command: Command) -> None:
     beside = folder.parent
     write_json(beside / "calibration.json", {"schema": 1, "calibrated": threshold, "episodes": len(records), **asdict(curve)})
     plots.stopping(curve, threshold, beside / "calibration.png", f"{config.data.benchmark} {config.data.task}, validation questions")
-    write_export(
-        folder,
-        config=export.config,
-        backbone=export.backbone,
-        params=export.params,
-        tokenizer=export.tokenizer,
-        threshold=threshold,
-        step=export.step,
-        rows=export.rows,
-        pooling=export.pooling,
-    )
+    write_export(folder, replace(export, threshold=threshold))
     nearest = min(range(len(curve.threshold)), key=lambda i: abs(curve.threshold[i] - threshold))
     was = "none" if export.threshold is None else f"{export.threshold:.3f}"
     auc = "-" if curve.roc_auc is None else f"{curve.roc_auc:.3f}"

@@ -59,7 +59,7 @@ def run(command: Command) -> None:
         check_run_dir(config, folder)
         sets = official_sets(config) if command.official else final_sets(config)
         write_text(folder / "config.json", config.to_json())
-        rows = episodes.evaluate(config, folder, retriever, sets)
+        rows = episodes.evaluate(config.eval, folder, retriever, sets)
         write_report(folder, rows)
         write_comparison(folder, rows, config, old)
         plots.context(folder, rows)

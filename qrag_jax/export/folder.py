@@ -21,7 +21,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.export.card import model_card
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.folder import read_backbone, read_object, read_params, write_folder, write_tokenizer
-from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
+from qrag_jax.models.registry import BackboneConfig, Pooling
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.rundir.bucket import fetch, is_url
 from qrag_jax.rundir.files import whole_folder, write_json
@@ -36,38 +36,29 @@ class Export:
 
     config: RunConfig
     backbone: BackboneConfig
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     tokenizer: TextTokenizer
     pooling: Pooling
-    threshold: float | None
-    step: int
-    rows: list[dict[str, Any]]
+    threshold: float | None = None
+    """Stop threshold; None: none is known."""
+    step: int = 0
+    """Updates that trained it."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Rows of results.json, for the model card."""
 
     def embedder(self) -> Embedder:
         return make_embedder(self.config, self.backbone, self.pooling)
 
 
-def write_export(
-    out_dir: str | Path,
-    *,
-    config: RunConfig,
-    backbone: BackboneConfig,
-    params: Mapping[str, Any],
-    tokenizer: TextTokenizer,
-    threshold: float | None,
-    step: int,
-    rows: Sequence[Mapping[str, Any]],
-    pooling: Pooling | None = None,
-) -> Path:
-    """Writes an export whole or not at all, in place of an older one, and returns its path.
+def write_export(out_dir: str | Path, export: Export) -> Path:
+    """Writes an export completely or not at all, replacing an older one, and returns its path.
 
-    ``params`` are those of an ``Embedder``; weights are written as float32, a tied embedder's twice. ``rows`` are rows of results.json for
-    the model card. ``pooling`` None: the backbone's usual one. Raises ValueError when ``out_dir`` exists and is not an export.
+    Weights are written as float32, those of a tied embedder twice. Raises ValueError when ``out_dir`` exists and is not an export.
     """
-    pooling = pooling or BACKBONES[backbone_of(backbone)].pooling
+    config, backbone, tokenizer, pooling = export.config, export.backbone, export.tokenizer, export.pooling
 
     def fill(folder: Path) -> None:
-        state, action = encoders(params)
+        state, action = encoders(export.params)
         for name, encoder, length in (
             ("state_encoder", state, state_tokens(config)),
             ("action_encoder", action, config.data.chunk_tokens),
@@ -75,8 +66,8 @@ def write_export(
             write_folder(folder / name, backbone, encoder, tokenizer, pooling=pooling, divisor=config.model.divisor, max_tokens=length)
         write_tokenizer(folder, tokenizer, backbone.max_tokens)
         tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(config), "pooling": pooling}
-        write_json(folder / "qrag.json", tree | {"threshold": threshold, "step": step, "rows": list(rows)})
-        card = model_card(config, backbone.to_hf(), pooling, threshold, step, rows)
+        write_json(folder / "qrag.json", tree | {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)})
+        card = model_card(config, backbone.to_hf(), pooling, export.threshold, export.step, export.rows)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     return replace_folder(Path(out_dir), fill, is_export)

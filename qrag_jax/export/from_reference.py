@@ -18,7 +18,7 @@ import numpy as np
 
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
 from qrag_jax.config.benchmarks import BENCHMARKS
-from qrag_jax.export.folder import write_export
+from qrag_jax.export.folder import Export, write_export
 from qrag_jax.export.hydra import HydraConfig
 from qrag_jax.export.reference_layout import ACTION, DIVISOR, HALVES, SPANS, STATE, THETA, rotary_table
 from qrag_jax.models.embedder import make_embedder, pair
@@ -50,17 +50,7 @@ def import_reference(
 ) -> Path:
     """Writes the export folder of a released checkpoint and returns its path. Raises ValueError as :func:`read_reference` does."""
     found = read_reference(checkpoint, base_model=base_model, config=config)
-    return write_export(
-        out_dir,
-        config=found.config,
-        backbone=found.backbone,
-        params=found.params,
-        tokenizer=found.tokenizer,
-        threshold=None,
-        step=found.step,
-        rows=[],
-        pooling="mean",
-    )
+    return write_export(out_dir, Export(found.config, found.backbone, found.params, found.tokenizer, "mean", step=found.step))
 
 
 def read_reference(

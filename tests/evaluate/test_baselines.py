@@ -134,7 +134,7 @@ def test_random_is_a_function_of_seed_and_question() -> None:
 def test_rows_are_those_of_an_evaluation(retriever: Retriever, tmp_path: Path) -> None:
     config = changed(SMALL, eval={"episodes": 3, "haystacks": 2})
     sets = final_sets(config)
-    (wanted,) = evaluate(config, tmp_path, retriever, sets)
+    (wanted,) = evaluate(config.eval, tmp_path, retriever, sets)
     for method, name in METHODS.items():
         (row,) = evaluate_baseline(method, make(method, retriever=retriever, seed=1), sets, tmp_path)
         assert list(row) == [*wanted, "method"]

@@ -137,7 +137,7 @@ def test_a_foreign_or_different_run_directory_is_left_alone(capsys, whole, tmp_p
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
-    assert "not empty and not a run" in refuse(capsys, "--run-dir", str(foreign))
+    assert "not empty, but not a run" in refuse(capsys, "--run-dir", str(foreign))
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     before = (whole / "config.json").read_text()
     assert "holds another run (optim.learning_rate was" in refuse(capsys, "--optim.learning-rate", "0.1", "--run-dir", str(whole))

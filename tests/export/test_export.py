@@ -70,8 +70,8 @@ def export(out: Path, backbone: BackboneConfig, config: RunConfig = CONFIG, **op
     state = random_params(backbone)
     action = jax.tree.map(lambda leaf: leaf * np.float32(0.9), state)
     params = pair(state, None if config.model.tied else action, config.model.tied)
-    given = {"threshold": 0.25, "step": 70, "rows": ROWS} | options
-    write_export(out, config=config, backbone=backbone, params=params, tokenizer=tokenizer_for(backbone), **given)
+    given = {"pooling": BACKBONES[backbone_of(backbone)].pooling, "threshold": 0.25, "step": 70, "rows": ROWS} | options
+    write_export(out, Export(config, backbone, params, tokenizer_for(backbone), **given))
     read = read_export(out)
     assert same_trees(read.params, params), "the round trip must be bit-identical"
     return read
@@ -185,16 +185,7 @@ def test_an_older_export_is_replaced_and_a_failure_leaves_it(written: Export, tm
     export(out, TINY["bert"], step=71)
     assert read_export(out).step == 71
     with pytest.raises(ValueError, match="found \\['nonsense'\\]"):
-        write_export(
-            out,
-            config=CONFIG,
-            backbone=TINY["bert"],
-            params={"params": {"nonsense": {}}},
-            tokenizer=written.tokenizer,
-            threshold=None,
-            step=72,
-            rows=[],
-        )
+        write_export(out, replace(written, params={"params": {"nonsense": {}}}, step=72))
     assert read_export(out).step == 71
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 

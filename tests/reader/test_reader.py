@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from experiments import cli, evaluate
-from qrag_jax.export.folder import write_export
+from qrag_jax.export.folder import Export, write_export
 from tests.support.chat import write_chat_model
 from tests.support.http import completion, stub_server
 from tests.support.small import SMALL, last_place, small_learner, small_tokenizer
@@ -21,16 +21,8 @@ from tests.support.small import SMALL, last_place, small_learner, small_tokenize
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained one: what the reader is given and what becomes of its answers does not depend on training."""
     learner, state = small_learner()
-    return write_export(
-        tmp_path_factory.mktemp("reader") / "export",
-        config=SMALL,
-        backbone=learner.embedder.config,
-        params=state.params,
-        tokenizer=small_tokenizer(),
-        threshold=None,
-        step=0,
-        rows=[],
-    )
+    export = Export(SMALL, learner.embedder.config, state.params, small_tokenizer(), "mean")
+    return write_export(tmp_path_factory.mktemp("reader") / "export", export)
 
 
 def run(retriever: Path, run_dir: Path, reader: str, *options: str) -> tuple[int, list[dict[str, Any]]]:

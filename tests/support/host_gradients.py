@@ -21,7 +21,7 @@ CONFIG = changed(SMALL, rl={"budget": 2})  # the whole batch has 8 episodes
 
 def batches(config: RunConfig, *share: Any) -> Batches:
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
-    return Batches(config, small_tokenizer(), stages, *share)
+    return Batches(config.data, config.optim.batch, small_tokenizer(), stages, *share)
 
 
 def gradients(kind: str, devices: tuple[jax.Device, ...]) -> dict[str, np.ndarray]:

@@ -165,7 +165,7 @@ def test_a_disk_that_fails_stops_the_run_with_the_checkpoint_before_intact(whole
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     output = finish(process, 74)
     (saved, *_) = saved_steps(run_dir)
-    told = f"error: {run_dir}: cannot be written to (File too large); the checkpoint of update {saved} is whole"
+    told = f"error: {run_dir}: cannot be written to (File too large); the checkpoint of update {saved} is undamaged"
     assert told in output
     # Threads of tensorstore, which writes checkpoints, may still say that they were left; none of our code does.
     assert not re.search(r"qrag_jax/\w+\.py", output.partition(told)[2])
@@ -189,7 +189,7 @@ def test_a_full_disk_stops_the_run(small_disk, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "cannot be written to (No space left on device)" in error
     (saved, *_) = saved_steps(small_disk / "run")
-    assert f"the checkpoint of update {saved} is whole" in error
+    assert f"the checkpoint of update {saved} is undamaged" in error
     assert not list((small_disk / "run").rglob("*tmp"))
     shutil.copytree(small_disk / "run", tmp_path / "roomy")
     assert here(tmp_path / "roomy", "--steps", "15") == 0
@@ -202,8 +202,8 @@ def test_nan_stops_the_run_and_leaves_the_update_to_be_looked_at(tmp_path, capsy
     error = capsys.readouterr().err
     (path,) = (run_dir / "nan").glob("*.npz")
     step = int(path.stem.removeprefix("step-"))
-    assert f"error: update {step}: not a number in {{" in error
-    assert f"{path} holds it; lower optim.learning_rate" in error
+    assert f"error: update {step} gave a number that is not finite: {{" in error
+    assert f"its batch and state are in {path}; lower optim.learning_rate" in error
     found = np.load(path)
     assert found["state/step"] == step - 1
     assert not np.isfinite(found["metrics/loss"])

@@ -104,6 +104,7 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
 
     def run() -> None:
         command = parse(benchmark, tasks, default_task, description, argv)
+        from experiments.paper.plots import draw_context
         from qrag_jax.train import hosts, training
 
         keep_compilations()
@@ -112,6 +113,7 @@ def main(benchmark: str, tasks: Sequence[str], default_task: str, description: s
             rows = training.run(command.config, folder)
             if hosts.is_leader():
                 write_comparison(folder, rows, command.config, command.config)
+                draw_context(rows, folder / "context.png")
 
     return execute(run)
 

@@ -1,6 +1,6 @@
 """Builds the tables and pictures of docs/results from the results.json files there.
 
-    python -m experiments.report            # rewrites the generated section of README.md, and the pictures
+    python -m experiments.report            # rewrites the generated section of README.md, and every committed picture
     python -m experiments.report --check    # changes nothing; fails when the section is not what the files give
 
 Only what stands between the two marks of README.md is generated. Every RUN/results.json is a row source; a config.json beside it says what
@@ -19,7 +19,8 @@ from typing import Any
 from experiments.ablations.report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
 from experiments.paper.compare import METHOD, expected, markdown
-from experiments.paper.plots import Line, PaperLine, draw
+from experiments.paper.plots import Line, PaperLine, draw, paper_figures
+from experiments.pictures import redraw, without_data
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig
 from qrag_jax.rundir.files import read_json, write_text
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         new = replaced(text, section(runs, read_more(command.results)), str(readme))
         if command.check:
             missing = [name for name in _pictures(runs) if not (command.results / name).is_file()]
+            if astray := without_data(command.results):
+                say(f"{astray[0]}: the data of this picture is not beside it; commit the data or delete the picture")
+                return EXIT_STALE
             if new == text and not missing:
                 return 0
             what = f"{missing[0]} is missing" if missing else f"{readme} is not what the results.json files give"
@@ -71,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_STALE
         for name, benchmark in _pictures(runs).items():
             draw(command.results / name, NAMES.get(benchmark, benchmark), _lines(runs, benchmark), _paper(benchmark))
+        drawn = redraw(command.results)
         write_text(readme, new)
-        say(f"{readme}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs")
+        say(f"{readme}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs, {drawn} pictures of their folders redrawn")
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION
@@ -223,13 +228,14 @@ def _lines(runs: Sequence[Run], benchmark: str) -> list[Line]:
 
 def _paper(benchmark: str) -> list[PaperLine]:
     """Q-RAG's Fact F1 and answer accuracy in the paper, each task's by context length."""
-    known, lines = expected(benchmark), []
-    figures = [f for f in known.figures if f.method == METHOD and f.context_tokens is not None] if known else []
-    for metric, column, name in (("fact_f1", "fact_em", "paper: Fact F1"), ("answer_accuracy", "answer_em", "paper: answer accuracy")):
-        for task in sorted({f.task for f in figures if f.metric == metric}):
-            values = {f.context_tokens: f.value for f in figures if (f.metric, f.task) == (metric, task) and f.context_tokens is not None}
-            lines.append(PaperLine(name, task, column, values))
-    return lines
+    shown = {"fact_f1": ("paper: Fact F1", "fact_em"), "answer_accuracy": ("paper: answer accuracy", "answer_em")}
+    figures = paper_figures(benchmark).items()
+    return [
+        PaperLine(name, task, column, values)
+        for metric, (name, column) in shown.items()
+        for (_, task, of), values in sorted(figures)
+        if of == metric
+    ]
 
 
 if __name__ == "__main__":

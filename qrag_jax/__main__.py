@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,12 +147,11 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
             raise ValueError(f"support {chunk}: must be in 0..{len(index) - 1}, the chunks of {index.path}")
     retriever = Retriever.from_pretrained(_home(index, command.retriever))
     bins = min(CURVE, len(index)) if command.trace else 0
-    clock = time.perf_counter()
     steps = []
     for step in retriever.stream(command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins):
         steps.append(step)
         say(_line(step, step.pick.chunk in command.support))
-    say(f"{len(steps)} steps in {time.perf_counter() - clock:.3f} s over {len(index):,} chunks")
+    say(f"{len(steps)} steps in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks")
     say(_ending(steps, retriever.threshold))
     if command.trace:
         from qrag_jax.retrieve.trace import write_trace
@@ -164,6 +162,7 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
             steps=steps,
             chunks=len(index),
             threshold=retriever.threshold,
+            positions=retriever.config.qhead.positions,
             source=str(index.path),
             support=command.support,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.retrieve.chunks import Chunk, chunk_text
+from qrag_jax.retrieve.clock import WorkClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embed import embed_texts
 from qrag_jax.retrieve.scan import HostScorer, runs
@@ -114,18 +114,18 @@ class Retriever:
         found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
 
         def steps() -> Iterator[Step]:
-            clock = time.perf_counter()
+            clock = WorkClock()
             for ((path, *_rest),) in found:
                 t = len(path.picked) - 1
                 if beam > 1 and t + 1 < budget:
                     continue
-                spent = (time.perf_counter() - clock) / (t + 1 if beam > 1 else 1)
+                spent = clock.seconds() / (t + 1 if beam > 1 else 1)
                 for number in range(t + 1) if beam > 1 else (t,):
                     step = self._step(document, path, number, spent, beam + runners_up)
                     yield step
                     if stop and step.stop:
                         return
-                clock = time.perf_counter()
+                clock = WorkClock()
 
         return steps()
 
@@ -239,9 +239,9 @@ class Retriever:
 
     def _step(self, document: Document, path: SearchPath, t: int, seconds: float, kept: int) -> Step:
         seen = path.looks[t]
-        others = [(i, q) for i, q in zip(seen.chunks, seen.q, strict=True) if i != path.picked[t]][: kept - 1]
+        others = [(i, q, document.chunk(i)) for i, q in zip(seen.chunks, seen.q, strict=True) if i != path.picked[t]][: kept - 1]
         below = t > 0 and self.threshold is not None and path.q[t] < self.threshold
-        runners = tuple(Candidate(i, document.chunk(i).text, q) for i, q in others)
+        runners = tuple(Candidate(i, chunk.text, q, chunk.start, chunk.end, chunk.source) for i, q, chunk in others)
         return Step(t, self._pick(document, path, t), runners, below, seconds, seen.curve)
 
 

@@ -219,11 +219,12 @@ def _runners(view: View, t: int) -> str:
     def row(kind: str, sign: str, part: Pick | Candidate) -> str:
         left, right = sorted((100 * (part.q - low) / (high - low or 1), 100 * -low / (high - low or 1)))
         behind = "picked" if part is step.pick else f"{part.q - step.pick.q:+.3f}".replace("-", "−")
+        document = f'<td class="from">{_document(part)}</td>' if named else ""
         text = escape(part.text)
         if len(part.text) > EXCERPT:
             text = f"<details><summary><span>{escape(part.text[:EXCERPT])}…</span></summary>{text}</details>"
         return (
-            f'<tr class="{kind}"><td class="sign">{sign}</td>{f"<td>{_document(part)}</td>" if named else ""}'
+            f'<tr class="{kind}"><td class="sign">{sign}</td>{document}'
             f'<td class="n">{part.chunk:,}</td><td class="text" dir="auto">{text}</td>'
             f'<td class="bar"><svg width="100%" height="8" aria-hidden="true"><rect x="{left:.4g}%" width="{right - left:.4g}%" height="8" '
             f'rx="1"/></svg></td><td class="n">{show(part.q)}</td><td class="n behind">{behind}</td></tr>'
@@ -232,6 +233,6 @@ def _runners(view: View, t: int) -> str:
     rows = [row("chosen", marker(view, t, INLINE), step.pick), *(row("", "", other) for other in step.runners_up)]
     heads = [("", '<span class="quiet">step</span>'), ("n", "chunk"), ("", "text"), ('n" colspan="2', "Q"), ("n behind", "from the pick")]
     if named:
-        heads.insert(1, ("", "document"))
+        heads.insert(1, ("from", "document"))
     head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for kind, name in heads)
     return f"<table><caption>Runners-up</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -158,7 +158,7 @@ def test_documents_are_named_where_the_index_knows_them():
         ("docs/other.txt", "other.txt"),
     ]
     assert Page(page, "dd").texts.count("docs/story.txt") == 1
-    assert page.count('<th scope="col" class="">document</th>') == 1, "the other steps' chunks have no document"
+    assert page.count('<th scope="col" class="from">document</th>') == 1, "the other steps' chunks have no document"
     assert Page(page, "dt").texts.count("searched") == 1
     assert re.findall(r"</span><span>(chunk \d)</span>", page) == ["chunk 2", "chunk 6", "chunk 4"]
 

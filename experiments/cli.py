@@ -100,7 +100,7 @@ def main(benchmark: str, description: str, argv: Sequence[str] | None = None) ->
 
     def run() -> None:
         command = parse(benchmark, description, argv)
-        from experiments.paper import plots
+        from experiments.paper.plots import draw_context
         from qrag_jax.train import hosts, training
 
         keep_compilations()
@@ -111,7 +111,7 @@ def main(benchmark: str, description: str, argv: Sequence[str] | None = None) ->
             rows = training.run(command.config, folder)
             if hosts.is_leader():
                 write_comparison(folder, rows, command.config, command.config)
-                plots.context(folder, rows)
+                draw_context(rows, folder / "context.png")
 
     return execute(run)
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
-    from experiments.paper import plots
+    from experiments.paper.plots import draw_context
     from qrag_jax.evaluate import episodes
     from qrag_jax.evaluate.sets import final_sets, official_sets
     from qrag_jax.retrieve.retriever import Retriever
@@ -62,7 +62,7 @@ def run(command: Command) -> None:
         rows = episodes.evaluate(config.eval, folder, retriever, sets)
         write_report(folder, rows)
         write_comparison(folder, rows, config, old)
-        plots.context(folder, rows)
+        draw_context(rows, folder / "context.png")
 
 
 if __name__ == "__main__":

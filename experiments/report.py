@@ -1,6 +1,6 @@
 """Builds the tables and pictures of docs/results from the results.json files there.
 
-    python -m experiments.report            # rewrites the generated section of README.md, and the pictures
+    python -m experiments.report            # rewrites the generated section of README.md, and every committed picture
     python -m experiments.report --check    # changes nothing; fails when the section is not what the files give
 
 Only what stands between the two marks of README.md is generated. Every RUN/results.json is a row source; a config.json beside it says what
@@ -20,6 +20,7 @@ from experiments.ablations.report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
 from experiments.paper.compare import METHOD, by_length, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
+from experiments.pictures import redraw, without_data
 from experiments.seeds import cell
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig, benchmarks
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         new = replaced(text, section(runs, read_more(command.results)), str(readme))
         if command.check:
             missing = [name for name in _pictures(runs) if not (command.results / name).is_file()]
+            if astray := without_data(command.results):
+                say(f"{astray[0]}: the data of this picture is not beside it; commit the data or delete the picture")
+                return EXIT_STALE
             if new == text and not missing:
                 return 0
             what = f"{missing[0]} is missing" if missing else f"{readme} is not what the results.json files give"
@@ -71,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_STALE
         for name, benchmark in _pictures(runs).items():
             draw(command.results / name, title(benchmark), _lines(runs, benchmark), _paper(benchmark))
+        drawn = redraw(command.results)
         write_text(readme, new)
-        say(f"{readme}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs")
+        say(f"{readme}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs, {drawn} pictures of their folders redrawn")
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION

@@ -19,6 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from experiments.paper.compare import markdown, write_comparison
+from experiments.paper.plots import draw_context
 from qrag_jax.config import RunConfig
 from qrag_jax.evaluate import plots
 from qrag_jax.evaluate.results import SCHEMA
@@ -193,8 +194,7 @@ def write_seeds(config: RunConfig, run_dir: Path) -> None:
     write_text(run_dir / "results.md", table(rows) + "\n")
     validations = {seed: [record for record in RunLog(run_dir / f"seed-{seed}").read() if record["kind"] == "validation"] for seed in runs}
     draw(validations, run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}, validation questions")
-    if lengths := [row for row in rows if row["context_tokens"] is not None]:
-        plots.context(lengths, run_dir / "context.png")
+    draw_context(rows, run_dir / "context.png")
 
 
 def tell(config: RunConfig, run_dir: Path) -> None:
@@ -246,7 +246,7 @@ def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, tit
 
     ``validations``: records of metrics.jsonl. The mean is of the updates at which every seed was validated.
     """
-    figure, axes = plots._figure(1)
+    figure, axes = plots.subplots(1)
     axis = axes[0, 0]
     scores = {seed: {record["step"]: record["fact_em"] for record in records} for seed, records in validations.items()}
     for number, of_seed in enumerate(scores.values()):
@@ -258,5 +258,5 @@ def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, tit
     axis.errorbar(steps, middle, yerr=apart, color=plots.BLUE, marker="o", capsize=3, label=f"mean ± spread, n = {len(scores)}")
     axis.set(xlabel="updates", ylabel="Fact EM", ylim=(-0.02, 1.02), xlim=(0, None), title=title)
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    plots._save(figure, path)
+    plots.legend(axis)
+    plots.save(figure, path)

@@ -212,6 +212,7 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
             steps=steps,
             chunks=len(index),
             threshold=retriever.threshold,
+            positions=retriever.config.qhead.positions,
             source=str(index.path),
             support=command.support,
         )

@@ -158,8 +158,8 @@ def folder_name(base: RunConfig, name: str, seed: int) -> str:
 
 
 def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) -> list[dict[str, Any]]:
-    from experiments.paper import plots
     from experiments.paper.compare import write_comparison
+    from experiments.paper.plots import draw_context
     from qrag_jax.train import training
 
     forget(run_dir)
@@ -167,7 +167,7 @@ def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) ->
         return baselines.measure(config, (method,), run_dir, vocabulary=full)
     rows = training.run(config, run_dir)
     write_comparison(run_dir, rows, config, config)
-    plots.context(run_dir, rows)
+    draw_context(rows, run_dir / "context.png")
     return rows
 
 

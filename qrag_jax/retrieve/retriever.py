@@ -245,7 +245,7 @@ class Retriever:
 
     def _step(self, document: Document, path: SearchPath, t: int, seconds: float, kept: int) -> Step:
         seen = path.looks[t]
-        others = [(i, q) for i, q in zip(seen.chunks, seen.q, strict=True) if i != path.picked[t]][: kept - 1]
+        others = [(i, q, document.chunk(i)) for i, q in zip(seen.chunks, seen.q, strict=True) if i != path.picked[t]][: kept - 1]
         below = t > 0 and self.threshold is not None and path.q[t] < self.threshold
-        runners = tuple(Candidate(i, document.chunk(i).text, q) for i, q in others)
+        runners = tuple(Candidate(i, chunk.text, q, chunk.start, chunk.end, chunk.source) for i, q, chunk in others)
         return Step(t, self._pick(document, path, t), runners, below, seconds, seen.curve)

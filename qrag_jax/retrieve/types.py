@@ -51,11 +51,14 @@ class Document(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A chunk that was scored and not picked at a step."""
+    """A chunk that was scored and not picked at a step; its characters and the name of its document as in :class:`Pick`."""
 
     chunk: int
     text: str
     q: float
+    start: int | None = None
+    end: int | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ def test_the_section_is_made_from_the_files(tmp_path: Path, capsys: pytest.Captu
     assert main([*words, "--check"]) == 1
     assert "babilong.png is missing" in capsys.readouterr().out
     assert main(words) == 0
+    (first / "curves.png").write_bytes(b"")
+    assert main([*words, "--check"]) == 1
+    assert "first/curves.png: the data of this picture is not beside it" in capsys.readouterr().out
+    (first / "curves.png").unlink()
     run_folder(tmp_path / "second", row(task="qa3"))
     assert main([*words, "--check"]) == 1
     shutil.rmtree(tmp_path / "second")

@@ -35,7 +35,16 @@ def make_page(path: Path) -> Path:
     steps = [
         Step(t, Pick(chunks[t], texts[t], qs[t], 1.0), (Candidate(5, "A runner-up. " * 20, 0.1),), t == 2, 0.01, curve) for t in range(3)
     ]
-    return write_trace(path, question="Where is the milk?", steps=steps, chunks=160, threshold=0.4, source="story.txt", support=(31, 97))
+    return write_trace(
+        path,
+        question="Where is the milk?",
+        steps=steps,
+        chunks=160,
+        threshold=0.4,
+        positions="relative",
+        source="story.txt",
+        support=(31, 97),
+    )
 
 
 @pytest.fixture(scope="module")

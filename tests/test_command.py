@@ -131,6 +131,7 @@ def test_unknown_commands_exit_64(capsys: pytest.CaptureFixture[str]) -> None:
     assert "build" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_the_module_runs(place: Path) -> None:
     command = [sys.executable, "-m", "qrag_jax", "index", "info", place / "index"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

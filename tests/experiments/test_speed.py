@@ -55,6 +55,7 @@ def nulls(tree: Any, path: str = "") -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_every_figure_was_measured_or_says_why(run_dir: Path, report: dict[str, Any]) -> None:
     assert sorted(path.name for path in run_dir.iterdir()) == ["speed.json", "speed.md", "speed.png"], "scratch is removed"
     assert report["schema"] == 1

@@ -89,11 +89,11 @@ def play_endings(folder: Path) -> int:
         raise error
 
     for error in (ValueError("v"), Preempted("p"), CannotWrite("c"), NotFinite("n")):
-        print(execute(lambda error=error: hosts.from_leader(lambda: failing(error))))
+        sys.stdout.write(f"{execute(lambda error=error: hosts.from_leader(lambda: failing(error)))}\n")
     try:
         hosts.from_leader(lambda: failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file")))
     except Exception as told:
-        print(type(told).__name__)
+        sys.stdout.write(f"{type(told).__name__}\n")
     return 0
 
 

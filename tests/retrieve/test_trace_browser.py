@@ -17,6 +17,8 @@ from qrag_jax.retrieve.types import Candidate, Pick, Step
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (the test extra)")
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--window-size=1280,900")
 HOSTILE = "</script><script>document.title = 'broken'</script><img src=http://127.0.0.1:9/x> The end."

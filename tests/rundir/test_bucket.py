@@ -18,7 +18,6 @@ import pytest
 
 from experiments import evaluate
 from experiments.ablations import __main__ as ablations
-from experiments.cli import main
 from experiments.sweep import __main__ as sweep_command
 from experiments.sweep import run as sweep_run
 from qrag_jax.config import RunConfig
@@ -29,10 +28,11 @@ from qrag_jax.rundir.checkpoint import saved_steps
 from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.rundir.log import RunLog
 from qrag_jax.train import training, window
+from tests.support import runs
 from tests.support.bucket import bucket_server
-from tests.support.runs import SMALL, assert_same_run, finish, start, wait_until
+from tests.support.runs import assert_same_run, start, wait_until
 
-RUN = (*SMALL, "--train.checkpoint-every", "5")
+OFTEN = ("--train.checkpoint-every", "5")
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,9 @@ def machine(tmp_path, monkeypatch):
     return move
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run in a folder."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert here(run_dir) == 0
-    return run_dir
-
-
 def here(run_dir: str | Path, *extra: str) -> int:
     """The command in this process."""
-    return main("babilong", "", [*RUN, "--run-dir", str(run_dir), *extra])
+    return runs.here(run_dir, *OFTEN, *extra)
 
 
 def whole_steps(url: str) -> list[int]:
@@ -95,15 +87,17 @@ def at_update_13(monkeypatch):
     return does
 
 
-def test_a_killed_run_goes_on_elsewhere_to_the_same_end(server, whole, machine):
+@pytest.mark.processes
+def test_a_killed_run_goes_on_elsewhere_to_the_same_end(server, whole, machine, capsys):
     url = f"{server}/runs/killed"
-    process = start(url, *RUN[len(SMALL) :])
+    process = start(url, *OFTEN)
     wait_until(lambda: bool(whole_steps(url)), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     machine("second")
-    output = finish(start(url, *RUN[len(SMALL) :]))
+    assert here(url) == 0
+    output = capsys.readouterr().out
     assert "resuming" in output
     assert f"everything is in {url}" in output
     assert_same_run(home(url) / "run", whole)
@@ -123,7 +117,7 @@ def test_a_half_sent_checkpoint_is_passed_over(server, whole, capsys):
     assert here(url) == 0
     output = capsys.readouterr().out
     assert f"skipping {url}/checkpoints/last/40: it was not sent whole" in output
-    assert "at update 35 of 40" in output
+    assert "at update 30 of 40" in output
     assert_same_run(home(url) / "run", whole)
     assert whole_steps(url) == [35, 40]
 

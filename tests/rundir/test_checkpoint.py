@@ -15,6 +15,8 @@ import pytest
 from qrag_jax.rundir import checkpoint
 from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress, SavedWindow, saved_steps
 from qrag_jax.rundir.files import disk_error, is_unfinished, write_text
+from tests.support.moments import moments_of
+from tests.support.runs import half_saved
 
 PROGRESS = Progress(best_step=0, threshold=0.3, window=SavedWindow({"loss": [0.1, 0.2]}, texts=9))
 
@@ -72,6 +74,35 @@ def test_two_are_kept_with_the_best_ones_that_they_name(tmp_path):
     save(tmp_path, 0, 10, 20, 30, 40, best=(0, 20, 40))
     assert saved_steps(tmp_path) == [40, 30]
     assert {path.name for path in (tmp_path / "checkpoints" / "best").iterdir()} == {"20", "40"}
+
+
+def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    save(run_dir, 0, 10)
+    with moments_of(run_dir, tmp_path / "moments") as moments, Checkpoints(run_dir) as checkpoints:
+        assert same(checkpoints.latest(state_at(0), state_at(0)["params"]), 10)
+        checkpoints.save_best(20, state_at(20)["params"], 2.0)
+        checkpoints.save(20, state_at(20), replace(PROGRESS, best_step=20))
+    newest, halves = [], 0
+    for moment in moments:
+        halves += bool(half_saved(moment))
+        with Checkpoints(moment) as checkpoints:
+            found = checkpoints.latest(state_at(0), state_at(0)["params"])
+            assert found is not None
+            assert np.array_equal(found.state["params"]["w"], state_at(found.step)["params"]["w"])
+            newest.append(found.step)
+            if found.step == 10:  # update 20 is made, and saved, again
+                assert found.progress == PROGRESS
+                checkpoints.save_best(20, state_at(20)["params"], 2.0)
+                checkpoints.save(20, state_at(20), replace(PROGRESS, best_step=20))
+        assert saved_steps(moment)[:2] == [20, 10]
+        if newest[-1] == 10:
+            left = {str(path.relative_to(moment / "checkpoints")) for path in (moment / "checkpoints").glob("*/*")}
+            assert left == {"last/10", "last/20", "best/0", "best/20"}
+    assert newest == sorted(newest)
+    assert {10, 20} == set(newest)
+    assert halves >= 6  # of both saves: their folder, what orbax writes into it, and their list of contents
+    assert "skipping" not in capsys.readouterr().out
 
 
 def cut(share: float) -> Callable[[Path], None]:

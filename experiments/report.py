@@ -39,7 +39,7 @@ NEEDED = (
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1", "fact_f1_stopped"),
     *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
 )
-"""Columns of every row of results.json. Rows of baselines have ``method``, newer rows ``fact_em_stopped``."""
+"""Columns of every row of results.json. Baselines have ``method``, newer rows ``fact_em_stopped``, means over seeds ``seeds``, ``spread``."""
 NAMES = {"babilong": "BabiLong", "ruler": "RULER", "hotpotqa": "HotpotQA", "musique": "MuSiQue", "twowiki": "2WikiMultihopQA"}
 
 
@@ -168,7 +168,7 @@ def _settings(runs: Sequence[Run], benchmark: str) -> str:
         "updates": of(lambda c: f"{c.train.steps:,}"),
         "episodes an update": of(lambda c: c.optim.batch),
         "learning rate": of(lambda c: f"{c.optim.learning_rate:g}"),
-        "seed": of(lambda c: c.train.seed),
+        "seed": lambda run, row: " ".join(map(str, row["seeds"])) if "seeds" in row else run.config and str(run.config.train.seed),
         "test data": of(lambda c: "generated" if c.data.data_dir is None else "files"),
     }
     sometimes: dict[str, Cell] = {
@@ -191,17 +191,17 @@ def _results(runs: Sequence[Run], benchmark: str) -> str:
         "chunks": lambda run, row: f"{row['chunks']:,}",
         "questions": lambda run, row: f"{row['episodes']:,}",
         "picks": lambda run, row: str(row["budget"]),
-        "Fact EM": lambda run, row: _score(row["fact_em"]),
+        "Fact EM": lambda run, row: _score(row, "fact_em"),
         "95 %": lambda run, row: row["ci95"] and "-".join(f"{x:.3f}" for x in row["ci95"]),
-        "Fact F1": lambda run, row: _score(row["fact_f1"]),
-        "Fact F1, stopped": lambda run, row: _score(row["fact_f1_stopped"]),
+        "Fact F1": lambda run, row: _score(row, "fact_f1"),
+        "Fact F1, stopped": lambda run, row: _score(row, "fact_f1_stopped"),
     }
     sometimes: dict[str, Cell] = {
         "split": lambda run, row: row["split"] if row["split"] != "test" else None,
-        "Fact EM, stopped": lambda run, row: _score(row.get("fact_em_stopped")),
+        "Fact EM, stopped": lambda run, row: _score(row, "fact_em_stopped"),
         "method": lambda run, row: row.get("method"),
-        "answer EM": lambda run, row: _score(row["answer_em"]),
-        "answer F1": lambda run, row: _score(row["answer_f1"]),
+        "answer EM": lambda run, row: _score(row, "answer_em"),
+        "answer F1": lambda run, row: _score(row, "answer_f1"),
     }
     return _table(columns, sometimes, found)
 
@@ -232,8 +232,12 @@ def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
     return markdown(["task", "metric", "picks", "embedder", "trained on", *heads, "where", "note"], lines)
 
 
-def _score(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
+def _score(row: dict[str, Any], name: str) -> str | None:
+    """A figure, with its spread if it is a mean over seeds; None where it was not measured."""
+    if row.get(name) is None:
+        return None
+    spread = row.get("spread", {}).get(name)
+    return f"{row[name]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 
 def _pictures(runs: Sequence[Run]) -> dict[str, str]:

@@ -87,6 +87,14 @@ def test_columns_that_some_row_has() -> None:
     assert next(line for line in table(text, ": settings") if "[full]" in line).endswith("| generated | 4 | flax:some/model | 01234567 |")
 
 
+def test_means_over_seeds_have_their_spread() -> None:
+    run = Run("three", (row(seeds=[0, 1, 4], spread={"fact_em": 0.0125, "fact_f1": None}, ci95=None),), SMALL, None)
+    text = page([run])
+    heads, _, line = table(text, ": settings")
+    assert line.split("|")[heads.split("|").index(" seed ")] == " 0 1 4 "
+    assert "| 4 | 0.500 ± 0.013 | - | 0.250 | - |" in table(text, ": results")[2]
+
+
 def test_the_papers_figures_stand_below_their_tasks() -> None:
     lines = table(page([Run("a", (row(task="qa3"),), None, None)]), "the paper's figures")
     place = lines[0].split("|").index(" 128K ")

@@ -39,7 +39,7 @@ NEEDED = (
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1", "fact_f1_stopped"),
     *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
 )
-"""Columns of every row of results.json. Baselines have ``method``, newer rows ``fact_em_stopped``, means over seeds ``seeds``, ``spread``."""
+"""Columns of every row of results.json. Baselines have ``method``, newer rows ``fact_em_stopped``, means ``seeds``, ``spread``."""
 NAMES = {"babilong": "BabiLong", "ruler": "RULER", "hotpotqa": "HotpotQA", "musique": "MuSiQue", "twowiki": "2WikiMultihopQA"}
 
 
@@ -157,6 +157,7 @@ def _settings(runs: Sequence[Run], benchmark: str) -> str:
     def of(cell: Callable[[RunConfig], object]) -> Cell:
         return lambda run, row: str(cell(run.config)) if run.config else None
 
+    seed = of(lambda c: c.train.seed)
     columns: dict[str, Cell] = {
         "run": lambda run, row: f"[{run.name}]({run.name}{'/config.json' if run.config else ''})",
         "trained on": of(lambda c: f"{c.data.benchmark} {c.data.task}"),
@@ -168,7 +169,7 @@ def _settings(runs: Sequence[Run], benchmark: str) -> str:
         "updates": of(lambda c: f"{c.train.steps:,}"),
         "episodes an update": of(lambda c: c.optim.batch),
         "learning rate": of(lambda c: f"{c.optim.learning_rate:g}"),
-        "seed": lambda run, row: " ".join(map(str, row["seeds"])) if "seeds" in row else run.config and str(run.config.train.seed),
+        "seed": lambda run, row: " ".join(map(str, row["seeds"])) if "seeds" in row else seed(run, row),
         "test data": of(lambda c: "generated" if c.data.data_dir is None else "files"),
     }
     sometimes: dict[str, Cell] = {

@@ -20,6 +20,7 @@ import tyro
 
 from experiments.cli import execute, read
 from experiments.options import OWN, Questions
+from qrag_jax.config import RunConfig
 from qrag_jax.config.retarget import only_tested, retest
 
 
@@ -57,12 +58,7 @@ def run(command: Command) -> None:
 
     folder = find_export(command.retriever)
     export = read_export(folder)
-    old = export.config
-    test = retest(old.eval, budget=command.budget, beam=command.beam)
-    config = only_tested(command.questions.of(old, command.chunks, command.seed), test)
-    config = replace(config, train=replace(config.train, eval_episodes=command.episodes))
-    if config.eval.budget < 2:
-        raise ValueError(f"budget = {config.eval.budget}: must be >= 2; with one pick there is nothing to stop")
+    config = configuration(command, export.config)
     retriever = Retriever.from_pretrained(folder)
     questions = validation_set(config)
     records = [
@@ -86,6 +82,15 @@ def run(command: Command) -> None:
         f"{folder}: threshold {threshold:.3f} (was {was}); on {len(records)} validation questions Fact F1 {curve.fact_f1[nearest]:.3f}, "
         f"Fact EM {curve.fact_em[nearest]:.3f}, {curve.length[nearest]:.2f} picks; ROC AUC of the stop {auc}"
     )
+
+
+def configuration(command: Command, old: RunConfig) -> RunConfig:
+    """The validation questions of a retriever that was trained with ``old``. Raises ValueError on bad values."""
+    new = command.questions.of(old, command.chunks, command.seed)
+    config = only_tested(new, retest(new.eval, budget=command.budget, beam=command.beam))
+    if config.eval.budget < 2:
+        raise ValueError(f"budget = {config.eval.budget}: must be >= 2; with one pick there is nothing to stop")
+    return replace(config, train=replace(config.train, eval_episodes=command.episodes))
 
 
 if __name__ == "__main__":

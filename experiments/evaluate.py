@@ -18,6 +18,7 @@ import tyro
 from experiments.cli import execute, read, working_folder
 from experiments.options import EVAL_SHORT, OWN, Questions, TestOptions, given, long_names, short_names
 from experiments.paper.compare import write_comparison
+from qrag_jax.config import RunConfig
 from qrag_jax.config.retarget import only_tested, retest
 
 SHORT = {**EVAL_SHORT, "--budget": "--eval.budget"}
@@ -40,8 +41,13 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input, 75 the reader is out of reach (run it again to ask the rest)."""
+    return execute(lambda: run(parse(argv)))
+
+
+def parse(argv: Sequence[str] | None) -> Command:
+    """A command line. Raises ValueError, in one line, on anything it cannot read."""
     words = long_names(sys.argv[1:] if argv is None else argv, SHORT)
-    return execute(lambda: run(read(Command, words, "experiments.evaluate", f"{__doc__}\n{short_names(SHORT)}")))
+    return read(Command, words, "experiments.evaluate", f"{__doc__}\n{short_names(SHORT)}")
 
 
 def run(command: Command) -> None:
@@ -54,7 +60,7 @@ def run(command: Command) -> None:
 
     retriever = Retriever.from_pretrained(command.retriever)
     old = retriever.config
-    config = only_tested(command.questions.of(old, seed=command.seed), retest(old.eval, **given(command.eval)))
+    config = configuration(command, old)
     with working_folder(command.run_dir) as folder:
         check_run_dir(config, folder)
         sets = official_sets(config) if command.official else final_sets(config)
@@ -63,6 +69,12 @@ def run(command: Command) -> None:
         write_report(folder, rows)
         write_comparison(folder, rows, config, old)
         draw_context(rows, folder / "context.png")
+
+
+def configuration(command: Command, old: RunConfig) -> RunConfig:
+    """The test of a retriever that was trained with ``old``. Raises ValueError on bad values."""
+    new = command.questions.of(old, seed=command.seed)
+    return only_tested(new, retest(new.eval, **given(command.eval)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ def retarget(
     chunks: int | None = None,
     seed: int | None = None,
 ) -> RunConfig:
-    """``config`` with other questions. What is None stays, but another benchmark without a task gets its usual one.
+    """``config`` with other questions. What is None stays, but another benchmark without a task gets its usual one. Another benchmark or
+    task is tested alone, without the other benchmarks that the old one was tested with.
 
     ``data_dir`` "none": generated questions. Raises ValueError on an unknown benchmark or task.
     """
@@ -37,9 +38,11 @@ def retarget(
         data_dir=old.data_dir if data_dir is None else typed_folder(data_dir),
         chunks=old.chunks if chunks is None else chunks,
     )
+    test = config.eval
     if (new.benchmark, new.task) != (old.benchmark, old.task):
         benchmarks.task(new.benchmark, new.task)
-    return replace(config, data=new, train=config.train if seed is None else replace(config.train, seed=seed))
+        test = replace(test, benchmarks=())
+    return replace(config, data=new, eval=test, train=config.train if seed is None else replace(config.train, seed=seed))
 
 
 def typed_folder(data_dir: str | None) -> str | None:

@@ -29,6 +29,12 @@ def test_another_benchmark_has_its_usual_task() -> None:
     assert (both.data.benchmark, both.data.task) == ("hotpotqa:2+musique", "all")
 
 
+def test_other_benchmarks_are_tested_with_the_old_questions_alone() -> None:
+    both = changed(QA2, eval={"benchmarks": ("musique",)})
+    assert retarget(both, data_dir="OTHER").eval == both.eval
+    assert retarget(both, task="qa1").eval.benchmarks == retarget(both, benchmark="musique").eval.benchmarks == ()
+
+
 @pytest.mark.parametrize("word", ["none", "None"])
 def test_none_asks_for_generated_questions(word: str) -> None:
     assert retarget(QA2, data_dir=word).data.data_dir is None

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from experiments.cli import execute, read, working_folder
-from experiments.options import EVAL_SHORT, OWN, Questions, TestOptions, given, long_names, short_names
+from experiments.options import EVAL_SHORT, OWN, EvalOptions, Questions, given, long_names, short_names
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig
 from qrag_jax.config.retarget import only_tested, retest
@@ -33,7 +33,7 @@ class Command:
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     official: bool = False
     """RULER's own records (data_dir/ruler/LENGTH/TASK/validation.jsonl) instead of generated ones."""
-    eval: TestOptions = TestOptions()  # noqa: RUF009  (frozen)
+    eval: EvalOptions = EvalOptions()  # noqa: RUF009  (frozen)
     """The test. What is omitted is as in the retriever's own."""
     seed: Annotated[int | None, OWN] = None
     """Which questions are drawn, and in which order."""

@@ -63,11 +63,11 @@ class Questions:
 
 
 if TYPE_CHECKING:
-    TestOptions = EvalConfig
+    EvalOptions = EvalConfig
 else:
     _HINTS = get_type_hints(EvalConfig)
-    TestOptions = make_dataclass(
-        "TestOptions",
+    EvalOptions = make_dataclass(
+        "EvalOptions",
         [(one.name, Annotated[tyro.conf.DisallowNone[_HINTS[one.name] | None], OWN], None) for one in fields(EvalConfig)],
         bases=(EvalConfig,),
         frozen=True,
@@ -77,6 +77,6 @@ else:
 brings."""
 
 
-def given(options: TestOptions) -> dict[str, Any]:
+def given(options: EvalOptions) -> dict[str, Any]:
     """The fields that were typed."""
     return {name: value for name, value in vars(options).items() if value is not None}

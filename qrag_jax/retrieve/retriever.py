@@ -172,9 +172,10 @@ class Retriever:
         return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, label=label)
 
     def embed_states(self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int) -> Float[np.ndarray, "P D"]:
-        """State embeddings: each a question and its picked chunks' texts, in document order. ``budget`` sets how long a state may be."""
+        """State embeddings: each a question and its picked chunks' texts, in the order of ``data.state_order``. ``budget`` sets how long a state may
+        be."""
         data = self.config.data
-        layout = StateLayout.make(data, budget, self.tokenizer.prefix, self.tokenizer.suffix)
+        layout = StateLayout.make(data, budget, self.tokenizer)
         asked = self.tokenizer.rows(questions, data.question_tokens)
         taken = np.array([[t < len(texts) for t in range(budget - 1)] for texts in picked], bool).reshape(len(picked), budget - 1)
         rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
@@ -211,7 +212,7 @@ class Retriever:
         if stop and self.threshold is None:
             raise ValueError("stop = True: this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
         states = budget if beam == 1 else budget + 1  # a beam also looks at what its last picks led to
-        layout = StateLayout.make(self.config.data, states, self.tokenizer.prefix, self.tokenizer.suffix)
+        layout = StateLayout.make(self.config.data, states, self.tokenizer)
         if layout.tokens > self.embedder.config.max_tokens:
             raise ValueError(
                 f"budget = {budget}: a state of {layout.tokens} tokens is longer than the encoder's {self.embedder.config.max_tokens}; "
@@ -219,7 +220,8 @@ class Retriever:
             )
 
         def encode(paths: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
-            texts = [[documents[number].chunk(i).text for i in sorted(picks)] for number, picks in paths]
+            order = sorted if self.config.data.state_order == "document" else list
+            texts = [[documents[number].chunk(i).text for i in order(picks)] for number, picks in paths]
             return self.embed_states([questions[number] for number, _ in paths], texts, states)
 
         scorers = {id(document): self.scorer(document) for document in documents}

@@ -44,7 +44,7 @@ def train(
     """The loop. Returns the step of the checkpoint "best", which holds the parameters best on validation and their stop threshold."""
     rl, steps, every = config.rl, config.train.steps, config.train.log_every
     log = leader_only(lambda: RunLog(run_dir))
-    layout = StateLayout.make(config.data, rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
+    layout = StateLayout.make(config.data, rl.budget, model.tokenizer)
     learner = make_learner(model.embedder, config, layout)
     parallel = make_parallel(learner.update, config.train.parallel, devices)
     answers = (

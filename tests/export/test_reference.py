@@ -88,7 +88,7 @@ def test_chunk_embeddings(golden: dict[str, Any], networks: list[Networks], batc
 def test_states_q_values_and_soft_values(
     golden: dict[str, Any], reference: ReferenceCheckpoint, networks: list[Networks], batch: TaskBatch
 ) -> None:
-    layout = StateLayout.make(reference.config.data, 4, reference.tokenizer.prefix, reference.tokenizer.suffix)
+    layout = StateLayout.make(reference.config.data, 4, reference.tokenizer)
     rows = jax.jit(partial(states, layout=layout))
     score = jax.jit(partial(scores, qhead=reference.config.qhead))
     value = partial(soft_value, alpha=0.05, config=RLConfig(value_top_k=5, reference_soft_value=True))

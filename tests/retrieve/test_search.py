@@ -41,7 +41,7 @@ def examples() -> list[QAExample]:
 def test_greedy_is_the_rollout() -> None:
     one = retriever()
     batch = jax.tree.map(jax.numpy.asarray, make_batch(examples(), 0, one.tokenizer, SMALL.data))
-    layout = StateLayout.make(SMALL.data, BUDGET, one.tokenizer.prefix, one.tokenizer.suffix)
+    layout = StateLayout.make(SMALL.data, BUDGET, one.tokenizer)
     keys = jax.random.split(jax.random.key(0), len(examples()))
     episode = rollout(
         partial(embed_states, one.embedder, one.params),

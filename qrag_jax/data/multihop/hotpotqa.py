@@ -53,6 +53,7 @@ HOTPOTQA = multihop.QuestionFiles(
     home="https://hotpotqa.github.io",
     types=TYPES,
     read=read_hotpotqa,
+    after_title=" ",
     downloads=(
         "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_train_v1.1.json",
         "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_dev_distractor_v1.json",

@@ -27,5 +27,6 @@ TWOWIKI = multihop.QuestionFiles(
     home="https://github.com/Alab-NII/2wikimultihop (data_ids_april7.zip)",
     types=TYPES,
     read=read_twowiki,
+    after_title=" ",
 )
 load = partial(multihop.load, TWOWIKI)

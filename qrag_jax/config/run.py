@@ -52,8 +52,8 @@ class DataConfig:
     state_chunk_tokens: int = 16
     """Longest chunk inside a state."""
     state_order: Literal["document", "picked"] = "document"
-    """How a state lists the picked chunks: in document order (the paper, BabiLong), or in the order in which they were picked (the reference
-    code on HotpotQA, MuSiQue, 2Wiki and needles). A trained retriever needs the order it was trained with."""
+    """How a state lists the picked chunks: in document order (the paper, BabiLong), or in the order in which they were picked (the
+    reference code on HotpotQA, MuSiQue, 2Wiki and needles). A trained retriever needs the order it was trained with."""
     reference_state_spaces: bool = False
     """Parity: in a state each text but the last ends with a space, as in the reference code (docs/deviations.md, 7). It shows only with
     tokenizers that give such a space a token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -12,6 +12,7 @@ from qrag_jax.config import DataConfig
 from qrag_jax.types import PAD
 
 
+@runtime_checkable
 class SpecialTokens(Protocol):
     """What a tokenizer puts around a text, and what a space at its end adds."""
 
@@ -44,9 +45,7 @@ class StateLayout:
         full = data.question_tokens + (budget - 1) * data.state_chunk_tokens
         tokens = min(data.state_tokens, full) if data.state_tokens else full
         space = tokenizer.space if data.reference_state_spaces else ()
-        return cls(
-            len(tokenizer.prefix), tokenizer.suffix, data.question_tokens, data.state_chunk_tokens, tokens, data.state_order, space
-        )
+        return cls(len(tokenizer.prefix), tokenizer.suffix, data.question_tokens, data.state_chunk_tokens, tokens, data.state_order, space)
 
     def tokens_at(self, t: int) -> int:
         """The most tokens a state with ``t`` picks can have: rows are compacted to the left, so the rest is padding."""

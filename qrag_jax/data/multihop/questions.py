@@ -53,9 +53,7 @@ class MultihopQuestions(Sequence[QAExample]):
     another order. Iteration ends at ``len``. ``shuffle``: example i has its paragraphs in an order of its own (training); else
     they stay as they are in the file, where the published files have them shuffled."""
 
-    def __init__(
-        self, name: str, records: Sequence[Record], split: Split, *, seed: int, shuffle: bool, after_title: str = ". "
-    ) -> None:
+    def __init__(self, name: str, records: Sequence[Record], split: Split, *, seed: int, shuffle: bool, after_title: str = ". ") -> None:
         check_split(split)
         if not records:
             raise ValueError(f"{name}: no question is left for {split}; a tenth of the training file, by a hash of the ids, is validation")

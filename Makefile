@@ -5,13 +5,21 @@ BIN = $(VENV)/bin
 # The CPU build where pip knows one; override on a machine with its own torch.
 TORCH ?= torch==2.13.0
 
-.PHONY: babilong test lint clean
+# Workers take tests from one another at the end, so that both are busy until then; until then a file's tests stay together.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: babilong test test-all lint clean
 
 babilong: $(VENV)/.installed
 	$(BIN)/python -m experiments.babilong $(ARGS)
 
+# The default tier; docs/testing.md says what is in it.
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# Both tiers. The slow one runs whatever became of the default one, and a failure of either is a failure.
+test-all: $(VENV)/.installed-test lint
+	status=0; $(PYTEST) || status=$$?; $(PYTEST) -m slow || status=$$?; exit $$status
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

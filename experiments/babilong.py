@@ -13,7 +13,6 @@ paper has a Fact F1 of .97 on qa3 (Table 3), here .92 to .94 where the search st
 from __future__ import annotations
 
 from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
 
 if __name__ == "__main__":
-    raise SystemExit(main("babilong", BABI_TASKS, "qa2", __doc__ or ""))
+    raise SystemExit(main("babilong", __doc__ or ""))

@@ -4,8 +4,8 @@
     python -m experiments.baselines --benchmark hotpotqa --data-dir DIR            # two paragraphs of ten
     python -m experiments.baselines --preset runs/babilong-qa2-minilm --methods bm25 multi
 
---preset takes the settings of a preset, or of a run (its folder or its export): the same questions, lengths and budget. Embedders are as
-they come, before any fine-tuning; "tiny" is one of random weights. BM25 needs pip install 'qrag-jax[baselines]'.
+--preset takes the settings of a preset, or of a run (its folder, its export or its config.json): the same questions, lengths and budget.
+Embedders are as they come, before any fine-tuning; "tiny" is one of random weights. BM25 needs pip install 'qrag-jax[baselines]'.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from experiments.cli import execute, read
+from experiments.options import OWN, Questions
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import EvalConfig, RunConfig
-from qrag_jax.config.presets import PRESETS, preset
+from qrag_jax.config.retarget import only_tested, retest
 from qrag_jax.rundir.files import read_json, write_text
 
 if TYPE_CHECKING:
@@ -27,28 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    benchmark: str | None = None
-    """Benchmark; none: the run's, or babilong."""
-    task: str | None = None
-    """Task; none: the run's, or qa2 of babilong, niah_mk3 of ruler, all elsewhere."""
+    questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     preset: str = "minilm"
-    """Settings: a preset, or the folder of a run or an export."""
+    """Settings: a preset, a .json file with a configuration, or the folder of a run or of an export."""
     run_dir: Path | None = None
     """Folder for results.json, results.md, comparison.md and episodes/. Default: runs/BENCHMARK-TASK-baselines."""
-    data_dir: str | None = None
-    """Folder with the benchmark's files; none: the run's."""
     methods: tuple[str, ...] = ("bm25", "single", "multi", "random")
     """Which: bm25, single (one look), multi (the multi-step search), random."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """What the one look compares by: as the embedder was trained, dot for contriever, cosine for most others."""
-    eval_tokens: tuple[str, ...] | None = None
-    """Context lengths; none: the run's."""
-    eval_episodes: int | None = None
-    """Questions at each length; none: the run's."""
-    budget: int | None = None
-    """T: chunks picked; none: the run's."""
-    seed: int | None = None
-    """Which test questions, and what is drawn at random; none: the run's."""
+    eval_tokens: Annotated[tuple[str, ...] | None, OWN] = None
+    """Context lengths."""
+    eval_episodes: Annotated[int | None, OWN] = None
+    """Questions at each length."""
+    budget: Annotated[int | None, OWN] = None
+    """T: chunks picked."""
+    seed: Annotated[int | None, OWN] = None
+    """Which test questions, and what is drawn at random."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: Command) -> None:
     config = configuration(command)
     run_dir = command.run_dir or Path("runs", f"{config.data.benchmark}-{config.data.task}-baselines")
-    measure(config, command.methods, run_dir, similarity=command.similarity, vocabulary=Path(command.preset))
+    vocabulary = Path(command.preset).parent if command.preset.endswith(".json") else Path(command.preset)
+    measure(config, command.methods, run_dir, similarity=command.similarity, vocabulary=vocabulary)
 
 
 def measure(
@@ -91,61 +90,16 @@ def measure(
 
 def configuration(command: Command) -> RunConfig:
     """The settings of a preset or a run with what the command changes. Raises ValueError when it is neither."""
-    base = settings(command.preset, command.benchmark, command.task)
-    given = lambda value, else_: else_ if value is None else value
-    return untuned(
-        replace(
-            base,
-            data=replace(base.data, data_dir=given(command.data_dir, base.data.data_dir)),
-            train=replace(base.train, seed=given(command.seed, base.train.seed)),
-            eval=replace(
-                base.eval,
-                tokens=given(command.eval_tokens, base.eval.tokens),
-                episodes=given(command.eval_episodes, base.eval.episodes),
-                haystacks=min(base.eval.haystacks, max(1, given(command.eval_episodes, base.eval.episodes))),
-                budget=given(command.budget, base.eval.budget),
-            ),
-        )
-    )
+    base = command.questions.of_preset(command.preset, command.seed)
+    test = retest(base.eval, tokens=command.eval_tokens, episodes=command.eval_episodes, budget=command.budget)
+    return untuned(replace(base, eval=test))
 
 
 def untuned(config: RunConfig) -> RunConfig:
     """What of a run's settings is meant without training: its test, greedily and without a reader."""
     old = config.eval
-    return replace(
-        config,
-        train=replace(config.train, init_from=None, curriculum=()),
-        eval=EvalConfig(tokens=old.tokens, benchmarks=old.benchmarks, episodes=old.episodes, budget=old.budget, haystacks=old.haystacks),
-    )
-
-
-def settings(name: str, benchmark: str | None = None, task: str | None = None) -> RunConfig:
-    """Those of a preset, of a run's folder or of an export; benchmark and task None: the run's, else babilong and its usual one.
-
-    Raises ValueError when ``name`` is neither a folder of those nor a preset.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        if name not in PRESETS:
-            raise ValueError(f"preset {name!r}: neither a run nor a preset; known: {', '.join(PRESETS)}")
-        benchmark = benchmark or "babilong"
-        return preset(name, benchmark, task or _task(benchmark))
-    if (file := folder / "config.json").is_file():
-        try:
-            base = RunConfig.from_json(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-    else:
-        from qrag_jax.export.folder import read_export
-
-        base = read_export(folder).config
-    return replace(base, data=replace(base.data, benchmark=benchmark or base.data.benchmark, task=task or base.data.task))
-
-
-def _task(benchmark: str) -> str:
-    from qrag_jax import data
-
-    return data.benchmark(benchmark).task
+    test = EvalConfig(tokens=old.tokens, benchmarks=old.benchmarks, episodes=old.episodes, budget=old.budget, haystacks=old.haystacks)
+    return only_tested(replace(config, train=replace(config.train, init_from=None)), test)
 
 
 def check_results(run_dir: Path) -> None:
@@ -159,8 +113,8 @@ def check_results(run_dir: Path) -> None:
 def untrained(config: RunConfig, run_dir: Path) -> Retriever:
     """The embedder of a configuration before any fine-tuning. ``run_dir`` may hold the vocabulary of a from-scratch run."""
     from qrag_jax.retrieve.retriever import Retriever
+    from qrag_jax.train.batches import stage_examples
     from qrag_jax.train.model import build_model
-    from qrag_jax.train.training import stage_examples
 
     scratch = config.model.embedder == "tiny" and not (run_dir / "tokenizer.json").exists()
     examples = [stage_examples(config, stage) for stage in config.train.stages(config.data)] if scratch else []

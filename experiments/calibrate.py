@@ -4,7 +4,8 @@
     python -m experiments.calibrate runs/babilong-qa2-tiny --beam 4 --chunks 160
     python -m experiments.calibrate EXPORT --benchmark own --data-dir questions.jsonl
 
-A training run has done this already, greedily and in documents as long as its own. The threshold is written into the export; what every
+A training run has done this already, greedily and in documents as long as its own. What you omit is the retriever's own: data folder,
+budget, beam and so on. The threshold is written into the export; what every
 threshold would have given is in calibration.json and calibration.png beside it (Tables 5 and 6 of the paper).
 """
 
@@ -13,31 +14,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from experiments.cli import execute, read
+from experiments.options import OWN, Questions
+from qrag_jax.config import RunConfig
+from qrag_jax.config.retarget import only_tested, retest
 
 
 @dataclass(frozen=True)
 class Command:
     retriever: tyro.conf.Positional[Path]
     """Run directory or export of the retriever; its threshold is replaced."""
-    benchmark: str | None = None
-    """Benchmark; none: the one it was trained on."""
-    task: str | None = None
-    """Task; none: the one it was trained on."""
-    data_dir: str | None = None
-    """Folder with the benchmark's files; none: what it was trained on."""
-    chunks: int | None = None
-    """Chunks of a document; none: as in training."""
+    questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
+    chunks: Annotated[int | None, OWN] = None
+    """Chunks of a document."""
     episodes: int = 300
     """Validation questions."""
-    budget: int | None = None
-    """T: chunks picked; none: as in its evaluation."""
-    beam: int = 1
-    """Paths kept at each step of a search."""
-    seed: int = 0
+    budget: Annotated[int | None, OWN] = None
+    """T: chunks picked."""
+    beam: Annotated[int | None, OWN] = None
+    """Paths kept at each step of a search; 1 is greedy."""
+    seed: Annotated[int | None, OWN] = None
+    """Which questions are drawn, and in which order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,21 +58,7 @@ def run(command: Command) -> None:
 
     folder = find_export(command.retriever)
     export = read_export(folder)
-    old = export.config
-    config = replace(
-        old,
-        data=replace(
-            old.data,
-            benchmark=command.benchmark or old.data.benchmark,
-            task=command.task or old.data.task,
-            data_dir=command.data_dir or old.data.data_dir,
-            chunks=command.chunks or old.data.chunks,
-        ),
-        train=replace(old.train, seed=command.seed, eval_episodes=command.episodes, curriculum=()),
-        eval=replace(old.eval, budget=command.budget or old.eval.budget, beam=command.beam),
-    )
-    if config.eval.budget < 2:
-        raise ValueError(f"budget = {config.eval.budget}: must be >= 2; with one pick there is nothing to stop")
+    config = configuration(command, export.config)
     retriever = Retriever.from_pretrained(folder)
     questions = validation_set(config)
     records = [
@@ -87,17 +74,7 @@ def run(command: Command) -> None:
     beside = folder.parent
     write_json(beside / "calibration.json", {"schema": 1, "calibrated": threshold, "episodes": len(records), **asdict(curve)})
     plots.stopping(curve, threshold, beside / "calibration.png", f"{config.data.benchmark} {config.data.task}, validation questions")
-    write_export(
-        folder,
-        config=export.config,
-        backbone=export.backbone,
-        params=export.params,
-        tokenizer=export.tokenizer,
-        threshold=threshold,
-        step=export.step,
-        rows=export.rows,
-        pooling=export.pooling,
-    )
+    write_export(folder, replace(export, threshold=threshold))
     nearest = min(range(len(curve.threshold)), key=lambda i: abs(curve.threshold[i] - threshold))
     was = "none" if export.threshold is None else f"{export.threshold:.3f}"
     auc = "-" if curve.roc_auc is None else f"{curve.roc_auc:.3f}"
@@ -105,6 +82,15 @@ def run(command: Command) -> None:
         f"{folder}: threshold {threshold:.3f} (was {was}); on {len(records)} validation questions Fact F1 {curve.fact_f1[nearest]:.3f}, "
         f"Fact EM {curve.fact_em[nearest]:.3f}, {curve.length[nearest]:.2f} picks; ROC AUC of the stop {auc}"
     )
+
+
+def configuration(command: Command, old: RunConfig) -> RunConfig:
+    """The validation questions of a retriever that was trained with ``old``. Raises ValueError on bad values."""
+    new = command.questions.of(old, command.chunks, command.seed)
+    config = only_tested(new, retest(new.eval, budget=command.budget, beam=command.beam))
+    if config.eval.budget < 2:
+        raise ValueError(f"budget = {config.eval.budget}: must be >= 2; with one pick there is nothing to stop")
+    return replace(config, train=replace(config.train, eval_episodes=command.episodes))
 
 
 if __name__ == "__main__":

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
+from experiments import seeds
+from experiments.options import EVAL_SHORT, long_names, short_names
 from experiments.paper.compare import write_comparison
-from qrag_jax.config import RunConfig, presets
+from qrag_jax.config import RunConfig, benchmarks, command_line, presets
+from qrag_jax.config.retarget import typed_folder
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
 
@@ -38,11 +38,8 @@ SHORT = {
     "--seed": "--train.seed",
     "--init-from": "--train.init-from",
     "--curriculum": "--train.curriculum",
-    "--eval": "--eval.benchmarks",
-    "--eval-tokens": "--eval.tokens",
-    "--eval-episodes": "--eval.episodes",
-    "--reader": "--eval.reader",
     "--reward": "--rl.reward",
+    **EVAL_SHORT,
 }
 
 
@@ -50,68 +47,71 @@ SHORT = {
 class Command:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     preset: str = "tiny"
-    """Settings to start from: a name, or a .json file with a configuration (a run's config.json, a sweep's best.json), whose task is then
-    the default."""
+    """Settings to start from: a name, a .json file with a configuration (a run's config.json, a sweep's best.json), or the folder of a run
+    or of an export. The task of a file or folder is then the default."""
     run_dir: str = ""
-    """Folder of the run, or gs://BUCKET/NAME; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET (of a file:
-    its name)."""
+    """Folder of the run, or gs://BUCKET/NAME; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET (of a file
+    or folder: its name, and -seeds after it where --seeds is given)."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. Seeds may be added later."""
 
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
     """A command line -> ``kind``. Raises ValueError, in one line, on anything it cannot read; ``--help`` exits with 0."""
-    shown = io.StringIO()
-    options: Any = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(shown):
-            found = tyro.cli(kind, args=words, prog=f"python -m {prog}", description=description, **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # tyro draws a box around what it has to say.
-        raise ValueError(" ".join(re.sub(r"[^\S ]|[\u2500-\u257f]|-{3,}", " ", shown.getvalue()).split())) from None
-    for name, value in vars(found).items():
-        if isinstance(value, Path) and value.parts[:1] == ("gs:",):
-            raise ValueError(f"{name} = {value}: must be a folder of this machine; only experiments that train, and evaluate, take gs://")
+    found: T = command_line.read(kind, words, f"python -m {prog}", description, default)
+    command_line.refuse_urls(found, "; only experiments that train, and evaluate, take gs://")
     return found
 
 
-def parse(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> Command:
+def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -> Command:
     """A command line -> a checked configuration. Raises ValueError on unknown options and bad values."""
-    words = [_long(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = long_names(sys.argv[1:] if argv is None else argv, SHORT)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="tiny")
     first.add_argument("--data.task", dest="task")
+    first.add_argument("--train.seed", dest="seed", nargs="?", const="")
+    first.add_argument("--seeds", nargs="*")
     known, _ = first.parse_known_args(words)
-    if known.task is None:
-        known.task = presets.read(known.preset, benchmark).data.task if presets.is_file(known.preset) else default_task
-    if known.task not in tasks:
-        raise ValueError(f"task {known.task!r}: unknown; known: {', '.join(tasks)}")
-    short = "\n".join(f"  {name} = {field}" for name, field in SHORT.items())
-    text = f"{description}\n\nPresets: {', '.join(presets.PRESETS)}, or a .json file. Short names:\n{short}"
-    name = Path(known.preset).stem if presets.is_file(known.preset) else known.preset
-    default = Command(presets.preset(known.preset, benchmark, known.task), known.preset, f"runs/{benchmark}-{known.task}-{name}")
-    return read(Command, words, f"experiments.{benchmark}", text, default)
+    config = presets.preset(known.preset, benchmark, known.task)
+    name = Path(known.preset).stem if presets.is_run(known.preset) else known.preset
+    run_dir = f"runs/{benchmark}-{config.data.task}-{name}" + ("" if known.seeds is None else "-seeds")
+    command = read(
+        Command, words, f"experiments.{benchmark}", f"{description}\n\n{_lists(benchmark)}", Command(config, known.preset, run_dir)
+    )
+    data = command.config.data
+    command = replace(command, config=replace(command.config, data=replace(data, data_dir=typed_folder(data.data_dir))))
+    if known.seeds is not None:
+        if known.seed is not None:
+            raise ValueError("--seed and --seeds: give one of them")
+        seeds.check_seeds(command.config, command.seeds)
+    return command
 
 
-def _long(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return SHORT.get(name, name) + equals + value
+def _lists(benchmark: str) -> str:
+    """What may be typed, for the help."""
+    tasks = ", ".join(benchmarks.find(benchmark).names)
+    named = f"{', '.join(presets.PRESETS)}, a .json file, or the folder of a run"
+    return f"Tasks: {tasks}. Presets: {named}. {short_names(SHORT)}"
 
 
-def main(benchmark: str, tasks: Sequence[str], default_task: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Runs an experiment and returns its exit code, as :func:`execute`."""
+def main(benchmark: str, description: str, argv: Sequence[str] | None = None) -> int:
+    """Runs the experiment of a benchmark and returns its exit code, as :func:`execute`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def run() -> None:
-        command = parse(benchmark, tasks, default_task, description, argv)
+        command = parse(benchmark, description, argv)
+        from experiments.paper.plots import draw_context
         from qrag_jax.train import hosts, training
 
         keep_compilations()
         hosts.start()
         with working_folder(command.run_dir) as folder:
+            if command.seeds:
+                return seeds.run(command.config, folder, command.seeds)
             rows = training.run(command.config, folder)
             if hosts.is_leader():
                 write_comparison(folder, rows, command.config, command.config)
+                draw_context(rows, folder / "context.png")
 
     return execute(run)
 

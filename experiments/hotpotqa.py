@@ -16,8 +16,6 @@ test; a tenth of the train file is validation. A task is a type of question, or 
 from __future__ import annotations
 
 from experiments.cli import main
-from qrag_jax.data.multihop.hotpotqa import TYPES
-from qrag_jax.data.multihop.questions import ALL
 
 if __name__ == "__main__":
-    raise SystemExit(main("hotpotqa", (ALL, *TYPES), ALL, __doc__ or ""))
+    raise SystemExit(main("hotpotqa", __doc__ or ""))

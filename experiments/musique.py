@@ -15,8 +15,6 @@ dev file is test; a tenth of the train file is validation.
 from __future__ import annotations
 
 from experiments.cli import main
-from qrag_jax.data.multihop.musique import TYPES
-from qrag_jax.data.multihop.questions import ALL
 
 if __name__ == "__main__":
-    raise SystemExit(main("musique", (ALL, *TYPES), ALL, __doc__ or ""))
+    raise SystemExit(main("musique", __doc__ or ""))

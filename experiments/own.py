@@ -13,7 +13,6 @@ of the chunks that answer. The answer may be missing. Of a single file, a tenth 
 from __future__ import annotations
 
 from experiments.cli import main
-from qrag_jax.data.multihop.questions import ALL
 
 if __name__ == "__main__":
-    raise SystemExit(main("own", (ALL,), ALL, __doc__ or ""))
+    raise SystemExit(main("own", __doc__ or ""))

@@ -1,47 +1,55 @@
-"""Builds the tables and pictures of docs/results from the results.json files there.
+"""Writes docs/results/runs.md, and the pictures beside it, from the files of every committed run.
 
-    python -m experiments.report            # rewrites the generated section of README.md, and the pictures
-    python -m experiments.report --check    # changes nothing; fails when the section is not what the files give
+    python -m experiments.report            # writes runs.md and every committed picture again
+    python -m experiments.report --check    # changes nothing; exits with 1 if they are not what the files give
 
-Only what stands between the two marks of README.md is generated. Every RUN/results.json is a row source; a config.json beside it says what
-the run was, a manifest.json with what it was made.
-An ablations.json or a tables.json gives its own tables below. A figure that was not measured is a dash.
+Every FOLDER/results.json gives rows. A config.json in the same folder gives the settings of the run, a manifest.json the commit.
+An ablations.json or a tables.json gives tables of its own. A figure that was not measured is a dash.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.ablations.report import read_ablations, table
 from experiments.cli import EXIT_BAD_CONFIGURATION, read
-from experiments.paper.compare import METHOD, expected, markdown
+from experiments.paper.compare import METHOD, Figure, by_length, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
+from experiments.pictures import redraw, without_data
+from experiments.seeds import cell
 from experiments.tables import read_tables, tables_text
-from qrag_jax.config import RunConfig
+from qrag_jax.config import RunConfig, benchmarks
+from qrag_jax.config.lengths import format_tokens
 from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.rundir.log import say
 
 SCHEMA = 1
-BEGIN, END = "<!-- report:begin -->", "<!-- report:end -->"
+PAGE = "runs.md"
 EXIT_STALE = 1
+INTRODUCTION = """# Every committed run
+
+`python -m experiments.report` writes this page from the files in each folder. Edit those files, not this page.
+The [summary](README.md) says what the figures mean, and the pages of the benchmarks give the commands.
+A dash means: not measured, or not known. `checkpoint` is the update whose parameters were tested, the best one on validation questions.
+
+Where a folder has a `config.json`, `--preset docs/results/FOLDER` uses the same settings again."""
 NEEDED = (
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1", "fact_f1_stopped"),
     *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
 )
-"""Of a row of results.json; a baseline's has ``method`` as well, newer ones fact_em_stopped."""
-NAMES = {"babilong": "BabiLong", "ruler": "RULER", "hotpotqa": "HotpotQA", "musique": "MuSiQue", "twowiki": "2WikiMultihopQA"}
+"""Columns of every row of results.json. Baselines have ``method``, newer rows ``fact_em_stopped``, means ``seeds``, ``spread``."""
 
 
 @dataclass(frozen=True)
 class Command:
     results: Path = Path("docs/results")
-    """Folder with README.md and one folder for each run."""
+    """Folder that holds one folder for each run; runs.md and the pictures are written there."""
     check: bool = False
-    """Only say whether the generated section is up to date."""
+    """Only say whether runs.md is up to date."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +62,32 @@ class Run:
     commit: str | None
 
 
+Cell = Callable[[Run, dict[str, Any]], str | None]
+"""What a column shows for a row of a run; None is a dash."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 1 the section is not up to date, 64 bad files."""
+    """Runs the command and returns its exit code: 0 done, 1 the page is not up to date, 64 bad files."""
     try:
         command = read(Command, argv, "experiments.report", __doc__ or "")
         runs = read_runs(command.results)
-        readme = command.results / "README.md"
-        text = _readme(readme)
-        new = replaced(text, section(runs, read_more(command.results)), str(readme))
+        path = command.results / PAGE
+        new = page(runs, read_more(command.results))
         if command.check:
-            missing = [name for name in _pictures(runs) if not (command.results / name).is_file()]
-            if new == text and not missing:
+            if astray := without_data(command.results):
+                say(f"{astray[0]}: the data of this picture is not beside it; commit the data or delete the picture")
+                return EXIT_STALE
+            missing = [name for name in (PAGE, *_pictures(runs)) if not (command.results / name).is_file()]
+            if not missing and path.read_text(encoding="utf-8") == new:
                 return 0
-            what = f"{missing[0]} is missing" if missing else f"{readme} is not what the results.json files give"
+            what = f"{command.results / missing[0]} is missing" if missing else f"{path} is not what the committed files give"
             say(f"{what}; run python -m experiments.report")
             return EXIT_STALE
         for name, benchmark in _pictures(runs).items():
-            draw(command.results / name, NAMES.get(benchmark, benchmark), _lines(runs, benchmark), _paper(benchmark))
-        write_text(readme, new)
-        say(f"{readme}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs")
+            draw(command.results / name, title(benchmark), _lines(runs, benchmark), _paper(benchmark))
+        drawn = redraw(command.results)
+        write_text(path, new)
+        say(f"{path}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs, {drawn} pictures of their folders redrawn")
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION
@@ -119,86 +134,119 @@ def read_more(folder: Path) -> list[str]:
     for path, text in [*ablations, *tables]:
         folder = path.parent
         pictures = [f"![{folder.name}: {png.stem}]({folder.name}/{png.name})" for png in sorted(folder.glob("*.png"))]
-        found.append("\n\n".join([f"### [{folder.name}]({folder.name})", text, *pictures]))
+        found.append("\n\n".join([f"## [{folder.name}]({folder.name})", text, *pictures]))
     return found
 
 
-def section(runs: Sequence[Run], more: Sequence[str] = ()) -> str:
-    """The generated section, without its marks. ``more``: of :func:`read_more`."""
-    parts = ["Made by `python -m experiments.report` from the files of each folder. A dash: not measured, or not known."]
+def page(runs: Sequence[Run], more: Sequence[str] = ()) -> str:
+    """runs.md. ``more``: of :func:`read_more`."""
+    parts = [INTRODUCTION]
     for benchmark in sorted({row["benchmark"] for run in runs for row in run.rows}):
-        parts += [f"### {NAMES.get(benchmark, benchmark)}", _runs_table(runs, benchmark)]
+        name = title(benchmark)
+        parts += [f"## {name}", f"### {name}: settings", _settings(runs, benchmark), f"### {name}: results", _results(runs, benchmark)]
         parts += [
-            f"![Fact EM against context length, every run of {benchmark}]({name})"
-            for name, of in _pictures(runs).items()
+            f"![Fact EM against context length, every run of {benchmark}]({picture})"
+            for picture, of in _pictures(runs).items()
             if of == benchmark
         ]
         if paper := _paper_table(runs, benchmark):
-            parts += ["The paper on these tasks:", paper]
-    return "\n\n".join([*parts, *more])
+            parts += [f"### {name}: the paper's figures for Q-RAG", paper]
+    return "\n\n".join([*parts, *more]) + "\n"
 
 
-def replaced(text: str, new: str, where: str) -> str:
-    """``text`` with ``new`` between the marks. Raises ValueError unless each mark stands there once, in order."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{where}: must hold {BEGIN} and, after it, {END}, each once; the generated section goes between them")
-    return f"{text.partition(BEGIN)[0]}{BEGIN}\n{new}\n{END}{text.partition(END)[2]}"
+def _settings(runs: Sequence[Run], benchmark: str) -> str:
+    """One line for each run: how its retriever was trained and searched, from config.json."""
+    found = [(run, run.rows[0]) for run in runs if any(row["benchmark"] == benchmark for row in run.rows)]
+    found.sort(key=lambda both: (both[0].config.data.task if both[0].config else "", both[0].name))
 
+    def of(cell: Callable[[RunConfig], object]) -> Cell:
+        return lambda run, row: str(cell(run.config)) if run.config else None
 
-def _readme(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; write one with {BEGIN} and {END} where the generated section goes")
-    return path.read_text(encoding="utf-8")
-
-
-def _runs_table(runs: Sequence[Run], benchmark: str) -> str:
-    found = [(run, row) for run in runs for row in run.rows if row["benchmark"] == benchmark]
-    found.sort(key=lambda both: (both[1]["task"], both[0].name, both[1].get("method") or "", both[1]["context_tokens"] or 0))
-    # Column -> cell of a run's row; those of the second part only where some row has one.
-    always = {
-        "run": lambda run, row: f"[{run.name}]({run.name})",
-        "task": lambda run, row: row["task"],
-        "embedder": lambda run, row: run.config and run.config.model.embedder,
-        "updates": lambda run, row: run.config and row["checkpoint_step"] is not None and f"{row['checkpoint_step']:,}",
-        "data": lambda run, row: run.config and ("generated" if run.config.data.data_dir is None else "files"),
-        "tokens": lambda run, row: row["context_tokens"] and f"{row['context_tokens']:,}",
-        "chunks": lambda run, row: f"{row['chunks']:,}",
-        "questions": lambda run, row: f"{row['episodes']:,}",
-        "T": lambda run, row: str(row["budget"]),
-        "Fact EM": lambda run, row: _score(row["fact_em"]),
-        "95 %": lambda run, row: row["ci95"] and "-".join(f"{x:.3f}" for x in row["ci95"]),
-        "Fact F1": lambda run, row: _score(row["fact_f1"]),
-        "Fact F1, stopped": lambda run, row: _score(row["fact_f1_stopped"]),
+    seed = of(lambda c: c.train.seed)
+    columns: dict[str, Cell] = {
+        "run": lambda run, row: f"[{run.name}]({run.name}{'/config.json' if run.config else ''})",
+        "trained on": of(lambda c: f"{c.data.benchmark} {c.data.task}"),
+        "embedder": of(lambda c: c.model.embedder),
+        "chunks": of(lambda c: c.data.chunks),
+        "T": of(lambda c: c.rl.budget),
+        "gamma": of(lambda c: c.rl.gamma),
+        "reward": of(lambda c: c.rl.reward),
+        "updates": of(lambda c: f"{c.train.steps:,}"),
+        "episodes an update": of(lambda c: c.optim.batch),
+        "learning rate": of(lambda c: f"{c.optim.learning_rate:g}"),
+        "seed": lambda run, row: " ".join(map(str, row["seeds"])) if "seeds" in row else seed(run, row),
+        "test data": of(lambda c: "generated" if c.data.data_dir is None else "files"),
     }
-    sometimes = {
-        "split": lambda run, row: row["split"] if row["split"] != "test" else None,
-        "Fact EM, stopped": lambda run, row: _score(row.get("fact_em_stopped")),
-        "method": lambda run, row: row.get("method"),
+    sometimes: dict[str, Cell] = {
         "beam": lambda run, row: str(run.config.eval.beam) if run.config and run.config.eval.beam > 1 else None,
-        "answer EM": lambda run, row: _score(row["answer_em"]),
-        "answer F1": lambda run, row: _score(row["answer_f1"]),
         "reader": lambda run, row: run.config.eval.reader if run.config and row["answer_em"] is not None else None,
         "commit": lambda run, row: run.commit and run.commit[:8],
     }
-    columns = always | {name: cell for name, cell in sometimes.items() if any(cell(*both) for both in found)}
+    return _table(columns, sometimes, found)
+
+
+def _results(runs: Sequence[Run], benchmark: str) -> str:
+    """One line for each row of results.json."""
+    found = [(run, row) for run in runs for row in run.rows if row["benchmark"] == benchmark]
+    found.sort(key=lambda both: (both[1]["task"], both[0].name, both[1].get("method") or "", both[1]["context_tokens"] or 0))
+    columns: dict[str, Cell] = {
+        "run": lambda run, row: f"[{run.name}]({run.name})",
+        "task": lambda run, row: row["task"],
+        "checkpoint": lambda run, row: None if row["checkpoint_step"] is None else f"{row['checkpoint_step']:,}",
+        "tokens": lambda run, row: row["context_tokens"] and f"{row['context_tokens']:,}",
+        "chunks": lambda run, row: f"{row['chunks']:,}",
+        "questions": lambda run, row: f"{row['episodes']:,}",
+        "picks": lambda run, row: str(row["budget"]),
+        "Fact EM": lambda run, row: _score(row, "fact_em"),
+        "95 %": lambda run, row: row["ci95"] and "-".join(f"{x:.3f}" for x in row["ci95"]),
+        "Fact F1": lambda run, row: _score(row, "fact_f1"),
+        "Fact F1, stopped": lambda run, row: _score(row, "fact_f1_stopped"),
+    }
+    sometimes: dict[str, Cell] = {
+        "split": lambda run, row: row["split"] if row["split"] != "test" else None,
+        "Fact EM, stopped": lambda run, row: _score(row, "fact_em_stopped"),
+        "method": lambda run, row: row.get("method"),
+        "answer EM": lambda run, row: _score(row, "answer_em"),
+        "answer F1": lambda run, row: _score(row, "answer_f1"),
+    }
+    return _table(columns, sometimes, found)
+
+
+def _table(always: Mapping[str, Cell], sometimes: Mapping[str, Cell], found: Sequence[tuple[Run, dict[str, Any]]]) -> str:
+    """A table with the columns ``always``, and those of ``sometimes`` in which some row has a value."""
+    columns = {**always, **{name: cell for name, cell in sometimes.items() if any(cell(*both) for both in found)}}
     return markdown(list(columns), [[cell(*both) or "-" for cell in columns.values()] for both in found])
 
 
 def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
-    """What the paper's own method reaches on the tasks that were run; None where it has no figures."""
+    """What the paper's own method reaches on the tasks that were run, a column for each length; None where it has no figures."""
     known = expected(benchmark)
     tasks = {row["task"] for run in runs for row in run.rows if row["benchmark"] == benchmark}
     figures = [figure for figure in known.figures if figure.method == METHOD and figure.task in tasks] if known else []
     if not figures:
         return None
+    groups: dict[tuple[str, ...], dict[int, Figure]] = {}
+    for f in figures:
+        kind = (f.task, f.metric, str(f.budget or "-"), f.embedder or "-", f.trained_on or "-")
+        groups.setdefault((*kind, f.place, f.note or "-"), {})[f.context_tokens or 0] = f
+    lengths = sorted({length for group in groups.values() for length in group})
     lines = [
-        [f.task, f"{f.context_tokens:,}" if f.context_tokens else "-", f.metric, f"{f.value:.3f}", f.place, f.note or "-"] for f in figures
+        [*kind, *(f"{group[length].value:.3f}" if length in group else "-" for length in lengths), place, note]
+        for (*kind, place, note), group in groups.items()
     ]
-    return markdown(["task", "tokens", "metric", "value", "where", "note"], lines)
+    heads = [format_tokens(length).upper() if length else "no length given" for length in lengths]
+    return markdown(["task", "metric", "picks", "embedder", "trained on", *heads, "where", "note"], lines)
 
 
-def _score(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
+def title(benchmark: str) -> str:
+    """Of a benchmark of results.json, which may be one that this version does not know."""
+    known = benchmarks.BENCHMARKS.get(benchmark)
+    return benchmark if known is None else known.title
+
+
+def _score(row: dict[str, Any], name: str) -> str | None:
+    """A figure, with its spread if it is a mean over seeds; None where it was not measured."""
+    return None if row.get(name) is None else cell(row[name], row.get("spread", {}).get(name))
 
 
 def _pictures(runs: Sequence[Run]) -> dict[str, str]:
@@ -223,12 +271,9 @@ def _lines(runs: Sequence[Run], benchmark: str) -> list[Line]:
 
 def _paper(benchmark: str) -> list[PaperLine]:
     """Q-RAG's Fact F1 and answer accuracy in the paper, each task's by context length."""
-    known, lines = expected(benchmark), []
-    figures = [f for f in known.figures if f.method == METHOD and f.context_tokens is not None] if known else []
+    figures, lines = by_length(benchmark), []
     for metric, column, name in (("fact_f1", "fact_em", "paper: Fact F1"), ("answer_accuracy", "answer_em", "paper: answer accuracy")):
-        for task in sorted({f.task for f in figures if f.metric == metric}):
-            values = {f.context_tokens: f.value for f in figures if (f.metric, f.task) == (metric, task) and f.context_tokens is not None}
-            lines.append(PaperLine(name, task, column, values))
+        lines += [PaperLine(name, task, column, figures[task, of]) for task, of in sorted(figures) if of == metric]
     return lines
 
 

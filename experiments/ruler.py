@@ -14,7 +14,6 @@ Needle tasks need no data; qa_sh needs squad/dev-v2.0.json and qa_mh hotpotqa/*.
 from __future__ import annotations
 
 from experiments.cli import main
-from qrag_jax.data.ruler.tasks import TASKS
 
 if __name__ == "__main__":
-    raise SystemExit(main("ruler", TASKS, "niah_mk3", __doc__ or ""))
+    raise SystemExit(main("ruler", __doc__ or ""))

@@ -12,16 +12,20 @@ shows what others would have given.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from experiments.cli import execute, read
+from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, expected, markdown
 from qrag_jax.config import RunConfig
+from qrag_jax.config.lengths import format_tokens
+from qrag_jax.config.retarget import only_tested, retest
 from qrag_jax.rundir.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -39,12 +43,7 @@ class Command:
     """Run directory or export of the retriever."""
     run_dir: Path
     """Folder for tables.json, tables.md and the pictures; must be new or hold tables already."""
-    benchmark: str | None = None
-    """Benchmark; none: the one it was trained on."""
-    task: str | None = None
-    """Task; none: the one it was trained on."""
-    data_dir: str | None = None
-    """Folder with the benchmark's files; none: what it was trained on."""
+    questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     eval_tokens: tuple[str, ...] = ("4k",)
     """Context lengths."""
     eval_episodes: int = 200
@@ -52,8 +51,9 @@ class Command:
     budgets: tuple[int, ...] = (2, 3, 4, 5)
     """Numbers of picks compared."""
     beams: tuple[int, ...] = (1, 2, 4, 8)
-    """Widths of the search compared, at the budget of the retriever's evaluation."""
-    seed: int = 0
+    """Widths of the search compared, at the retriever's own budget."""
+    seed: Annotated[int | None, OWN] = None
+    """Which questions are drawn, and in which order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
-    from qrag_jax.evaluate import plots
     from qrag_jax.evaluate.metrics import stopping
     from qrag_jax.evaluate.sets import final_sets
     from qrag_jax.retrieve.retriever import Retriever
@@ -78,7 +77,7 @@ def run(command: Command) -> None:
         raise ValueError(f"{command.run_dir}: not empty and holds no tables; choose another --run-dir")
     retriever = Retriever.from_pretrained(command.retriever)
     config = configuration(command, retriever.config)
-    sections, curves = [], {}
+    sections = []
     for questions in final_sets(config):
         groups = [[example for example in examples if len(example.chunks) >= config.eval.budget] for examples in questions]
         asked = sum(map(len, questions.groups))
@@ -89,23 +88,18 @@ def run(command: Command) -> None:
             raise ValueError(f"budgets = {command.budgets}: no document of {questions.name} has that many chunks")
         greedy, _ = search(retriever, groups, config.eval.budget, 1)
         picked, q, support = ([getattr(record, name) for record in greedy] for name in ("picked", "q", "support"))
-        curve = stopping(picked, q, support, POINTS)
         section: dict[str, Any] = {
             **{"benchmark": questions.benchmark, "task": questions.task, "context_tokens": questions.context_tokens},
             "episodes": len(greedy),
             "budgets": budget_rows(greedy, sorted(command.budgets)),
-            "stopping": asdict(curve),
+            "stopping": asdict(stopping(picked, q, support, POINTS)),
             "beams": beam_rows(retriever, groups, command.beams, retriever.config.eval.budget),
         }
         sections.append(section)
-        curves[questions.name] = curve
     named = {"step": retriever.step, "stop_threshold": retriever.threshold, "embedder": retriever.config.model.embedder}
     write_json(command.run_dir / "tables.json", {"schema": SCHEMA, **named, "sections": sections})
-    for section, (name, curve) in zip(sections, curves.items(), strict=True):
-        paper = {metric: by_budget for metric in ("fact_em", "fact_f1") if (by_budget := _table4(section, metric))}
-        plots.search(section["budgets"], section["beams"], paper, command.run_dir / f"{name}-search.png", f"{name}, test questions")
-        if retriever.threshold is not None:
-            plots.stopping(curve, retriever.threshold, command.run_dir / f"{name}.png", f"{name}, test questions")
+    for path, draw in drawings(command.run_dir).items():
+        draw(path)
     text = tables_text(read_tables(command.run_dir / "tables.json"))
     write_text(command.run_dir / "tables.md", text + "\n")
     say(f"\n{text}\n\ntables are in {command.run_dir}")
@@ -113,23 +107,16 @@ def run(command: Command) -> None:
 
 def configuration(command: Command, old: RunConfig) -> RunConfig:
     """The test that is searched: at the largest budget. Raises ValueError on bad values."""
-    data = replace(
-        old.data,
-        benchmark=command.benchmark or old.data.benchmark,
-        task=command.task or old.data.task,
-        data_dir=command.data_dir or old.data.data_dir,
-    )
-    test = replace(
+    test = retest(
         old.eval,
-        tokens=command.eval_tokens,
-        episodes=command.eval_episodes,
-        budget=max(*command.budgets, old.eval.budget),
         beam=1,
         benchmarks=(),
         reader="none",
-        haystacks=min(old.eval.haystacks, max(1, command.eval_episodes)),
+        tokens=command.eval_tokens,
+        episodes=command.eval_episodes,
+        budget=max(*command.budgets, old.eval.budget),
     )
-    return replace(old, data=data, eval=test, train=replace(old.train, seed=command.seed, curriculum=()))
+    return only_tested(command.questions.of(old, seed=command.seed), test)
 
 
 def search(retriever: Retriever, groups: Sequence[Sequence[QAExample]], budget: int, beam: int) -> tuple[list[EpisodeRecord], float]:
@@ -166,6 +153,25 @@ def read_tables(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not isinstance(tree.get("sections"), list):
         raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and sections")
     return tree
+
+
+def drawings(folder: Path) -> dict[Path, Callable[[Path], None]]:
+    """The pictures of a folder's tables.json: path -> what draws it there."""
+    from qrag_jax.evaluate import plots
+    from qrag_jax.evaluate.metrics import Stopping
+
+    tables = read_tables(folder / "tables.json")
+    found: dict[Path, Callable[[Path], None]] = {}
+    for section in tables["sections"]:
+        tokens = section["context_tokens"]
+        name = f"{section['benchmark']}-{section['task']}" + ("" if tokens is None else f"-{format_tokens(tokens)}")
+        paper = {metric: by_budget for metric in ("fact_em", "fact_f1") if (by_budget := _table4(section, metric))}
+        title = f"{name}, test questions"
+        found[folder / f"{name}-search.png"] = partial(plots.search, section["budgets"], section["beams"], paper, title=title)
+        if tables["stop_threshold"] is not None:
+            curve: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in section["stopping"].items()}
+            found[folder / f"{name}.png"] = partial(plots.stopping, Stopping(**curve), tables["stop_threshold"], title=title)
+    return found
 
 
 def tables_text(tables: dict[str, Any]) -> str:

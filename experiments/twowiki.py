@@ -13,8 +13,6 @@ The dev file is test; a tenth of the train file is validation.
 from __future__ import annotations
 
 from experiments.cli import main
-from qrag_jax.data.multihop.questions import ALL
-from qrag_jax.data.multihop.twowiki import TYPES
 
 if __name__ == "__main__":
-    raise SystemExit(main("twowiki", (ALL, *TYPES), ALL, __doc__ or ""))
+    raise SystemExit(main("twowiki", __doc__ or ""))

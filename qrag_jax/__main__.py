@@ -1,9 +1,13 @@
-"""Index text once, then ask it: python -m qrag_jax index build RETRIEVER SOURCE INDEX; python -m qrag_jax ask INDEX "question"."""
+"""Search text in several steps with a trained Q-RAG retriever.
+
+Example: qrag index build book.txt book.index --retriever runs/babilong-qa2-tiny
+         qrag ask book.index "Where is the milk?"
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,118 +15,161 @@ from typing import Annotated
 
 import tyro
 
+from qrag_jax.config.command_line import DONE, exit_code, read_command, refuse_urls
+from qrag_jax.export.commands import Import, ToTorch, run_import, run_to_torch
+from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.retrieve.types import Step
+from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.log import say as say_line
 
-DONE, BAD_INPUT = 0, 64
 CURVE = 400  # stretches of the score curve in a trace
 SHOWN = 20  # sources that info lists
+EXAMPLE = "runs/babilong-qa2-tiny"
+RECORDED = "(default: the one recorded in the index)"
 
 
 @dataclass(frozen=True)
 class Build:
-    """Cut text into chunks, embed them, write an index. Killed, the same command goes on where it was."""
+    """Cut text into chunks, embed them and write an index.
 
-    retriever: tyro.conf.Positional[Path]
-    """Run directory or export of the retriever."""
+    If it is stopped, the same command resumes.
+
+    Example: qrag index build book.txt book.index --retriever runs/babilong-qa2-tiny
+    """
+
     source: tyro.conf.Positional[Path]
     """Text file, or folder of .txt and .md files at any depth."""
     index: tyro.conf.Positional[Path]
     """Folder to write."""
-    dtype: Dtype = "float32"
-    """Vectors: float32 exact; bfloat16 half the bytes; int8 a quarter."""
+    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")] = None
+    """Run directory, export folder or gs://BUCKET/NAME of a trained retriever."""
+    dtype: Annotated[Dtype, tyro.conf.arg(metavar="DTYPE")] = "float32"
+    """How vectors are stored. float32: exact. bfloat16: half the bytes. int8: a quarter of the bytes."""
 
 
 @dataclass(frozen=True)
 class Add:
-    """Append text to an index. Killed, the old index stays valid and the same command goes on."""
+    """Add text to an index.
 
-    retriever: tyro.conf.Positional[Path]
-    """The retriever that the index was built with."""
+    If it is stopped, the old index stays as it was and the same command resumes.
+
+    Example: qrag index add more.txt book.index
+    """
+
     source: tyro.conf.Positional[Path]
     """Text file, or folder of .txt and .md files at any depth."""
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
+    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
+    """The retriever that the index was built with; needed only if it has moved."""
 
 
 @dataclass(frozen=True)
 class Info:
-    """Say what an index holds."""
+    """Show what an index contains.
+
+    Example: qrag index info book.index --verify
+    """
 
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
-    verify: bool = False
+    verify: tyro.conf.FlagCreatePairsOff[bool] = False
     """Read every file and compare checksums."""
 
 
 @dataclass(frozen=True)
-class Indexing:
-    """Build, extend, describe an index."""
-
-    command: Annotated[
-        Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
-        | Annotated[Add, tyro.conf.subcommand("add", prefix_name=False)]
-        | Annotated[Info, tyro.conf.subcommand("info", prefix_name=False)],
-        tyro.conf.arg(name=""),
-    ]
-
-
-@dataclass(frozen=True)
 class Ask:
-    """Search an index in several steps, each shown as it is made."""
+    """Search an index in several steps and show each pick.
+
+    Example: qrag ask book.index "Where is the milk?" --budget 4 --trace trace.html
+    """
 
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
     question: tyro.conf.Positional[str]
-    """The question."""
-    retriever: Path | None = None
-    """Run directory or export of the retriever; none: where it was when the index was built."""
+    """The question, in quotes."""
+    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
+    """The retriever that the index was built with; needed only if it has moved."""
     budget: int = 4
-    """Chunks to pick."""
+    """How many chunks to pick."""
     beam: int = 1
-    """Paths to keep at each step; 1 is greedy. The steps of the best path are shown at the end."""
-    stop: bool = False
-    """End at the first pick below the calibrated threshold."""
-    trace: Path | None = None
+    """How many paths to keep at each step; 1 is greedy. With more, the steps of the best path are shown at the end."""
+    stop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Stop at the first pick whose Q is below the calibrated threshold."""
+    trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """HTML page to write, with every step and its scores."""
-    support: tuple[int, ...] = ()
-    """Chunks known to hold the answer: marked here and in the trace."""
+    support: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none)")] = ()
+    """Numbers of the chunks that are known to hold the answer; they are marked here and in the trace."""
 
 
-Command = Annotated[Indexing, tyro.conf.subcommand("index")] | Annotated[Ask, tyro.conf.subcommand("ask")]
+Command = Build | Add | Info | Ask | Import | ToTorch
+COMMANDS = {"index build": Build, "index add": Add, "index info": Info, "ask": Ask, "import": Import, "export": ToTorch}
 
 
 def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_line) -> int:
-    """Runs a command and returns its exit code: 0 done, 64 bad input (one line on stderr says what)."""
-    try:
-        options = (tyro.conf.FlagCreatePairsOff,)
-        command = tyro.cli(Command, prog="python -m qrag_jax", description=__doc__, args=args, config=options)
-    except SystemExit as stop:
-        return BAD_INPUT if stop.code else DONE
-    try:
-        _run(command.command if isinstance(command, Indexing) else command, say)
-    except ValueError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return BAD_INPUT
-    return DONE
+    """Runs a command and returns its exit code.
+
+    0   done
+    1   export only: PyTorch and JAX differ (the files stay)
+    64  bad input; one line on stderr says what
+    """
+    words = sys.argv[1:] if args is None else args
+
+    def run() -> int:
+        _refuse_three_places(words)
+        command: Command = read_command(COMMANDS, words, "qrag", __doc__ or "")
+        refuse_urls(command)
+        return _run(command, say)
+
+    return exit_code(run)
 
 
-def _run(command: Build | Add | Info | Ask, say: Callable[[str], None]) -> None:
+def _refuse_three_places(words: Sequence[str]) -> None:
+    """Raises ValueError, with the command that was meant, when the retriever was given as a third place and not as an option."""
+    if tuple(words[:2]) not in (("index", "build"), ("index", "add")):
+        return
+    places: list[str] = []
+    options: list[str] = []
+    takes_value = False  # the options of build and add have a value each
+    for word in words[2:]:
+        is_option = word.startswith("-")
+        (options if is_option or takes_value else places).append(word)
+        takes_value = is_option and "=" not in word
+    if len(places) != 3 or any(word.partition("=")[0] == "--retriever" for word in options):
+        return
+    retriever, *rest = places
+    meant = [*words[:2], *rest, *(["--retriever", retriever] if words[1] == "build" else []), *options]
+    raise ValueError(f"qrag index {words[1]}: takes two places, SOURCE and INDEX; did you mean `qrag {shlex.join(meant)}`?")
+
+
+def _run(command: Command, say: Callable[[str], None]) -> int:
+    if isinstance(command, Import):
+        return run_import(command, say)
+    if isinstance(command, ToTorch):
+        return run_to_torch(command, say)
     if isinstance(command, Ask):
         _ask(command, say)
     elif isinstance(command, Info):
         _info(Index.open(command.index, verify=command.verify), command.verify, say)
     elif isinstance(command, Build):
-        retriever = Retriever.from_pretrained(command.retriever)
-        index = Index.build(retriever, command.source, command.index, dtype=command.dtype, retriever_path=command.retriever)
-        say(f'{index.path}: {len(index):,} chunks; ask it: python -m qrag_jax ask {index.path} "question"')
+        _build(command, say)
     else:
         index = Index.open(command.index)
-        grown = index.add(Retriever.from_pretrained(command.retriever), command.source)
+        grown = index.add(Retriever.from_pretrained(_home(index, command.retriever)), command.source)
         say(f"{grown.path}: {len(grown):,} chunks, {len(grown) - len(index):,} of them new")
+    return DONE
+
+
+def _build(command: Build, say: Callable[[str], None]) -> None:
+    if command.retriever is None:
+        example = shlex.join(["qrag", "index", "build", str(command.source), str(command.index), "--retriever", EXAMPLE])
+        raise ValueError(f"--retriever is missing: give the run directory or the export folder of a trained retriever, as in: {example}")
+    retriever = Retriever.from_pretrained(command.retriever)
+    index = Index.build(retriever, command.source, command.index, dtype=command.dtype, retriever_path=command.retriever)
+    say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
 
 
 def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
@@ -148,12 +195,13 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
             raise ValueError(f"support {chunk}: must be in 0..{len(index) - 1}, the chunks of {index.path}")
     retriever = Retriever.from_pretrained(_home(index, command.retriever))
     bins = min(CURVE, len(index)) if command.trace else 0
-    clock = time.perf_counter()
     steps = []
-    for step in retriever.stream(command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins):
-        steps.append(step)
-        say(_line(step, step.pick.chunk in command.support))
-    say(f"{len(steps)} steps in {time.perf_counter() - clock:.3f} s over {len(index):,} chunks")
+    with SearchClock() as clock:
+        for step in retriever.stream(command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins):
+            steps.append(step)
+            say(_line(step, step.pick.chunk in command.support))
+    compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
+    say(f"{len(steps)} steps in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
     say(_ending(steps, retriever.threshold))
     if command.trace:
         from qrag_jax.retrieve.trace import write_trace
@@ -164,21 +212,23 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
             steps=steps,
             chunks=len(index),
             threshold=retriever.threshold,
+            positions=retriever.config.qhead.positions,
             source=str(index.path),
             support=command.support,
         )
         say(f"{out}: trace written")
 
 
-def _home(index: Index, named: Path | None) -> Path:
+def _home(index: Index, named: str | None) -> str:
+    """Where the retriever of an index is: the place that the user named, or the one that the index recorded."""
     if named is not None:
         return named
     recorded = index.meta.model.retriever
     if recorded is None:
         raise ValueError(f"{index.path}: does not say where its retriever is; name it with --retriever")
-    if not Path(recorded).is_dir():
+    if not is_url(recorded) and not Path(recorded).is_dir():
         raise ValueError(f"{recorded}: the retriever of {index.path} is no longer there; name it with --retriever")
-    return Path(recorded)
+    return recorded
 
 
 def _line(step: Step, support: bool) -> str:

@@ -1,8 +1,9 @@
-"""Shared by all tests: four simulated devices, a compilation cache, and where the shared real data is."""
+"""Shared by all tests: four simulated devices, how programs are compiled, runs that several files look at, and the shared real data."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
@@ -10,10 +11,55 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Programs are optimised only for tests that say so (``optimized``) and for slow ones: elsewhere compiling costs more than running."""
+    optimized = any(item.get_closest_marker(name) for name in ("optimized", "slow"))
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that ``make`` fills, once for all workers of pytest-xdist; one for optimised programs and one for the others."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / f"{name}-{'plain' if jax.config.read('jax_disable_most_optimizations') else 'optimized'}"
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run of tests/support/runs.py from beginning to end, undisturbed. Copy it before you write to it."""
+    from tests.support import runs
+
+    def make(run_dir: Path) -> None:
+        assert runs.here(run_dir) == 0
+
+    return shared(tmp_path_factory, "whole", make)
+
+
+@pytest.fixture
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests/support/pair.py leaves: all that two processes that train together are looked at for. Copy it before you write to it."""
+    from tests.support import pair, processes
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with processes.processes(*[("-m", "tests.support.pair", str(folder))] * pair.COUNT) as started:
+            processes.finish_all(started)
+
+    return shared(tmp_path_factory, "pair", make)
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,19 @@
-"""``python -m qrag_jax``: index a text, describe the index, extend it, ask it; and what is refused."""
+"""``qrag``: index a text, describe the index, extend it, ask it; and what is refused."""
 
 from __future__ import annotations
 
+import importlib
 import re
-import subprocess
+import runpy
+import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from qrag_jax import Retriever
-from qrag_jax.__main__ import main
+from qrag_jax.__main__ import COMMANDS, main
 from qrag_jax.retrieve.index import Index
 from tests.conftest import ROOT
 from tests.support.index import CHUNKS, content, write_files, write_small_export
@@ -25,8 +28,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     write_small_export(place / "run/export", threshold=1e9)  # every pick is below it
     (place / "story.txt").write_text(" ".join(CHUNKS))
-    assert run("index", "build", place / "run", place / "story.txt", place / "index") == [
-        f'{place / "index"}: {len(Index.open(place / "index"))} chunks; ask it: python -m qrag_jax ask {place / "index"} "question"'
+    assert run("index", "build", place / "story.txt", place / "index", "--retriever", place / "run") == [
+        f'{place / "index"}: {len(Index.open(place / "index"))} chunks; ask it: qrag ask {place / "index"} "question"'
     ]
     return place
 
@@ -43,9 +46,12 @@ def refuse(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     capsys.readouterr()
     assert main([str(word) for word in words], said.append) == 64
     assert said == []
-    error = capsys.readouterr().err.strip().split("\r")[-1]
-    assert re.search("^error: .*$", error, re.MULTILINE), error
-    return error[error.index("error: ") :]
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    *bars, error = shown.err.replace("\r", "\n").strip().splitlines()
+    assert error.startswith("error: ")
+    assert not any(line.startswith("error") for line in bars)
+    return error
 
 
 def test_ask_shows_every_step_as_it_is_made(place: Path) -> None:
@@ -60,7 +66,7 @@ def test_ask_shows_every_step_as_it_is_made(place: Path) -> None:
         assert float(found[2]) == pytest.approx(step.pick.q, abs=1e-3)
         assert text[int(found[4]) : int(found[5])] == found[7] == step.pick.text
         assert bool(found[6]) == (number > 1)
-    assert re.fullmatch(rf"3 steps in [\d.]+ s over {len(Index.open(place / 'index'))} chunks", total)
+    assert re.fullmatch(rf"3 steps in [\d.]+ s over {len(Index.open(place / 'index'))} chunks(, after [\d.]+ s of compiling)?", total)
     assert ending == "stop threshold 1000000000.000: keeps the first 1"
 
 
@@ -77,9 +83,9 @@ def test_ask_with_beam_stop_trace_and_another_place_of_the_retriever(place: Path
 
 def test_info_and_add(place: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
-    run("index", "build", place / "run", place / "story.txt", index, "--dtype", "int8")
+    run("index", "build", "--retriever", place / "run", place / "story.txt", index, "--dtype", "int8")
     count = len(Index.open(index))
-    (said,) = run("index", "add", place / "run", write_files(tmp_path / "text"), index)
+    (said,) = run("index", "add", write_files(tmp_path / "text"), index)
     total = len(Index.open(index))
     assert said == f"{index}: {total} chunks, {total - count} of them new"
     said = run("index", "info", index, "--verify")
@@ -96,18 +102,19 @@ def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], plac
     before = content(place / "index")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("years of work")
-    story, run_dir, out = place / "story.txt", place / "run", tmp_path / "out"
-    assert "no such file or folder" in refuse(capsys, "index", "build", run_dir, tmp_path / "absent", out)
-    assert "holds no .txt or .md file" in refuse(capsys, "index", "build", run_dir, tmp_path / "other", out)
-    assert "not an export" in refuse(capsys, "index", "build", tmp_path / "absent", story, out)
-    assert "exists and is not an index" in refuse(capsys, "index", "build", run_dir, story, tmp_path / "other")
-    assert "has 'story.txt' already" in refuse(capsys, "index", "add", run_dir, story, place / "index")
-    assert "not an index" in refuse(capsys, "index", "add", run_dir, story, out)
+    story, out, retriever = place / "story.txt", tmp_path / "out", ("--retriever", place / "run")
+    assert "no such file or folder" in refuse(capsys, "index", "build", tmp_path / "absent", out, *retriever)
+    assert "holds no .txt or .md file" in refuse(capsys, "index", "build", tmp_path / "other", out, *retriever)
+    assert "not an export" in refuse(capsys, "index", "build", story, out, "--retriever", tmp_path / "absent")
+    assert "exists and is not an index" in refuse(capsys, "index", "build", story, tmp_path / "other", *retriever)
+    assert "has 'story.txt' already" in refuse(capsys, "index", "add", story, place / "index")
+    assert "not an index" in refuse(capsys, "index", "add", story, out)
     assert "not an index" in refuse(capsys, "index", "info", out)
     assert "not an index" in refuse(capsys, "ask", out, QUESTION)
     assert "question is empty" in refuse(capsys, "ask", place / "index", " ")
     assert "budget = 999" in refuse(capsys, "ask", place / "index", QUESTION, "--budget", "999")
     assert "support 999: must be in 0.." in refuse(capsys, "ask", place / "index", QUESTION, "--support", "999")
+    assert "story.txt/index: Not a directory; choose another place" in refuse(capsys, "index", "build", story, story / "index", *retriever)
     assert not out.exists()
     assert content(place / "index") == before
 
@@ -115,24 +122,84 @@ def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], plac
 def test_a_retriever_that_has_gone_is_asked_for(capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     write_small_export(moved)
-    run("index", "build", moved, place / "story.txt", tmp_path / "index")
+    run("index", "build", place / "story.txt", tmp_path / "index", "--retriever", moved)
     moved.rename(tmp_path / "elsewhere")
     assert "no longer there; name it with --retriever" in refuse(capsys, "ask", tmp_path / "index", QUESTION)
+    (tmp_path / "more.txt").write_text("Mary left.")
+    assert "name it with --retriever" in refuse(capsys, "index", "add", tmp_path / "more.txt", tmp_path / "index")
     assert run("ask", tmp_path / "index", QUESTION, "--retriever", tmp_path / "elsewhere")[-1] == "stop threshold: this retriever has none"
+    (said,) = run("index", "add", tmp_path / "more.txt", tmp_path / "index", "--retriever", tmp_path / "elsewhere")
+    assert said.endswith(" 1 of them new")
     Index.build(Retriever.from_pretrained(tmp_path / "elsewhere"), CHUNKS, tmp_path / "given")
     assert "does not say where its retriever is" in refuse(capsys, "ask", tmp_path / "given", QUESTION)
 
 
-def test_unknown_commands_exit_64(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["search"], ["index", "remove"], ["ask"], ["index", "info", "x", "--no-such-option"]):
-        assert main(words) == 64
-    assert "remove" in capsys.readouterr().err
-    assert main(["index", "--help"]) == 0
-    assert "build" in capsys.readouterr().out
+def test_a_build_without_a_retriever_says_what_to_give(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    error = refuse(capsys, "index", "build", "my book.txt", "book.index")
+    assert "--retriever is missing: give the run directory or the export folder" in error
+    assert "qrag index build 'my book.txt' book.index --retriever runs/" in error
 
 
-def test_the_module_runs(place: Path) -> None:
-    command = [sys.executable, "-m", "qrag_jax", "index", "info", place / "index"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{place / 'index'}: ")
+@pytest.mark.parametrize("options", [(), ("--dtype", "int8"), ("--dtype=int8",)])
+def test_a_retriever_in_third_place_is_answered_with_the_command_that_was_meant(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], place: Path, tmp_path: Path
+) -> None:
+    retriever, story, index = str(place / "run"), str(place / "story.txt"), str(tmp_path / "an index")
+    error = refuse(capsys, "index", "build", *options, retriever, story, index)
+    program, *meant = shlex.split(error.split("`")[1])
+    assert [program, *meant] == ["qrag", "index", "build", story, index, "--retriever", retriever, *options]
+    run(*meant)
+    error = refuse(capsys, "index", "add", retriever, "more.txt", index)
+    assert f"did you mean `qrag index add more.txt '{index}'`?" in error
+    assert "Unrecognized" in refuse(capsys, "index", "build", "a", "b", "c", "--retriever", "d")
+
+
+def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export; `qrag --help` says what each does"
+    assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, info;")
+    assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export; did you mean export?"
+    assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, import, export"
+    assert refuse(capsys, "index", "bild") == "error: qrag index bild: no such command; known: build, add, info; did you mean build?"
+    option = (
+        "error: qrag ask --bugdet: no such option; known: --retriever, --budget, --beam, --stop, --trace, --support; did you mean --budget?"
+    )
+    assert refuse(capsys, "ask", "x", "y", "--bugdet=3") == option
+    assert refuse(capsys, "ask", "x").startswith("error: Missing from qrag ask: QUESTION The question")
+    assert refuse(capsys, "ask", "x", "y", "--budget", "z").startswith("error: Error parsing --budget: ")
+    assert "out = gs:/bucket/out: must be a place on this machine" in refuse(capsys, "export", "run", "gs://bucket/out")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example_that_can_be_read(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    (example,) = re.findall("^Example: (.+)$", shown, re.MULTILINE)
+    assert shlex.split(example)[: 1 + len(name.split())] == ["qrag", *name.split()]
+    assert "PATH" not in shown
+    assert max(len(line) for line in shown.splitlines() if not line.startswith("Example: ")) <= 80
+    seen: list[object] = []
+    monkeypatch.setattr("qrag_jax.__main__._run", lambda command, say: seen.append(command) or 0)
+    assert main(shlex.split(example)[1:]) == 0
+    assert type(seen[0]) is COMMANDS[name]
+
+
+def test_the_overviews_list_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, names in (([], COMMANDS), (["index"], ("build", "add", "info"))):
+        assert main([*words, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert re.findall(r"^  (\w+(?: \w+)?)  +\w", shown, re.MULTILINE) == list(names)
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_qrag_and_the_module_are_the_same(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module, _, name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["qrag"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main
+    monkeypatch.setattr(sys, "argv", ["qrag", "index", "info", str(place / "index")])
+    assert main() == 0
+    installed = capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "qrag_jax/__main__.py"), run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == installed
+    assert installed.startswith(f"{place / 'index'}: ")

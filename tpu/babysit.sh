@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Sees a command through to its end on a TPU that may be taken back at any time. Run it where it can stay: a small VM, tmux, a desktop.
 #
-#   ZONE=europe-west4-a RUN_BUCKET=gs://my-bucket/qa2 tpu/babysit.sh NAME -- python -m experiments.babilong --task qa2
+#   ZONE=europe-west4-a tpu/babysit.sh NAME -- python -m experiments.babilong --task qa2 --run-dir gs://my-bucket/qa2
 #
 # Settings are those of create.sh, setup.sh and run.sh, and:
 #   MAX_FAILURES      attempts in a row that come to nothing before it gives up, default 20
 #   BASE_DELAY        seconds before the first new attempt, doubled each time; default 15
 #   MAX_DELAY         at most this many seconds; default 900
 #   POLL              seconds between looks while all is well, default 60
-#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs RUN_BUCKET or --run-dir gs://...); default 0, and the TPU goes on costing money
+#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs --run-dir gs://...); default 0, and the TPU goes on costing money
 #   DRY_RUN           1: only print what it would do
 #
 # Missing, SUSPENDED, PREEMPTED or FAILED: deletes what is left, creates, sets up and starts again. Exit code 75 (preempted and saved,
-# or runs could not be fetched or sent), 134 (lost another host), 143, or a process that vanished: starts the same command again. Any
+# or the bucket is out of reach), 134 (lost another host), 143, or a process that vanished: starts the same command again. Any
 # other exit code ends it with that code: 64 (bad configuration), 70 (NaN) and 74 (disk full or broken) too, which would only come again.
 # It can itself be stopped and started again: a running job is found and watched.
 # Its own exit codes: 64 bad settings or another job on the TPU, 69 gave up.
@@ -26,8 +26,8 @@ MAX_DELAY=${MAX_DELAY:-900}
 POLL=${POLL:-60}
 for setting in MAX_FAILURES BASE_DELAY MAX_DELAY POLL; do whole_number "$setting"; done
 DELETE_WHEN_DONE=${DELETE_WHEN_DONE:-0}
-[[ $DELETE_WHEN_DONE != 1 || -n $BUCKET || ${COMMAND[*]} == *gs://* ]] ||
-  die "DELETE_WHEN_DONE = 1: needs RUN_BUCKET or --run-dir gs://..., or the results go with the TPU"
+[[ $DELETE_WHEN_DONE != 1 || ${COMMAND[*]} == *gs://* ]] ||
+  die "DELETE_WHEN_DONE = 1: needs --run-dir gs://..., or the results go with the TPU"
 ID=$(job_id "${COMMAND[@]}")
 failures=0
 started=no

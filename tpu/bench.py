@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from measure import REFERENCES, Subject, compilations, compute_dtype, describe, flops, main, matmul_peak, report, subject
 from numpy.typing import ArrayLike
 
-from qrag_jax.train.parallel import make_parallel
+from qrag_jax.rl.learner import TrainState
+from qrag_jax.train.parallel import Update, make_parallel
 from qrag_jax.types import Episode, TaskBatch
 
 WARM_UP = 2
@@ -57,6 +61,33 @@ def model_flops(subject: Subject, batch: TaskBatch, episode: Episode) -> float:
     return 2 * pools + 2 * states - first + 3 * (picked + states)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What some updates took: seconds in all, seconds spent waiting for batches, seconds of each compilation; and the state after them."""
+
+    wall: float
+    waited: float
+    compiled: list[float]
+    state: TrainState
+
+
+def time_updates(update: Update, state: TrainState, batches: Iterator[TaskBatch], updates: int) -> Timing:
+    """Raises FloatingPointError when the last loss is not finite."""
+    waited = 0.0
+    with compilations() as compiled:
+        began = time.perf_counter()
+        for _ in range(updates):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            state, metrics = update(state, batch)
+            jax.block_until_ready((state, metrics))
+        wall = time.perf_counter() - began
+    if not np.isfinite(float(metrics["loss"])):
+        raise FloatingPointError(f"loss is {float(metrics['loss'])} after {updates} updates: these times mean nothing")
+    return Timing(wall, waited, compiled, state)
+
+
 def run(options: argparse.Namespace) -> int:
     it = subject(options.preset, options.batch)
     config = it.learner.config
@@ -69,25 +100,12 @@ def run(options: argparse.Namespace) -> int:
 
     product = lambda: matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)
     peak = product()
-    waited = 0.0
-    with compilations() as compiled:
-        began = time.perf_counter()
-        for _ in range(options.updates):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            state, metrics = parallel.update(state, batch)
-            jax.block_until_ready((state, metrics))
-        wall = time.perf_counter() - began
-    if not np.isfinite(float(metrics["loss"])):
-        raise FloatingPointError(f"loss is {float(metrics['loss'])} after {options.updates} updates: these times mean nothing")
-
+    timing = time_updates(parallel.update, state, batches, options.updates)
     # Policies of nearby updates pick alike: the last batch stands for all.
     batch = it.whole[WARM_UP + options.updates - 1]
-    episode = jax.jit(it.learner.collect)(parallel.fetch(state), batch)
-    work = model_flops(it, batch, episode)
+    work = model_flops(it, batch, jax.jit(it.learner.collect)(parallel.fetch(timing.state), batch))
     peak = max(peak, product())
-    transitions = options.updates * config.optim.batch * config.rl.budget / wall
+    transitions = options.updates * config.optim.batch * config.rl.budget / timing.wall
     values = {
         "devices": [str(d) for d in it.devices],
         "kind": it.devices[0].device_kind,
@@ -97,31 +115,46 @@ def run(options: argparse.Namespace) -> int:
         "batch": config.optim.batch,
         "budget": config.rl.budget,
         "chunks": config.data.chunks,
-        "wall_seconds": wall,
+        "wall_seconds": timing.wall,
         "transitions_per_second": transitions,
         "flop_per_update": work,
         "matmul_flops": peak,
-        "utilisation": work * options.updates / wall / (peak * len(it.devices)),
-        "input_bound": waited / wall,
-        "compilations": len(compiled),
-        "times_reference": None,
+        "utilisation": work * options.updates / timing.wall / (peak * len(it.devices)),
+        "input_bound": timing.waited / timing.wall,
+        "compilations": len(timing.compiled),
+        "times_reference": times_reference(it.name, transitions, peak * len(it.devices)),
     }
-    rows = {
-        "devices": describe(it.devices),
-        "run": f"{it.name}: {options.updates} updates of {config.optim.batch} episodes x {config.rl.budget} picks, {wall:.1f} s",
-        "transitions/s": f"{transitions:.1f}",
-        "FLOP an update": f"{work:.2e}",
-        "utilisation": f"{values['utilisation']:.1%} of {len(it.devices)} x {flops(peak)} ({config.model.compute_dtype} product)",
-        "input-bound": f"{waited / wall:.1%}",
-    }
-    if (reference := REFERENCES.get(it.name)) is not None:
-        times = transitions / (peak * len(it.devices)) / (reference.transitions_per_second / reference.matmul_flops)
-        values["times_reference"] = times
-        rows["beside the reference"] = f"{times:.1f} times its transitions/s, each for the matrix product of its machine"
-    if compiled:
-        rows["note"] = f"{len(compiled)} compilation(s), {sum(compiled):.1f} s, are part of the time: batches of a new shape"
-    report(rows, values, options.out)
+    report(rows(it, values, timing), values, options.out)
     return 0
+
+
+def times_reference(name: str, transitions: float, matmul_flops: float) -> float | None:
+    """Transitions/s in units of the reference code's, each divided by its machine's matrix product; None for a size it does not have."""
+    reference = REFERENCES.get(name)
+    if reference is None:
+        return None
+    return transitions / matmul_flops / (reference.transitions_per_second / reference.matmul_flops)
+
+
+def rows(it: Subject, values: Mapping[str, Any], timing: Timing) -> dict[str, str]:
+    """The table for whoever waits."""
+    config = it.learner.config
+    table = {
+        "devices": describe(it.devices),
+        "run": f"{it.name}: {values['updates']} updates of {config.optim.batch} episodes x {config.rl.budget} picks, {timing.wall:.1f} s",
+        "transitions/s": f"{values['transitions_per_second']:.1f}",
+        "FLOP an update": f"{values['flop_per_update']:.2e}",
+        "utilisation": (
+            f"{values['utilisation']:.1%} of {len(it.devices)} x {flops(values['matmul_flops'])} ({config.model.compute_dtype} product)"
+        ),
+        "input-bound": f"{values['input_bound']:.1%}",
+    }
+    if (times := values["times_reference"]) is not None:
+        table["compared with the reference"] = f"{times:.1f} times its transitions/s, each for the matrix product of its machine"
+    if timing.compiled:
+        seconds = sum(timing.compiled)
+        table["note"] = f"{len(timing.compiled)} compilation(s), {seconds:.1f} s, are part of the time: batches of a new shape"
+    return table
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 #   YES             1: do not ask
 #   DRY_RUN         1: only print the command
 #
-# To keep runs that are in no RUN_BUCKET, copy them first: gcloud compute tpus tpu-vm scp --recurse NAME:qrag/runs . --zone=ZONE
+# To keep runs that are in no bucket, copy them first: gcloud compute tpus tpu-vm scp --recurse NAME:qrag/runs . --zone=ZONE
 
 # shellcheck source=tpu/lib.sh
 source "$(dirname "$0")/lib.sh"

@@ -40,9 +40,7 @@ arguments() {
   [[ -n ${ZONE:-} ]] || die "ZONE is not set; such as ZONE=europe-west4-a (gcloud compute tpus locations list)"
   FLAGS=(--zone="$ZONE")
   if [[ -n ${PROJECT:-} ]]; then FLAGS+=(--project="$PROJECT"); fi
-  BUCKET=${RUN_BUCKET:-}
-  BUCKET=${BUCKET%/}
-  [[ -z $BUCKET || $BUCKET =~ ^gs://[a-z0-9] ]] || die "RUN_BUCKET = '$RUN_BUCKET': must be gs://BUCKET/FOLDER"
+  [[ -z ${RUN_BUCKET:-} ]] || die "RUN_BUCKET is no longer used; give the command --run-dir gs://BUCKET/NAME"
 }
 
 whole_number() { [[ ${!1} =~ ^[1-9][0-9]*$ ]] || die "$1 = '${!1}': must be a whole number above 0"; }
@@ -120,4 +118,4 @@ job() {
 }
 
 # Names a command on the VM, so that another one's exit code is not taken for its own.
-job_id() { quoted "$BUCKET" "$@" | cksum | cut -d' ' -f1; }
+job_id() { quoted "$@" | cksum | cut -d' ' -f1; }

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from qrag_jax.config import RunConfig
 from qrag_jax.config.presets import PRESETS, preset
 from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.learner import Learner, TrainState, make_optimizer
+from qrag_jax.rl.learner import Learner, TrainState
+from qrag_jax.rl.supervised import make_learner
 from qrag_jax.rundir.files import write_json
 from qrag_jax.rundir.log import say
 from qrag_jax.train import hosts
@@ -92,10 +93,12 @@ def subject(name: str, batch: int = 0) -> Subject:
         # A vocabulary counted on these texts is smaller; the table is as large as the reference's all the same.
         model = scratch_model(config, model.tokenizer, config.model.vocab_size)
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
-    learner = Learner(model.embedder, config, layout, make_optimizer(config))
+    learner = make_learner(model.embedder, config, layout)
     state = learner.init(jax.random.key(config.train.seed), model.params)
     share = Share(jax.process_index(), jax.process_count(), len(devices))
-    shared, whole = (Batches(config, model.tokenizer, stages, part) for part in (share, Share(devices=len(devices))))
+    shared, whole = (
+        Batches(config.data, config.optim.batch, model.tokenizer, stages, part) for part in (share, Share(devices=len(devices)))
+    )
     return Subject(name, model, learner, state, shared, whole, devices)
 
 

@@ -18,14 +18,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from experiments import baselines
 from experiments.ablations.report import Found, write_report
-from experiments.cli import execute, read
+from experiments.cli import execute, read, working_folder
+from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, SUPERVISED
+from experiments.seeds import check_seeds, finished, forget, with_seed
 from qrag_jax.config import RunConfig
-from qrag_jax.rundir.files import read_json
+from qrag_jax.config.retarget import retest
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,21 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Command:
-    benchmark: str | None = None
-    """Benchmark; none: the run's, or babilong."""
-    task: str | None = None
-    """Task; none: the run's, or qa2 of babilong, niah_mk3 of ruler, all elsewhere."""
+    questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     preset: str = "tiny"
-    """Settings of the full method: a preset, or the folder of a run or an export."""
+    """Settings of the full method: a preset, a .json file with a configuration, or the folder of a run or of an export."""
     variants: tuple[str, ...] = tuple(TABLE3)
     """Which variants, or all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed has its own questions, parameters and episodes."""
-    steps: int | None = None
-    """Updates of each run; none: the preset's."""
-    run_dir: Path | None = None
-    """Folder for ablations.json, .md, .png and the runs. Default: runs/BENCHMARK-TASK-ablations."""
-    data_dir: str | None = None
-    """Folder with the benchmark's files; none: the run's."""
-    eval_tokens: tuple[str, ...] | None = None
-    """Context lengths; none: the run's."""
-    eval_episodes: int | None = None
-    """Test questions at each length; none: the run's."""
+    steps: Annotated[int | None, OWN] = None
+    """Updates of each run."""
+    run_dir: str | None = None
+    """Folder for ablations.json, .md, .png and the runs, or gs://BUCKET/NAME. Default: runs/BENCHMARK-TASK-ablations."""
+    eval_tokens: Annotated[tuple[str, ...] | None, OWN] = None
+    """Context lengths."""
+    eval_episodes: Annotated[int | None, OWN] = None
+    """Test questions at each length."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,16 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
+    base, names = configuration(command), chosen(command.variants)
+    with working_folder(command.run_dir or f"runs/{base.data.benchmark}-{base.data.task}-ablations") as run_dir:
+        train(base, names, command.seeds, run_dir)
+
+
+def train(base: RunConfig, names: Sequence[str], seeds: Sequence[int], run_dir: Path) -> None:
+    """Every variant with every seed; those that have ended are only read."""
     import jax
 
     from qrag_jax.rundir.log import say
     from qrag_jax.train.training import check_run_dir
 
-    base = configuration(command)
-    names = chosen(command.variants)
-    run_dir = command.run_dir or Path("runs", f"{base.data.benchmark}-{base.data.task}-ablations")
     # Everything is looked at before anything is trained.
-    plan = [(name, seed, variant_config(base, name, seed)) for seed in command.seeds for name in names]
+    plan = [(name, seed, variant_config(base, name, seed)) for seed in seeds for name in names]
     for name, seed, config in plan:
         check_run_dir(config, run_dir / folder_name(base, name, seed))
     found: list[Found] = []
@@ -121,20 +124,12 @@ def run(command: Command) -> None:
 
 def configuration(command: Command) -> RunConfig:
     """The settings of the full method. Raises ValueError on bad values."""
-    if not command.seeds or len(set(command.seeds)) != len(command.seeds):
-        raise ValueError(f"seeds = {command.seeds}: must be one or more, each once")
-    base = baselines.settings(command.preset, command.benchmark, command.task)
-    episodes = base.eval.episodes if command.eval_episodes is None else command.eval_episodes
+    base = command.questions.of_preset(command.preset)
+    check_seeds(base, command.seeds)
     return replace(
         base,
-        data=replace(base.data, data_dir=command.data_dir or base.data.data_dir),
         train=replace(base.train, steps=base.train.steps if command.steps is None else command.steps),
-        eval=replace(
-            base.eval,
-            tokens=command.eval_tokens or base.eval.tokens,
-            episodes=episodes,
-            haystacks=min(base.eval.haystacks, max(1, episodes)),
-        ),
+        eval=retest(base.eval, tokens=command.eval_tokens, episodes=command.eval_episodes),
     )
 
 
@@ -150,7 +145,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 def variant_config(base: RunConfig, name: str, seed: int) -> RunConfig:
     """The settings of one run."""
     variant = VARIANTS[name]
-    seeded = replace(base, train=replace(base.train, seed=seed))
+    seeded = with_seed(base, seed)
     if variant.baseline:
         return baselines.untuned(seeded)
     return replace(seeded, **{section: replace(getattr(seeded, section), **values) for section, values in variant.changes.items()})
@@ -162,25 +157,17 @@ def folder_name(base: RunConfig, name: str, seed: int) -> str:
     return f"{'full' if same else name}-seed{seed}"
 
 
-def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
-    """Rows of a run that has ended with these settings; None when something is left to do, a new evaluation included."""
-    results = run_dir / "results.json"
-    if not results.exists():
-        return None
-    if RunConfig.from_json((run_dir / "config.json").read_text(encoding="utf-8")) != config:
-        results.unlink()  # of other context lengths; the next call must not take them for these
-        return None
-    return list(read_json(results)["rows"])
-
-
 def train_or_measure(name: str, config: RunConfig, run_dir: Path, full: Path) -> list[dict[str, Any]]:
     from experiments.paper.compare import write_comparison
+    from experiments.paper.plots import draw_context
     from qrag_jax.train import training
 
+    forget(run_dir)
     if method := VARIANTS[name].baseline:
         return baselines.measure(config, (method,), run_dir, vocabulary=full)
     rows = training.run(config, run_dir)
     write_comparison(run_dir, rows, config, config)
+    draw_context(rows, run_dir / "context.png")
     return rows
 
 

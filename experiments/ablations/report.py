@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from experiments.paper.compare import Comparison, compare, markdown
 from experiments.paper.plots import COLOURS, MARKERS
+from experiments.seeds import cell, statistics
 from qrag_jax.config import RunConfig
 from qrag_jax.config.lengths import format_tokens
-from qrag_jax.evaluate.plots import BLACK, _figure, _save
+from qrag_jax.evaluate.plots import BLACK, legend, save, subplots
 from qrag_jax.rundir.files import read_json, write_json, write_text
 
 SCHEMA = 1
@@ -40,7 +40,7 @@ def write_report(run_dir: Path, found: Sequence[Found]) -> None:
     named = {"benchmark": first.data.benchmark, "task": first.data.task, "embedder": first.model.embedder}
     write_json(run_dir / "ablations.json", {"schema": SCHEMA, **named, "beside_paper": reasons, "rows": rows})
     write_text(run_dir / "ablations.md", table(read_ablations(run_dir / "ablations.json")) + "\n")
-    draw(run_dir / "ablations.png", f"{first.data.benchmark} {first.data.task}, {first.model.embedder}, test questions", rows)
+    draw(read_ablations(run_dir / "ablations.json"), run_dir / "ablations.png")
 
 
 def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -56,10 +56,8 @@ def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
     rows, reasons = [], []
     for group in groups.values():
         one, row = group[0]
-        scores = {name: [r[name] for _, r in group] for name in METRICS}
-        known = {name: None if None in values else values for name, values in scores.items()}
-        means = {name: None if values is None else mean(values) for name, values in known.items()}
-        paper = _paper({**row, **means}, one) if one.in_paper else None
+        known = statistics([r for _, r in group], tuple(METRICS))
+        paper = _paper({**row, **known.mean}, one) if one.in_paper else None
         if paper is not None:
             reasons.append(paper.why)
         rows.append(
@@ -70,9 +68,9 @@ def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
                 "seeds": [f.seed for f, _ in group],
                 "runs": [f.folder for f, _ in group],
                 "checkpoint_step": [r["checkpoint_step"] for _, r in group],
-                **known,
-                "mean": means,
-                "spread": {name: None if values is None or len(values) < 2 else stdev(values) for name, values in known.items()},
+                **known.values,
+                "mean": known.mean,
+                "spread": known.spread,
                 "paper": paper and paper.figure and {"fact_f1": paper.figure.value, "place": paper.figure.place},
             }
         )
@@ -107,7 +105,7 @@ def table(ablations: dict[str, Any]) -> str:
                 "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
                 "-" if row["updates"] is None else f"{row['updates']:,}",
                 str(len(row["seeds"])),
-                *(_cell(row["mean"][name], row["spread"][name]) for name in METRICS),
+                *(cell(row["mean"][name], row["spread"][name]) for name in METRICS),
                 "-" if row["paper"] is None else f"{row['paper']['fact_f1']:.3f} ({row['paper']['place']})",
             ]
         )
@@ -120,19 +118,14 @@ def table(ablations: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
-def _cell(value: float | None, spread: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
-
-
-def draw(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A dot for each seed, a larger one for their mean and a star for the paper's Fact F1, by variant and context length."""
+def draw(ablations: dict[str, Any], path: Path) -> None:
+    """From ablations.json, by variant and context length: the mean of the seeds, a dot for each seed, and the paper's Fact F1."""
+    rows = ablations["rows"]
     panels = ("fact_em", "fact_f1_stopped")
     names = list(dict.fromkeys(row["label"] for row in rows))
     lengths = sorted({row["context_tokens"] or 0 for row in rows})
-    figure, axes = _figure(len(panels))
-    figure.set_size_inches(5 * len(panels) + 3, 1.4 + 0.45 * len(names))
+    figure, axes = subplots(len(panels))
+    figure.set_size_inches(5 * len(panels) + 1.5, 2.2 + 0.45 * len(names))
     for metric, axis in zip(panels, axes[0], strict=True):
         for row in rows:
             number = lengths.index(row["context_tokens"] or 0)
@@ -147,8 +140,7 @@ def draw(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> None:
         axis.set_yticks(range(len(names)), names if metric == panels[0] else [])
         axis.set(xlabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
         axis.grid(alpha=0.3)
+        legend(axis, title="mean of the seeds; a dot for each seed")
     axes[0, 0].set_ylabel("variant")
-    shown = {name: handle for axis in axes[0] for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8, title="mean of seeds (dots)")
-    figure.suptitle(title)
-    _save(figure, path)
+    figure.suptitle(f"{ablations['benchmark']} {ablations['task']}, {ablations['embedder']}, test questions")
+    save(figure, path)

@@ -1,8 +1,8 @@
 """What was measured beside what the paper reports: the table every experiment ends with.
 
-The paper's figures are data, ``experiments/expected/BENCHMARK.json``. A figure is met (OK) or missed (below) only where the run is of the
-same kind; else both numbers are shown with what differs. ``tolerance`` of a figure is how far below it still counts as met: a choice of
-this project, since the paper gives few spreads.
+The paper's figures are data, ``experiments/paper/expected/BENCHMARK.json``. A figure is met (OK) or missed (below) only where the run is
+of the same kind; else both numbers are shown with what differs. ``tolerance`` of a figure is how far below it still counts as met: a
+choice of this project, since the paper gives few spreads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qrag_jax.config import RunConfig
+from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.config.parse import decode, require
 from qrag_jax.rundir.files import read_json, write_text
@@ -24,10 +24,6 @@ SCHEMA = 1
 Metric = Literal["fact_f1", "fact_em", "fact_f1_stopped", "fact_em_stopped", "answer_em", "answer_f1", "answer_accuracy"]
 Verdict = Literal["OK", "below", "not comparable", "no figure"]
 METHOD, BEAM_METHOD, SUPERVISED = "Q-RAG", "Plan Q-RAG", "supervised fine-tuning"
-PUBLISHED = {"hotpotqa": 7405, "musique": 2417}
-"""Questions of the published development files, which are the test here."""
-ESSAYS = ("niah_s2", "niah_s3", "niah_mk1", "niah_mv", "niah_mq")
-"""RULER's tasks whose haystack is essays."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +123,16 @@ def expected(benchmark: str) -> Expected | None:
     return load_expected(path) if path.exists() else None
 
 
+def by_length(benchmark: str) -> dict[tuple[str, str], dict[int, float]]:
+    """(task, metric) -> context length in tokens -> the paper's figure for Q-RAG; empty where it has none."""
+    known = expected(benchmark)
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for figure in known.figures if known else ():
+        if figure.method == METHOD and figure.context_tokens is not None:
+            found.setdefault((figure.task, figure.metric), {})[figure.context_tokens] = figure.value
+    return found
+
+
 def compare(rows: Sequence[Mapping[str, Any]], tested: RunConfig, trained: RunConfig) -> list[Comparison]:
     """Each row of results.json beside each figure of its task, length and method.
 
@@ -178,11 +184,9 @@ def _method(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig, figur
 
 def _short(row: Mapping[str, Any]) -> str:
     """The task under the name that figures have: RULER's tasks have a long one as well."""
-    if row["benchmark"].removesuffix("-official") != "ruler":
-        return str(row["task"])
-    from qrag_jax.data.ruler.needles import ALIASES
-
-    return {long: short for short, long in ALIASES.items()}.get(row["task"], row["task"])
+    known = benchmarks.BENCHMARKS.get(row["benchmark"].removesuffix("-official"))
+    short = {} if known is None else {long: short for short, long in known.aliases.items()}
+    return short.get(row["task"], str(row["task"]))
 
 
 def _nominal(row: Mapping[str, Any]) -> int | None:
@@ -245,7 +249,8 @@ def _other_training(figure: Figure, tested: RunConfig, trained: RunConfig) -> st
         return None
     if ours.benchmark != theirs or (ours.benchmark == tested.data.benchmark and ours.task != tested.data.task):
         return f"trained on {ours.benchmark} {ours.task}"
-    if ours.benchmark == "babilong" and ours.data_dir is None and tested.data.data_dir is not None:
+    stories = benchmarks.task(tested.data.benchmark, tested.data.task).documents == "stories"
+    if stories and ours.data_dir is None and tested.data.data_dir is not None:
         return "trained on generated stories"
     return None
 
@@ -260,15 +265,15 @@ def _same_embedder(here: str, paper: str) -> bool:
 
 def _other_data(row: Mapping[str, Any], tested: RunConfig) -> str | None:
     """How the test differs from the published one, as far as the configuration tells."""
-    benchmark, generated = row["benchmark"], tested.data.data_dir is None
     if row["split"] != "test":
         return f"{row['split']} questions"
-    if benchmark == "babilong" and generated:
-        return "generated stories in Python's documentation"
-    if benchmark == "ruler" and generated and _short(row) in ESSAYS:
-        return "Python's documentation in place of essays"
-    if row["episodes"] < PUBLISHED.get(benchmark, 0):
-        return f"{row['episodes']:,} of {PUBLISHED[benchmark]:,} questions"
+    known = benchmarks.BENCHMARKS.get(row["benchmark"])
+    if known is None:  # official records
+        return None
+    if tested.data.data_dir is None and (generated := benchmarks.task(row["benchmark"], row["task"]).generated):
+        return generated
+    if known.published is not None and row["episodes"] < known.published:
+        return f"{row['episodes']:,} of {known.published:,} questions"
     return None
 
 

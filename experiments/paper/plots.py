@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.config.lengths import format_tokens
-from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, _figure, _save
+from experiments.paper.compare import by_length
+from qrag_jax.evaluate import plots
+from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, interval
 
-# The rest of Okabe and Ito, but for yellow, which is faint on white, and a grey. Line styles repeat after another number of lines.
+# The rest of Okabe and Ito, but for yellow, which is faint on white, and a grey. Markers and styles repeat after other numbers of lines.
 COLOURS = (BLUE, ORANGE, GREEN, "#D55E00", "#CC79A7", "#56B4E9", "#777777")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (4, 1, 1, 1)))
 APART = 1.05  # lines stand side by side, by this factor, so that equal scores are all seen
 COLUMNS = 3
@@ -45,23 +46,45 @@ def draw(path: Path, title: str, lines: Sequence[Line], paper: Sequence[PaperLin
     answered = [task for task in tasks if any(row["answer_em"] is not None for line in lines if line.task == task for row in line.rows)]
     panels = [("fact_em", task) for task in tasks] + [("answer_em", task) for task in answered]
     columns = min(len(panels), COLUMNS)
-    figure, axes = _figure(columns, -(-len(panels) // columns))
+    figure, axes = plots.subplots(columns, -(-len(panels) // columns))
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
+    looks = _looks(lines)
     for (column, task), axis in zip(panels, axes.flat, strict=False):
-        _panel(axis, column, [line for line in lines if line.task == task], [p for p in paper if (p.column, p.task) == (column, task)])
-        axis.set(xlabel="context length (tokens)", ylabel=LABELS[column], title=f"{title} {task}, test questions")
-    _save(figure, path)
+        own = [line for line in lines if line.task == task]
+        _panel(axis, column, own, [p for p in paper if (p.column, p.task) == (column, task)], looks)
+        axis.set_title(f"{title} {task}, test questions")
+    plots.save(figure, path)
 
 
-def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperLine]) -> None:
+def draw_context(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """context.png of a run with the paper's figures, which the library does not know. Without a context length nothing is drawn."""
+    lengths = [row for row in rows if row["context_tokens"] is not None]
+    tested = {row["benchmark"] for row in lengths}
+    if lengths:
+        plots.context(lengths, path, {(name, *key): values for name in tested for key, values in by_length(name).items()})
+
+
+def _looks(lines: Sequence[Line]) -> dict[str, int]:
+    """A number for the look of each run, the same in every panel; runs that share a panel differ."""
+    looks: dict[str, int] = {}
+    for line in lines:
+        tasks = {other.task for other in lines if other.name == line.name}
+        taken = {looks[other.name] for other in lines if other.task in tasks and other.name in looks and other.name != line.name}
+        looks.setdefault(line.name, next(number for number in range(len(lines)) if number not in taken))
+    return looks
+
+
+def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperLine], looks: Mapping[str, int]) -> None:
     shown = [(line.name, kept) for line in lines if (kept := [row for row in line.rows if row[column] is not None])]
     lowest = 1.0
-    for number, (name, rows) in enumerate(shown):
-        aside = APART ** (number - (len(shown) - 1) / 2)
+    for place, (name, rows) in enumerate(shown):
+        aside, number = APART ** (place - (len(shown) - 1) / 2), looks[name]
         at, values = [row["context_tokens"] * aside for row in rows], [row[column] for row in rows]
         # The interval of results.json is of Fact EM.
-        bars = [[row["fact_em"] - row["ci95"][0] for row in rows], [row["ci95"][1] - row["fact_em"] for row in rows]]
+        ends = [interval(row) for row in rows]
+        bars = [[row["fact_em"] - end[0] for row, end in zip(rows, ends, strict=True)]]
+        bars += [[end[1] - row["fact_em"] for row, end in zip(rows, ends, strict=True)]]
         axis.errorbar(
             at,
             values,
@@ -72,15 +95,14 @@ def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperL
             linestyle=STYLES[number % len(STYLES)],
             label=name,
         )
-        lowest = min([lowest, *values, *(row["ci95"][0] for row in rows if column == "fact_em")])
+        lowest = min([lowest, *values, *(low for low, _ in ends if column == "fact_em")])
     for line in paper:
         axis.plot(list(line.values), list(line.values.values()), color=BLACK, marker="*", linestyle=":", label=line.name)
         lowest = min(lowest, *line.values.values())
     ticks = sorted({row["context_tokens"] for _, rows in shown for row in rows} | {tokens for line in paper for tokens in line.values})
-    axis.set_xscale("log")
-    axis.set_xticks(ticks, [format_tokens(tokens) for tokens in ticks], fontsize=8)
-    axis.minorticks_off()
-    # Most of what is compared lies near 1; a panel begins a little below its own lowest score.
-    axis.set_ylim(max(0.0, math.floor(10 * lowest) / 10 - 0.1) - 0.02, 1.02)
+    plots.context_axis(axis, ticks)
+    # Most of what is compared lies near 1; a panel begins a little below its own lowest score, and says so.
+    start = max(0.0, math.floor(10 * lowest) / 10 - 0.1)
+    axis.set(ylim=(start - 0.02, 1.02), ylabel=LABELS[column] + (f" (axis from {start:.1f})" if start else ""))
     axis.grid(alpha=0.3)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8)
+    plots.legend(axis)

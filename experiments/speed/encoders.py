@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.speed.measures import alternate, cores, missing_torch, ratio, times
 from qrag_jax.config import DataConfig, ModelConfig, RunConfig
-from qrag_jax.export.folder import read_export, write_export
+from qrag_jax.export.folder import Export, read_export, write_export
 from qrag_jax.export.to_torch import to_torch
 from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.embedder import pair
@@ -134,15 +134,6 @@ def compare_minilm(data: DataConfig, texts: Sequence[str], repeats: int, scratch
         found = load_pretrained("minilm")
     except ValueError as error:
         return _not_compared(name, len(texts), str(error))
-    export = write_export(
-        scratch / "minilm",
-        config=RunConfig(data=data, model=ModelConfig(embedder="minilm")),
-        backbone=found.backbone,
-        params=pair(found.params, None),
-        tokenizer=found.tokenizer,
-        threshold=None,
-        step=0,
-        rows=[],
-        pooling=found.pooling,
-    )
+    config = RunConfig(data=data, model=ModelConfig(embedder="minilm"))
+    export = write_export(scratch / "minilm", Export(config, found.backbone, pair(found.params, None), found.tokenizer, found.pooling))
     return compare_encoders(name, export, texts, repeats, scratch / "minilm-torch")

@@ -6,43 +6,60 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.config.lengths import format_tokens
-from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, _figure, _save
+from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, context_axis, legend, save, subplots
+
+STYLES = ((BLUE, "o", "-"), (BLACK, "x", ":"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PURPLE, "v", (0, (1, 1))))
+SEARCHES = {
+    "step": "this library",
+    "plain_dot": "plain dot product",
+    "numpy": "re-rotation, NumPy, with tables, in blocks",
+    "pytorch": "re-rotation, PyTorch, likewise",
+    "textbook": "re-rotation, NumPy, as written",
+}
+TICKS = (1, 2, 5)  # of a decade, on a time axis too short for whole decades
 
 
 def speed(report: dict[str, Any], path: Path) -> None:
-    """A search step beside its alternatives, whole questions, and index builds, on log axes, from speed.json."""
-    figure, axes = _figure(3)
-    styles = ((BLUE, "o", "-"), (BLACK, "x", ":"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PURPLE, "v", (0, (1, 1))))
-
-    def lines(axis: Any, x: str, series: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:
-        for (key, label), (colour, marker, style) in zip(series.items(), styles, strict=False):
-            found = [(row[x], row[key]) for row in rows if row[key] is not None]
-            if found:
-                seconds = [value["median_s"] if isinstance(value, dict) else value for _, value in found]
-                axis.plot([at for at, _ in found], seconds, color=colour, marker=marker, linestyle=style, label=label)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.grid(alpha=0.3, which="both")
-
-    names = {
-        **{"step": "this library", "plain_dot": "plain dot product", "numpy": "re-rotation, NumPy, tabled and blocked"},
-        **{"pytorch": "re-rotation, PyTorch, likewise", "textbook": "re-rotation, NumPy, as written"},
-    }
-    lines(axes[0, 0], "tokens", names, report["search"])
-    axes[0, 0].set(ylabel="time of a search step (s)", title="one step, three picks made")
-    lines(axes[0, 1], "tokens", {"greedy": "greedy", "beam": "beam of 4"}, report["questions"])
-    axes[0, 1].set(ylabel="time of a question (s)", title="question to four picks")
-    for axis, rows in ((axes[0, 0], report["search"]), (axes[0, 1], report["questions"])):
-        axis.set_xticks([row["tokens"] for row in rows], [format_tokens(row["tokens"]) for row in rows])
-        axis.minorticks_off()
-        axis.set_xlabel("context length (tokens)")
-    lines(axes[0, 2], "chunks", {"median_s": "this library"}, report["build"])
+    """The times of a search step and its alternatives, of whole questions and of index builds, on log axes, from speed.json."""
+    figure, axes = subplots(3)
+    step, question, build = axes[0]
+    _lines(step, "tokens", SEARCHES, report["search"])
+    step.set(ylabel="time of a search step (s)", title="one step, three picks made")
+    _lines(question, "tokens", {"greedy": "greedy", "beam": "beam of 4"}, report["questions"])
+    question.set(ylabel="time of a question (s)", title="question to four picks")
+    for axis, rows in ((step, report["search"]), (question, report["questions"])):
+        context_axis(axis, [row["tokens"] for row in rows])
+    sizes = [row["chunks"] for row in report["build"]]
+    _lines(build, "chunks", {"median_s": "this library"}, report["build"])
     if (theirs := report["compare"][0]["theirs_chunks_per_s"]) is not None:
-        sizes = [row["chunks"] for row in report["build"]]
-        label = "sentence-transformers, embedding only\n(its rate, drawn out)"
-        axes[0, 2].plot(sizes, [size / theirs for size in sizes], color=ORANGE, marker="s", linestyle="--", label=label)
-    axes[0, 2].set(xlabel="chunks", ylabel="time of an index build (s)", title="index build")
+        label = "sentence-transformers, embedding only\n(extrapolated from its rate)"
+        build.plot(sizes, [size / theirs for size in sizes], color=ORANGE, marker="s", linestyle="--", label=label)
+    build.set_xscale("log")
+    build.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    build.minorticks_off()
+    build.set(xlabel="chunks", ylabel="time of an index build (s)", title="index build")
     for axis in axes[0]:
-        axis.legend(fontsize=8)
-    _save(figure, path)
+        _time_axis(axis)
+        legend(axis)
+    save(figure, path)
+
+
+def _lines(axis: Any, x: str, series: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:
+    for (key, label), (colour, marker, style) in zip(series.items(), STYLES, strict=False):
+        found = [(row[x], row[key]) for row in rows if row[key] is not None]
+        if found:
+            seconds = [value["median_s"] if isinstance(value, dict) else value for _, value in found]
+            axis.plot([at for at, _ in found], seconds, color=colour, marker=marker, linestyle=style, label=label)
+
+
+def _time_axis(axis: Any) -> None:
+    """A logarithmic axis with at least two numbers on it."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high < 100 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=TICKS))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
+    axis.grid(alpha=0.3)

@@ -26,21 +26,41 @@ STEP_RATIOS = ("step_over_plain_dot", "textbook_over_step", "numpy_over_step", "
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole of speed.md. What is null says "not measured"; the reasons are listed at the end."""
-    machine, haystack, settings, memory = (report[name] for name in ("machine", "haystack", "settings", "memory"))
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
-    matmul, longest = machine["matmul"], report["search"][-1]
-    passes = "" if haystack["passes"] == 1 else f", read {haystack['passes']} times"
+    longest = report["search"][-1]
     lines = [
         "# Speed",
+        _setting(report),
+        f"## The ratios that matter (searches at {format_tokens(longest['tokens'])} tokens, {longest['chunks']} chunks)",
+        _table(("ratio", "", "meaning"), ((name, _n(report["ratios"][key]), meaning) for key, (name, meaning) in RATIOS.items())),
+        *_encoders(report),
+        *_searches(report),
+        *_memory(report["memory"]),
+    ]
+    if reasons := _reasons(report):
+        lines += ["## Not measured", "\n".join(f"- {reason}" for reason in reasons)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _setting(report: Mapping[str, Any]) -> str:
+    """Machine, text and retriever."""
+    machine, haystack, settings = (report[name] for name in ("machine", "haystack", "settings"))
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    matmul = machine["matmul"]
+    passes = "" if haystack["passes"] == 1 else f", read {haystack['passes']} times"
+    return (
         f"{machine['cpu'] or 'CPU of unknown name'}, {machine['cores']} cores; Python {machine['python']}, {packages}. "
         f"float32 matrix product of {matmul['size']} rows: "
         f"{_n(matmul['jax']['gflops'])} GFLOP/s in JAX, {_n(matmul['numpy']['gflops'])} in NumPy; "
         f"a dot product reads {_n(machine['plain_dot']['gb_per_s'])} GB/s from memory. {settings['repeats']} samples in turn, medians. "
         f"Text: {haystack['source']}, {haystack['sentences']} sentences{passes}. "
         f"Retriever: {report['retriever']['source']}, {report['retriever']['width']} wide, chunks of at most "
-        f"{report['retriever']['chunk_tokens']} tokens.",
-        f"## The ratios that matter (searches at {format_tokens(longest['tokens'])} tokens, {longest['chunks']} chunks)",
-        _table(("ratio", "", "meaning"), ((name, _n(report["ratios"][key]), meaning) for key, (name, meaning) in RATIOS.items())),
+        f"{report['retriever']['chunk_tokens']} tokens."
+    )
+
+
+def _encoders(report: Mapping[str, Any]) -> list[str]:
+    """Building an index, and sentence-transformers on the same texts."""
+    return [
         "## Building an index",
         _table(
             ("chunks", "builds", "s", "chunks/s", "time a chunk / smallest", "tokens a chunk", "GFLOP/s", "share of peak"),
@@ -55,6 +75,12 @@ def markdown(report: Mapping[str, Any]) -> str:
                 for r in report["compare"]
             ),
         ),
+    ]
+
+
+def _searches(report: Mapping[str, Any]) -> list[str]:
+    """A step at every length; positions, batches and storage at the longest; whole questions."""
+    return [
         "## A search step, three picks made (ms)",
         _table(
             (
@@ -87,24 +113,26 @@ def markdown(report: Mapping[str, Any]) -> str:
                 for r in report["questions"]
             ),
         ),
-        "## Memory of a search in a fresh process (MB)",
-        _table(
-            ("index on disk", "before", "peak", "of the search", "beside files", "search / index"),
-            [
-                (
-                    *(_mb(memory.get(f"{name}_bytes")) for name in ("index", "before", "peak", "search", "anonymous")),
-                    _n(memory["ratio"]),
-                )
-            ],
-        ),
     ]
+
+
+def _memory(memory: Mapping[str, Any]) -> list[str]:
+    sizes = (_mb(memory.get(f"{name}_bytes")) for name in ("index", "before", "peak", "search", "anonymous"))
+    return [
+        "## Memory of a search in a fresh process (MB)",
+        _table(("index on disk", "before", "peak", "of the search", "beside files", "search / index"), [(*sizes, _n(memory["ratio"]))]),
+    ]
+
+
+def _reasons(report: Mapping[str, Any]) -> list[str]:
+    """What was not measured, and why."""
     reasons = [f"{r['chunks']} chunks, {r['reason']}" for r in report["build"] if r["reason"]]
     reasons += [f"{r['model']}: {r['reason']}" for r in report["compare"] if r["reason"]]
-    reasons += [f"PyTorch re-rotation: {longest['pytorch_reason']}"] if longest["pytorch_reason"] else []
-    reasons += [f"memory: {memory['reason']}"] if memory["reason"] else []
-    if reasons:
-        lines += ["## Not measured", "\n".join(f"- {reason}" for reason in reasons)]
-    return "\n\n".join(lines) + "\n"
+    if reason := report["search"][-1]["pytorch_reason"]:
+        reasons.append(f"PyTorch re-rotation: {reason}")
+    if reason := report["memory"]["reason"]:
+        reasons.append(f"memory: {reason}")
+    return reasons
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

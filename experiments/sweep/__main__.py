@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.cli import execute, read
+from experiments.cli import execute, read, working_folder
 from experiments.sweep.spec import Spec, read_spec
 from qrag_jax.config import RunConfig
 from qrag_jax.rundir.log import say
@@ -30,8 +30,9 @@ REPORT = "report"
 class Command:
     spec: tyro.conf.Positional[Path]
     """Specification, a .yaml or .toml file; or the word report, and a sweep's folder."""
-    run_dir: Path | None = None
-    """Folder of the sweep; the same command on the same folder goes on. Default: run_dir of the specification, or runs/sweep-NAME."""
+    run_dir: str | None = None
+    """Folder of the sweep, or gs://BUCKET/NAME for a sweep on one machine; the same command on it goes on. Default: run_dir of the
+    specification, or runs/sweep-NAME."""
     retry_failed: bool = False
     """Try failed trials again, from their last checkpoint."""
 
@@ -55,28 +56,32 @@ def run(command: Command) -> None:
 
     hosts.start()
 
-    def read_all() -> tuple[Spec, Path]:
-        spec, folder = read_spec(command.spec)
+    def read_all() -> tuple[Spec, str]:
+        spec, run_dir = read_spec(command.spec)
         need_optuna()
         check_data(spec, command.spec)
-        return spec, command.run_dir or folder
+        return spec, command.run_dir or run_dir
 
-    if hosts.is_multiprocess():
-        spec, folder = hosts.run_on_all(read_all)
-        from experiments.sweep.hosts import run as run_on_hosts
+    spec, run_dir = hosts.run_on_all(read_all) if hosts.is_multiprocess() else read_all()
+    with working_folder(run_dir) as folder:
+        if hosts.is_multiprocess():
+            from experiments.sweep.hosts import run as run_on_hosts
 
-        run_on_hosts(spec, folder, command.retry_failed)
-        hosts.from_leader(lambda: _tell(folder))
-        return
-    spec, folder = read_all()
+            run_on_hosts(spec, folder, command.retry_failed)
+            hosts.from_leader(lambda: _tell(folder))
+        else:
+            _run_here(spec, folder, command.retry_failed)
+
+
+def _run_here(spec: Spec, folder: Path, retry_failed: bool) -> None:
     from experiments.sweep.run import run
     from experiments.sweep.study import Sweep
 
     sweep = Sweep(spec, folder)
-    if command.retry_failed:
+    if retry_failed:
         say(f"{sweep.retry_failed()} failed trials are tried again")
     run(sweep)
-    _tell(sweep.run_dir)
+    _tell(folder)
 
 
 def report(command: Report) -> None:

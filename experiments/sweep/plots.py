@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.sweep.spec import Dimension, Spec, shown
 from experiments.sweep.study import Row
-from qrag_jax.evaluate.plots import BLACK, BLUE, ORANGE, _figure, _save
+from qrag_jax.evaluate.plots import BLACK, BLUE, ORANGE, legend, save, subplots
 
 SPREAD = 0.012
 """Lines of trials with equal values stand this far apart, as a share of the axis."""
@@ -21,12 +21,11 @@ def parallel(rows: Sequence[Row], best: Row | None, spec: Spec, path: Path) -> N
     """A line for each trial through its values to its best validation; dashed when it was stopped or failed."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.lines import Line2D
 
     seen = [(row, row.value) for row in rows if row.value is not None]
     scores = [score for _, score in seen]
     label = {"fact_em": "validation Fact EM", "answer_em": "validation answer EM"}[spec.settings.objective]
-    figure, axes = _figure(1)
+    figure, axes = subplots(1)
     figure.set_size_inches(2.2 * len(spec.space) + 3.5, 4.4)
     axis = axes[0, 0]
     least, most = (min(scores), max(scores)) if min(scores) < max(scores) else (0.0, 1.0)
@@ -49,9 +48,7 @@ def parallel(rows: Sequence[Row], best: Row | None, spec: Spec, path: Path) -> N
     small["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     for x, dimension in enumerate(spec.space):
         for value in ticks(dimension):
-            axis.annotate(
-                shown(value), (x, place(dimension, value)), (-5, 0), textcoords="offset points", ha="right", va="center", fontsize=8
-            )
+            axis.annotate(shown(value), (x, place(dimension, value)), (-5, 0), ha="right", **small)
     for y in (0.0, 0.25, 0.5, 0.75, 1.0):
         axis.annotate(f"{y:g}", (len(spec.space), y), (6, 0), ha="left", **small)
     names = [dimension.name + ("\n(log scale)" if dimension.log else "") for dimension in spec.space]
@@ -62,19 +59,18 @@ def parallel(rows: Sequence[Row], best: Row | None, spec: Spec, path: Path) -> N
     for side in axis.spines.values():
         side.set_visible(False)
     figure.colorbar(colours, ax=axis, label=f"{label} (share of questions)")
-    handles = [
-        Line2D([], [], color=ORANGE, linewidth=3, marker="o", label="best trial"),
-        Line2D([], [], color=BLACK, label="finished"),
-        Line2D([], [], color=BLACK, linestyle="--", label="stopped early, failed or under way"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    axis.plot([], [], color=ORANGE, linewidth=3, marker="o", label="best trial")
+    axis.plot([], [], color=BLACK, label="finished")
+    axis.plot([], [], color=BLACK, linestyle="--", label="stopped early, failed or under way")
+    legend(axis)
     figure.suptitle(f"{spec.settings.benchmark} {spec.settings.task}: {len(seen)} trials of {spec.base.train.steps} updates")
-    _save(figure, path)
+    save(figure, path)
 
 
-def importance(importances: Mapping[str, float], trials: int, path: Path) -> None:
+def importance(importances: Mapping[str, float], trials: int, spec: Spec, path: Path) -> None:
     """Bars of each field's share in reaching the best quarter of the trials."""
-    figure, axes = _figure(1)
+    figure, axes = subplots(1)
+    figure.set_size_inches(5.5, 1.6 + 0.4 * len(importances))
     axis = axes[0, 0]
     names = sorted(importances, key=lambda name: importances[name])
     bars = axis.barh(names, [importances[name] for name in names], color=BLUE)
@@ -85,7 +81,9 @@ def importance(importances: Mapping[str, float], trials: int, path: Path) -> Non
         ylabel="field",
     )
     axis.grid(alpha=0.3, axis="x")
-    _save(figure, path)
+    axis.set_axisbelow(True)
+    figure.suptitle(f"{spec.settings.benchmark} {spec.settings.task}: which fields matter")
+    save(figure, path)
 
 
 def ticks(dimension: Dimension) -> tuple[Any, ...]:

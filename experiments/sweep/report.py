@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from experiments.sweep import plots
-from experiments.sweep.spec import override, shown
+from experiments.sweep.spec import Spec, override, shown
 from experiments.sweep.study import Row, Sweep
-from qrag_jax.rundir.files import write_json, write_text
+from qrag_jax.rundir.files import read_json, write_json, write_text
 
 SCHEMA = 1
+KEYS = {"name": "trial", "stopped": "fact_f1_stopped"} | {
+    k: k for k in ("state", "values", "value", "step", "updates", "seconds", "reason")
+}
+"""Field of a Row -> key of a trial in sweep.json; its validations are pairs."""
 
 
 def write_summary(sweep: Sweep) -> dict[str, Any]:
@@ -46,18 +52,35 @@ def write_summary(sweep: Sweep) -> dict[str, Any]:
 
 def write_report(sweep: Sweep) -> list[Row]:
     """Writes all files; returns the trials. Pictures need a trial with a validation, and importances 8 finished ones."""
-    importances = write_summary(sweep)["importances"]
+    write_summary(sweep)
     rows = sweep.rows()
-    pictures = []
-    if any(row.value is not None for row in rows):
-        plots.parallel(rows, best_of(rows), sweep.spec, sweep.run_dir / "parallel.png")
-        pictures.append("parallel")
-    if importances is not None:
-        count = sum(row.state == "complete" for row in rows)
-        plots.importance(importances, count, sweep.run_dir / "importance.png")
-        pictures.append("importance")
-    write_text(sweep.run_dir / "sweep.md", markdown(sweep, rows, pictures))
+    pictures = drawings(sweep.run_dir)
+    for path, draw in pictures.items():
+        draw(path)
+    write_text(sweep.run_dir / "sweep.md", markdown(sweep, rows, [path.stem for path in pictures]))
     return rows
+
+
+def drawings(folder: Path) -> dict[Path, Callable[[Path], None]]:
+    """The pictures that a folder's sweep.json can give: path -> what draws it there. Raises ValueError, naming the file, if it is none."""
+    path = folder / "sweep.json"
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: must be an object with schema = {SCHEMA}")
+    try:
+        spec = Spec.from_tree(tree["spec"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    rows = [
+        Row(validations=tuple((step, value) for step, value in trial["validations"]), **{name: trial[key] for name, key in KEYS.items()})
+        for trial in tree["trials"]
+    ]
+    found: dict[Path, Callable[[Path], None]] = {}
+    if any(row.value is not None for row in rows):
+        found[folder / "parallel.png"] = partial(plots.parallel, rows, best_of(rows), spec)
+    if tree["importances"] is not None:
+        found[folder / "importance.png"] = partial(plots.importance, tree["importances"], _count(rows, "complete"), spec)
+    return found
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:

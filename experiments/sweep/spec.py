@@ -185,7 +185,7 @@ _Loader.yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeL
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789"))
 
 
-def read_spec(path: Path) -> tuple[Spec, Path]:
+def read_spec(path: Path) -> tuple[Spec, str]:
     """A specification, and the folder it wants (default: runs/sweep-NAME). Raises ValueError naming file, field and what is allowed."""
     try:
         return _spec(_parse(path), path)
@@ -206,7 +206,7 @@ def _parse(path: Path) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def _spec(tree: Any, path: Path) -> tuple[Spec, Path]:
+def _spec(tree: Any, path: Path) -> tuple[Spec, str]:
     known = (*(field.name for field in dataclasses.fields(Settings)), "fixed", "space", "run_dir")
     if not isinstance(tree, dict):
         raise ValueError(f"must hold keys and values; known keys: {', '.join(known)}")
@@ -232,7 +232,7 @@ def _spec(tree: Any, path: Path) -> tuple[Spec, Path]:
     # Fixed values may only be right together with those of the space, so they are checked there.
     start = preset(settings.preset, settings.benchmark, settings.task)
     first = {dimension.name: dimension.value(dimension.ends()[0]) for dimension in dimensions}
-    return Spec(settings, override(start, {**fixed, **first}), dimensions), Path(run_dir)
+    return Spec(settings, override(start, {**fixed, **first}), dimensions), run_dir
 
 
 def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:

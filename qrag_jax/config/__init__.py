@@ -2,7 +2,6 @@
 
 from qrag_jax.config.eval import EvalConfig
 from qrag_jax.config.run import (
-    BABI_TASKS,
     TD_ONLY,
     Attention,
     DataConfig,
@@ -16,7 +15,6 @@ from qrag_jax.config.run import (
 )
 
 __all__ = [
-    "BABI_TASKS",
     "TD_ONLY",
     "Attention",
     "DataConfig",

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from qrag_jax.config import benchmarks
 from qrag_jax.config.lengths import parse_tokens
 from qrag_jax.config.parse import require
 
@@ -19,7 +20,7 @@ class EvalConfig:
     """Context lengths, of benchmarks whose documents are made to length."""
     benchmarks: tuple[str, ...] = ()
     """Tests of other benchmarks after the run's own (out of distribution), each BENCHMARK or BENCHMARK/TASK: musique, babilong/qa3.
-    With the paper's number of picks: 2 on hotpotqa, 4 elsewhere."""
+    Each with the paper's number of picks (2 on hotpotqa, 4 elsewhere)."""
     split: Literal["test", "validation"] = "test"
     """Which questions are asked. validation: to compare settings, at lengths beyond those of training, without a look at the test."""
     episodes: int = 200
@@ -52,6 +53,7 @@ class EvalConfig:
             parse_tokens(text)
         for text in self.benchmarks:
             require(re.fullmatch(r"\w+(/\w+)?", text) is not None, "eval.benchmarks", text, "BENCHMARK or BENCHMARK/TASK, as babilong/qa3")
+            benchmarks.named(text)
         require(self.episodes >= 1, "eval.episodes", self.episodes, ">= 1")
         require(self.budget >= 1, "eval.budget", self.budget, ">= 1")
         require(self.beam >= 1, "eval.beam", self.beam, ">= 1")

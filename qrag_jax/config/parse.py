@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 from typing import Any, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
@@ -13,8 +15,8 @@ def decode(cls: type[T], tree: Any, path: str = "") -> T:
     if not isinstance(tree, dict):
         raise ValueError(f"{path or 'configuration'}: must be an object with the fields of {cls.__name__}")
     hints = get_type_hints(cls)
-    if unknown := sorted(set(tree) - set(hints)):
-        raise ValueError(f"{path or 'configuration'}: unknown field {unknown[0]!r}; known: {', '.join(hints)}")
+    if strangers := sorted(set(tree) - set(hints)):
+        raise ValueError(f"{path or 'configuration'}: unknown field {strangers[0]!r}; known: {_known(strangers[0], hints)}")
     values = {}
     for name, value in tree.items():
         where = f"{path}.{name}" if path else name
@@ -45,3 +47,15 @@ def require(ok: bool, name: str, value: Any, allowed: str) -> None:
     """Raises ValueError, naming the field, its value and what is allowed, unless ``ok``."""
     if not ok:
         raise ValueError(f"{name} = {value!r}: must be {allowed}")
+
+
+def unknown(name: str, value: str, known: Iterable[str], kind: str = "") -> ValueError:
+    """The error of a value that is none of the ``known`` ones, which it lists; it guesses the one that was meant. ``kind``: of what they
+    are, " task of ruler"."""
+    return ValueError(f"{name} = {value!r}: unknown{kind}; known: {_known(value, known)}")
+
+
+def _known(value: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(value, known, 1, 0.7)
+    return ", ".join(known) + (f"; did you mean {close[0]!r}?" if close else "")

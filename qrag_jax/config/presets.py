@@ -1,74 +1,59 @@
-"""Settings to start from, by name or from a file. The paper's are those of its appendix F and of the reference code's configurations."""
+"""Settings to start from, by name or from a run. The paper's are those of its appendix F and of the reference code's configurations."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
-
-
-def ordered(benchmark: str, task: str) -> bool:
-    """Whether chunks come from one document; elsewhere their order means nothing (the paper's choice of positions)."""
-    return benchmark in ("babilong", "own") or (benchmark == "ruler" and not task.startswith("qa"))
-
-
-def positions(benchmark: str, task: str) -> Literal["relative", "none"]:
-    """What our own presets give Q. Which needle is meant, its words alone tell: without positions RULER's needles are learned in a tenth of
-    the updates. The paper's presets have relative positions for them."""
-    return "relative" if ordered(benchmark, task) and benchmark != "ruler" else "none"
-
-
-def picks(benchmark: str) -> int:
-    """T at evaluation, as in the paper."""
-    return 2 if benchmark == "hotpotqa" else 4
-
-
-def largest_budget(config: RunConfig) -> int:
-    """Of training, of the run's own test, and of the others that it names."""
-    return max(config.rl.budget, config.eval.budget, *(picks(name.partition("/")[0]) for name in config.eval.benchmarks))
-
-
-def chunk_by(benchmark: str, task: str) -> Literal["sentence", "tokens"]:
-    """What a benchmark's chunks are: sentences, or paragraphs."""
-    return "sentence" if benchmark != "own" and ordered(benchmark, task) else "tokens"
+from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig, benchmarks
+from qrag_jax.config.benchmarks import made_to_length, picks
+from qrag_jax.config.parse import unknown
 
 
 def tiny(benchmark: str, task: str) -> RunConfig:
     """Two layers of 128 from scratch: minutes on two CPU cores, nothing to download."""
+    facts = benchmarks.task(benchmark, task)
     config = RunConfig(
         data=DataConfig(
-            benchmark=benchmark, task=task, chunk_by=chunk_by(benchmark, task), question_tokens=12, chunk_tokens=16, state_chunk_tokens=12
+            benchmark=benchmark, task=task, chunk_by=facts.chunk_by, question_tokens=12, chunk_tokens=16, state_chunk_tokens=12
         ),
         # A narrow vector divided by 10 cannot reach Q = 1 without growing its layer norms first; 4 is 10 at a width of 768.
         model=ModelConfig(divisor=4.0),
-        qhead=QHeadConfig(positions=positions(benchmark, task)),
+        qhead=QHeadConfig(positions=facts.positions),
         rl=RLConfig(alpha_end=0.01),
         optim=OptimConfig(learning_rate=1e-3),
-        train=TrainConfig(steps=2500 if task == "qa2" else 1000),
+        train=TrainConfig(steps=1000),
     )
-    if task == "qa3":
-        # Three hops are found from two: stories of qa2 first, then qa3 in documents long enough for most of its stories.
-        return replace(
-            config,
-            data=replace(config.data, chunks=100),
-            rl=replace(config.rl, budget=5),
-            train=replace(config.train, steps=6000, curriculum=("qa2:40:1500",)),
-            eval=replace(config.eval, beam=4),
-        )
-    if benchmark == "babilong":
-        return config
-    if task.startswith("niah"):
+    if facts.documents == "stories":
+        return _tiny_stories(config)
+    if facts.documents == "needles":
         return _tiny_needles(config)
+    chunks, words = (40, 4096) if made_to_length(benchmark) else (20, 8192)
     return replace(
         config,
-        data=replace(config.data, chunks=40 if benchmark == "ruler" else 20, question_tokens=48, chunk_tokens=96, state_chunk_tokens=64),
-        model=replace(config.model, vocab_size=4096 if benchmark == "ruler" else 8192, max_positions=512),
+        data=replace(config.data, chunks=chunks, question_tokens=48, chunk_tokens=96, state_chunk_tokens=64),
+        model=replace(config.model, vocab_size=words, max_positions=512),
         rl=replace(config.rl, budget=picks(benchmark)),
         eval=replace(config.eval, budget=picks(benchmark)),
+    )
+
+
+def _tiny_stories(config: RunConfig) -> RunConfig:
+    """BabiLong. Three hops are found from two: stories of qa2 first, then qa3 in documents long enough for most of its stories."""
+    if config.data.task == "qa2":
+        return replace(config, train=replace(config.train, steps=2500))
+    if config.data.task != "qa3":
+        return config
+    return replace(
+        config,
+        data=replace(config.data, chunks=100),
+        rl=replace(config.rl, budget=5),
+        train=replace(config.train, steps=6000, curriculum=("qa2:40:1500",)),
+        eval=replace(config.eval, beam=4),
     )
 
 
@@ -94,16 +79,15 @@ def _tiny_needles(config: RunConfig) -> RunConfig:
 
 def minilm(benchmark: str, task: str) -> RunConfig:
     """all-MiniLM-L6-v2 (22 M parameters), fine-tuned on a CPU or one small accelerator."""
+    facts = benchmarks.task(benchmark, task)
     config = _paper(benchmark, task, "minilm", chunk_tokens=128, budget=picks(benchmark))
-    sizes: dict[str, Any] = {"chunks": 20}
-    if benchmark == "babilong":
-        sizes = {"chunks": 40, "shared_noise": 32, "chunk_tokens": 24, "state_chunk_tokens": 16}
-    elif benchmark == "ruler":
-        sizes = {"chunks": 40, "shared_noise": 32}
+    sizes: dict[str, Any] = {"chunks": 40, "shared_noise": 32} if made_to_length(benchmark) else {"chunks": 20}
+    if facts.documents == "stories":
+        sizes |= {"chunk_tokens": 24, "state_chunk_tokens": 16}
     return replace(
         config,
         data=replace(config.data, **sizes),
-        qhead=QHeadConfig(positions=positions(benchmark, task)),
+        qhead=QHeadConfig(positions=facts.positions),
         rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
         optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16),
         train=TrainConfig(steps=300, eval_every=50, checkpoint_every=50),
@@ -126,7 +110,8 @@ def contriever(benchmark: str, task: str) -> RunConfig:
 def e5(benchmark: str, task: str) -> RunConfig:
     """intfloat/multilingual-e5-large, the paper's model for HotpotQA and MuSiQue: batches of 96 transitions, 10 000 updates."""
     budget = picks(benchmark)
-    config = _paper(benchmark, task, "e5", chunk_tokens=220 if benchmark == "hotpotqa" else 110, budget=budget)
+    longest = max(part.paragraph_tokens for part in benchmarks.parts(benchmark))
+    config = _paper(benchmark, task, "e5", chunk_tokens=longest, budget=budget)
     return replace(
         config,
         optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // budget),
@@ -155,11 +140,12 @@ def qwen3_embedding(benchmark: str, task: str) -> RunConfig:
 
 def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budget: int) -> RunConfig:
     """What all of the paper's runs share."""
+    facts = benchmarks.task(benchmark, task)
     return RunConfig(
         data=DataConfig(
             benchmark=benchmark,
             task=task,
-            chunk_by=chunk_by(benchmark, task),
+            chunk_by=facts.chunk_by,
             chunks=160,
             shared_noise=256,
             question_tokens=64,
@@ -167,7 +153,7 @@ def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budge
             state_chunk_tokens=min(chunk_tokens, 64),
         ),
         model=ModelConfig(embedder=embedder, tile_tokens=512 if embedder == "minilm" else 16384),
-        qhead=QHeadConfig(positions="relative" if ordered(benchmark, task) else "none"),
+        qhead=QHeadConfig(positions="relative" if facts.ordered else "none"),
         rl=RLConfig(budget=budget, random_updates=200),
         optim=OptimConfig(warmup=1000),
         train=TrainConfig(log_every=50, eval_every=500, checkpoint_every=500, eval_episodes=300),
@@ -184,29 +170,45 @@ PRESETS: dict[str, Callable[[str, str], RunConfig]] = {
 }
 
 
-def is_file(name: str) -> bool:
-    """Whether a preset is a file, a configuration as runs (config.json) and sweeps (best.json) write it, and not one of PRESETS."""
-    return name.endswith(".json")
+def is_run(name: str) -> bool:
+    """Whether a preset is a configuration on disk and not one of PRESETS: a .json file, or the folder of a run or of an export."""
+    return name not in PRESETS and (name.endswith(".json") or Path(name).is_dir())
 
 
-def preset(name: str, benchmark: str, task: str) -> RunConfig:
-    """The preset ``name`` for a task of a benchmark. Raises ValueError, naming the known ones, on an unknown name, and as :func:`read`."""
-    if is_file(name):
-        config = read(name, benchmark)
-        return replace(config, data=replace(config.data, task=task))
+def preset(name: str, benchmark: str | None = None, task: str | None = None) -> RunConfig:
+    """The settings ``name`` for a task of a benchmark. ``name`` is one of PRESETS, a .json file with a configuration (a run's config.json,
+    a sweep's best.json), or the folder of a run or of an export.
+
+    ``benchmark`` None: that of the file, or babilong; ``task`` None: that of the file, or the benchmark's usual one. Raises ValueError on
+    an unknown name, a bad file, and a file with settings for another benchmark.
+    """
+    if is_run(name):
+        config = read(name)
+        parts = re.split(r"[:+]", config.data.benchmark)
+        if benchmark is not None and benchmark not in (config.data.benchmark, *parts):
+            raise ValueError(f"preset {name}: holds settings for {config.data.benchmark}, not for {benchmark}")
+        config = replace(config, data=replace(config.data, task=task or config.data.task))
+        if benchmark is not None:
+            benchmarks.task(config.data.benchmark, config.data.task)
+        return config
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r}: unknown; known: {', '.join(PRESETS)}, or a .json file with a configuration")
-    return PRESETS[name](benchmark, task)
+        raise unknown("preset", name, (*PRESETS, "a .json file", "the folder of a run or of an export"))
+    benchmark = benchmark or DataConfig.benchmark
+    return PRESETS[name](benchmark, task or benchmarks.parts(benchmark)[0].default_task)
 
 
-def read(path: str, benchmark: str) -> RunConfig:
-    """The configuration in a file. Raises ValueError, naming the file, when it holds none or one of another benchmark."""
+def read(name: str) -> RunConfig:
+    """The configuration in a .json file, or in the folder of a run or of an export. Raises ValueError, naming the file, without one."""
+    path = Path(name)
+    if path.is_dir():
+        found = [file for file in (path / "config.json", path / "qrag.json") if file.is_file()]
+        if not found:
+            raise ValueError(f"preset {name}: holds neither config.json nor qrag.json; give the folder of a run or of an export")
+        path = found[0]
     try:
-        config = RunConfig.from_json(Path(path).read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return RunConfig.from_json(json.dumps(json.loads(text).get("config")) if path.name == "qrag.json" else text)
     except FileNotFoundError:
-        raise ValueError(f"preset {path}: no such file") from None
-    except (OSError, ValueError) as error:
+        raise ValueError(f"preset {name}: no such file") from None
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"preset {path}: {error}") from error
-    if benchmark != config.data.benchmark and benchmark not in re.split(r"[:+]", config.data.benchmark):
-        raise ValueError(f"preset {path}: holds settings for {config.data.benchmark}, not for {benchmark}")
-    return config

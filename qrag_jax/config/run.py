@@ -13,11 +13,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qrag_jax.config import EvalConfig
+from qrag_jax.config import EvalConfig, benchmarks
 from qrag_jax.config.parse import decode, require
 
 Attention = Literal["auto", "plain", "fused"]
-BABI_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 # Switches of the rl section that only its TD objective reads.
 TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha")
 
@@ -27,7 +26,7 @@ class DataConfig:
     """Which questions, in which documents, cut to which lengths."""
 
     benchmark: str = "babilong"
-    """Name in the registry of benchmarks, or several with weights: hotpotqa:2+musique:1."""
+    """Name in the table of benchmarks (qrag_jax/config/benchmarks.py), or several with weights: hotpotqa:2+musique:1."""
     task: str = "qa2"
     """Task of the benchmark (babilong: qa1 ... qa5; ruler: niah_s1 ... niah_mq, qa_sh, qa_mh; elsewhere a type of question, or all)."""
     data_dir: str | None = None
@@ -318,6 +317,12 @@ class RunConfig:
                 f"of stages with >= rl.budget ({self.rl.budget}) chunks",
             )
 
+    @property
+    def largest_budget(self) -> int:
+        """The most chunks picked: in training, in the run's own test, and in the tests of other benchmarks."""
+        others = (benchmarks.picks(benchmarks.named(text)[0]) for text in self.eval.benchmarks)
+        return max(self.rl.budget, self.eval.budget, *others)
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
@@ -328,6 +333,4 @@ class RunConfig:
             tree = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"configuration is not JSON: {error}") from error
-        if isinstance(tree, dict) and isinstance(tree.get("optim"), dict):
-            tree["optim"].pop("accumulate", None)  # of early runs; it never changed results
         return decode(cls, tree)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import operator
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, SupportsIndex
+from collections.abc import Iterator, Sequence
+from typing import SupportsIndex
 
 import numpy as np
 
-from qrag_jax.config import DataConfig
 from qrag_jax.data.splits import SPLITS, Split, check_split
 from qrag_jax.types import QAExample
 
@@ -44,27 +41,3 @@ class Mixture(Sequence[QAExample]):
         source = int(order[place])
         before = int(np.count_nonzero(order[:place] == source))
         return self.sources[source][number * self.weights[source] + before]
-
-
-def parse_mixture(text: str, known: Sequence[str]) -> dict[str, int]:
-    """'hotpotqa:2+musique' -> {'hotpotqa': 2, 'musique': 1}. Raises ValueError on anything else and on unknown names."""
-    weights: dict[str, int] = {}
-    for part in text.split("+"):
-        match = re.fullmatch(r"(\w+)(?::([1-9]\d{0,3}))?", part)
-        if not match:
-            raise ValueError(f"data.benchmark = {text!r}: write names joined by +, with weights of 1 to 9999, as hotpotqa:2+musique:1")
-        if match[1] not in known:
-            raise ValueError(f"data.benchmark = {text!r}: {match[1]!r} is unknown; known: {', '.join(known)}")
-        if match[1] in weights:
-            raise ValueError(f"data.benchmark = {text!r}: names {match[1]} twice; give it a weight")
-        weights[match[1]] = int(match[2] or 1)
-    return weights
-
-
-def load(
-    benchmarks: Mapping[str, Callable[..., Sequence[QAExample]]], config: DataConfig, split: Split, *, seed: int, **options: Any
-) -> Mixture:
-    """The mixture that ``config.benchmark`` names, each part loaded with the same configuration and options."""
-    weights = parse_mixture(config.benchmark, tuple(benchmarks))
-    sources = [benchmarks[name](replace(config, benchmark=name), split, seed=seed, **options) for name in weights]
-    return Mixture(sources, list(weights.values()), split, seed=seed)

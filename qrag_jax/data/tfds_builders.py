@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from qrag_jax.config import BABI_TASKS
 from qrag_jax.data.babilong import stories as babi
 from qrag_jax.data.multihop.hotpotqa import HOTPOTQA
 from qrag_jax.data.multihop.musique import MUSIQUE
@@ -58,7 +57,7 @@ class BabiBuilder(_TextBuilder):
     """
 
     name = "babi"
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=task) for task in BABI_TASKS]  # noqa: RUF012  (the interface of tfds)
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=task) for task in babi.BABI_TASKS]  # noqa: RUF012  (the interface of tfds)
 
     def __init__(self, source_dir: str | Path, task: str, data_dir: str | Path) -> None:
         self.paths = {split: babi.babi_path(source_dir, task, split) for split in ("train", "test")}
@@ -162,7 +161,7 @@ def prepare(data_dir: str | Path, out_dir: str | Path | None = None, *, download
     where the readers find it, and so the benchmarks of ``download``, from their official address. What is there and up to date is kept.
     Returns the folders. Raises ValueError if there is nothing to write and on bad records, unless they are to be left out."""
     target = Path(data_dir if out_dir is None else out_dir, FOLDER)
-    tasks = [task for task in BABI_TASKS if list(Path(data_dir, "babi", "en-10k").glob(f"{task}_*.txt"))]
+    tasks = [task for task in babi.BABI_TASKS if list(Path(data_dir, "babi", "en-10k").glob(f"{task}_*.txt"))]
     makers: list[Callable[[], _TextBuilder]] = [partial(BabiBuilder, data_dir, task, target) for task in tasks]
     if Path(data_dir, "books").is_dir():
         makers.append(partial(BookSentences, data_dir, target))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from qrag_jax.config import benchmarks
 from qrag_jax.types import VALUES_SEPARATOR, QAExample
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -95,13 +96,21 @@ def _check(answers: Sequence[str], name: str) -> None:
 
 
 def score_answer(benchmark: str, task: str, prediction: str, example: QAExample) -> tuple[float, float | None]:
-    """Answer EM and F1. On BabiLong EM is its own rule (accuracy), on RULER the share of the values that the answer holds (RULER-QA: any);
-    neither has an F1."""
-    if benchmark == "babilong":
-        return float(babilong_correct(prediction, example.answer, example.question, task)), None
-    if benchmark == "ruler":
-        if task.startswith("qa"):
-            return string_match_part(prediction, [example.answer, *example.aliases]), None
-        return string_match_all(prediction, example.answer.split(VALUES_SEPARATOR)), None
+    """Answer EM and F1, by the benchmark's own rule: on BabiLong EM is its accuracy, on RULER the share of the values that the answer holds
+    (RULER-QA: any); neither has an F1. Raises ValueError on an unknown benchmark or task."""
+    return SCORERS[benchmarks.task(benchmark, task).scorer](task, prediction, example)
+
+
+def _squad(task: str, prediction: str, example: QAExample) -> Score:
     golds = [example.answer, *example.aliases]
     return float(answer_em(prediction, golds)), answer_f1(prediction, golds)
+
+
+Score = tuple[float, float | None]
+SCORERS: dict[str, Callable[[str, str, QAExample], Score]] = {
+    "squad": _squad,
+    "babilong": lambda task, said, example: (float(babilong_correct(said, example.answer, example.question, task)), None),
+    "all_values": lambda task, said, example: (string_match_all(said, example.answer.split(VALUES_SEPARATOR)), None),
+    "any_value": lambda task, said, example: (string_match_part(said, [example.answer, *example.aliases]), None),
+}
+"""Name in the table of benchmarks -> (task, the reader's answer, the question) -> Answer EM and F1; F1 is None where there is none."""

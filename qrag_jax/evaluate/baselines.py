@@ -26,6 +26,7 @@ from qrag_jax.evaluate.results import SCHEMA, EpisodeRecord, results_table, writ
 from qrag_jax.evaluate.sets import EvaluationSet
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.scan import HostScorer, look
+from qrag_jax.retrieve.search import check_budget
 from qrag_jax.retrieve.types import PoolRows, Trajectory
 from qrag_jax.rundir.files import write_json, write_text
 from qrag_jax.rundir.log import say
@@ -135,8 +136,7 @@ def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], ru
         records: list[EpisodeRecord] = []
         for examples in questions:
             for example in examples:
-                if not 1 <= budget <= len(example.chunks):
-                    raise ValueError(f"budget = {budget}: must be in 1..{len(example.chunks)}, the chunks of {example.id!r}")
+                check_budget(budget, len(example.chunks), f"the chunks of {example.id!r}")
             records += score_episodes(examples, find(examples, budget))
         seconds = (time.perf_counter() - start) / len(records)
         write_episodes(run_dir / "episodes" / f"{questions.name}-{method}.jsonl", records)

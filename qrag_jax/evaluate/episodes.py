@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qrag_jax.config import RunConfig
+from qrag_jax.config import EvalConfig
 from qrag_jax.evaluate.answers import score_answer
 from qrag_jax.evaluate.metrics import calibrate_threshold, fact_em, fact_f1, wilson_interval
 from qrag_jax.evaluate.results import EpisodeRecord, write_episodes
@@ -91,20 +91,20 @@ def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:
     return calibrate_threshold([r.picked for r in records], [r.q for r in records], [r.support for r in records])
 
 
-def evaluate(config: RunConfig, run_dir: Path, retriever: Retriever, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+def evaluate(config: EvalConfig, run_dir: Path, retriever: Retriever, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
     """Episodes and one row of results.json for each set; the threshold stays the one calibrated on validation."""
     rows = []
-    reader = make_reader(config.eval, run_dir / "answers")
+    reader = make_reader(config, run_dir / "answers")
     for questions in sets:
         seconds = 0.0
         records: list[EpisodeRecord] = []
         for i, examples in enumerate(questions):
             start = time.perf_counter()
             label = f"{questions.split} {questions.name} {i + 1}/{len(questions.groups)}"
-            part = run_episodes(retriever, examples, questions.budget, beam=config.eval.beam, label=label)
+            part = run_episodes(retriever, examples, questions.budget, beam=config.beam, label=label)
             seconds += time.perf_counter() - start
             if reader is not None:
-                part = read_answers(reader, part, questions, config.eval.reader_context, examples, retriever.threshold)
+                part = read_answers(reader, part, questions, config.reader_context, examples, retriever.threshold)
             records += part
         seconds /= len(records)
         write_episodes(run_dir / "episodes" / f"{questions.name}.jsonl", records)
@@ -130,7 +130,7 @@ def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[s
         "stop_threshold": threshold,
         "answer_em": _mean([record.answer_em for record in records]),
         "answer_f1": _mean([record.answer_f1 for record in records]),
-        "ci95": list(wilson_interval(sum(em), len(em))),
+        "ci95": list(wilson_interval(int(sum(em)), len(em))),
     }
 
 

@@ -1,4 +1,7 @@
-"""Retrieval metrics on the host. Definitions: Fact EM and Fact F1 as in Q-RAG's tables 2-6."""
+"""Retrieval metrics on the host. Definitions: Fact EM and Fact F1 as in Q-RAG's tables 2-6.
+
+scipy.stats takes most of a second to import, so the two functions that need it import it.
+"""
 
 from __future__ import annotations
 
@@ -73,23 +76,22 @@ def stopping(
     auc = None
     if 0 < missing.sum() < len(missing):
         # The chance that a state with something missing has the higher Q; ties count half.
-        _, rank, count = np.unique(later, return_inverse=True, return_counts=True)
-        middle = (np.cumsum(count) - (count - 1) / 2)[rank]
+        from scipy.stats import rankdata
+
         ones = int(missing.sum())
-        auc = float((middle[missing].sum() - ones * (ones + 1) / 2) / (ones * (len(missing) - ones)))
+        auc = float((rankdata(later)[missing].sum() - ones * (ones + 1) / 2) / (ones * (len(missing) - ones)))
     columns = [tuple(map(float, column)) for column in zip(*rows, strict=True)]
     return Stopping(tuple(thresholds.tolist()), columns[0], columns[1], columns[2], columns[3], auc)
 
 
-def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927); honest at 0 and 1, where the normal one has no width."""
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927, z = 1.96); honest at 0 and 1, where the normal one has no width."""
+    from scipy.stats import binomtest
+
     if trials < 1:
         raise ValueError(f"trials = {trials}: a proportion needs at least one episode")
-    p = successes / trials
-    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
-    # At 0 and 1 rounding could put p itself just outside.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    found = binomtest(successes, trials).proportion_ci(confidence_level=math.erf(1.96 / math.sqrt(2)), method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _check(support: Sequence[int]) -> None:

@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.evaluate.metrics import Stopping
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
-# Table 3 of the paper: BabiLong QA3, supporting-fact F1 of Q-RAG.
-PAPER_QA3_F1 = {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
+PaperFigures = Mapping[tuple[str, str, str], Mapping[int, float]]
+"""(benchmark, task, metric) -> context length in tokens -> the paper's figure."""
+
+
+def subplots(columns: int, rows: int = 1) -> tuple[Figure, Any]:
+    """A figure and its axes [rows, columns]. It belongs to no window and leaves the user's own pyplot figures alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * columns, 3.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def legend(axis: Any, *twins: Any, title: str | None = None) -> None:
+    """Says what ``axis`` and its ``twins`` show, each name once, below the x-axis: there it covers no data.
+
+    Call it when the labels and ticks of ``axis`` are set.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    shown: dict[str, Any] = {}
+    for part in (axis, *twins):
+        for handle, name in zip(*part.get_legend_handles_labels(), strict=True):
+            shown.setdefault(name, handle)
+    figure = axis.get_figure()
+    lowest = axis.xaxis.get_tightbbox(figure.canvas.get_renderer()).y0 - axis.bbox.y0
+    below = axis.transAxes + ScaledTranslation(0, lowest / figure.dpi, figure.dpi_scale_trans)
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below, "borderaxespad": 0.6}
+    axis.legend(list(shown.values()), list(shown), title=title, ncols=min(2, len(shown)), fontsize=8, title_fontsize=8, **place)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG."""
+    figure.savefig(path, dpi=150)
 
 
 def stopping(curve: Stopping, threshold: float, path: Path, title: str) -> None:
     """Fact EM, Fact F1, perfect stops and the number of picks against the stop threshold."""
-    figure, axes = _figure(2)
-    axis = axes[0, 0]
+    figure, axes = subplots(2)
+    scores, picks = axes[0]
     for values, colour, line, label in (
         (curve.fact_em, BLUE, "-", "Fact EM"),
         (curve.fact_f1, ORANGE, "--", "Fact F1"),
         (curve.perfect, GREEN, ":", "stops right after the last fact"),
     ):
-        axis.plot(curve.threshold, values, color=colour, linestyle=line, label=label)
-    axis.set(xlabel="stop when Q is below", ylabel="score", ylim=(-0.02, 1.02))
-    axes[0, 1].plot(curve.threshold, curve.length, color=BLACK, label="picks")
-    axes[0, 1].set(xlabel="stop when Q is below", ylabel="chunks picked", ylim=(0, None))
-    for axis in axes[0]:
-        axis.axvline(threshold, color=BLACK, linewidth=0.8, linestyle="-.", label=f"calibrated: {threshold:.2f}")
+        scores.plot(curve.threshold, values, color=colour, linestyle=line, label=label)
+    scores.set(ylabel="score (mean over questions)", ylim=(-0.02, 1.02))
+    picks.plot(curve.threshold, curve.length, color=BLUE, label="picks of a question, on average")
+    picks.set(ylabel="chunks picked", ylim=(0, None))
+    for axis in (scores, picks):
+        axis.axvline(threshold, color=BLACK, linewidth=0.8, linestyle="-.", label=f"calibrated threshold: {threshold:.2f}")
+        axis.set_xlabel("stop threshold (stop when Q is below)")
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(loc="lower left", fontsize=8)
+        legend(axis)
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def search(
@@ -42,40 +80,26 @@ def search(
 
     ``budgets``, ``beams``: rows of tables.json; ``paper``: metric -> budget -> figure of the paper, empty where it has none.
     """
-    figure, axes = _figure(2)
-    for axis, rows, x in ((axes[0, 0], budgets, "budget"), (axes[0, 1], beams, "beam")):
+    figure, axes = subplots(2)
+    by_budget, by_beam = axes[0]
+    for axis, rows, x in ((by_budget, budgets, "budget"), (by_beam, beams, "beam")):
         for metric, colour, marker, line, label in (("fact_em", BLUE, "o", "-", "Fact EM"), ("fact_f1", ORANGE, "s", "--", "Fact F1")):
             axis.plot([row[x] for row in rows], [row[metric] for row in rows], color=colour, marker=marker, linestyle=line, label=label)
             if x == "budget" and (theirs := paper.get(metric)):
-                axis.plot(
-                    list(theirs), list(theirs.values()), color=colour, marker="*", linestyle=":", label=f"paper, other encoder: {label}"
-                )
+                name = f"paper, other encoder: {label}"
+                axis.plot(list(theirs), list(theirs.values()), color=colour, marker="*", linestyle=":", label=name)
         axis.set_xticks([row[x] for row in rows])
+        axis.set(ylabel="score", ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
-    axes[0, 0].set(xlabel="budget (chunks picked)", ylabel="score", ylim=(-0.02, 1.02))
-    axes[0, 1].set(xlabel=f"paths kept (beam), {beams[0]['budget']} picks", ylabel="score", ylim=(-0.02, 1.02))
-    time = axes[0, 1].twinx()
+    by_budget.set_xlabel("budget (chunks picked)")
+    by_beam.set_xlabel(f"beam (paths kept), {beams[0]['budget']} chunks picked")
+    time = by_beam.twinx()
     time.plot([row["beam"] for row in beams], [row["seconds"] for row in beams], color=GREEN, marker="^", linestyle="-.", label="time")
-    time.set(ylabel="time of a question (s), dash-dotted", ylim=(0, None))
-    axes[0, 0].legend(loc="lower left", fontsize=8)
+    time.set(ylabel="time of a question (s)", ylim=(0, 1.08 * max(row["seconds"] for row in beams)))
+    legend(by_budget)
+    legend(by_beam, time)
     figure.suptitle(title)
-    _save(figure, path)
-
-
-def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(5.5 * columns, 3.8 * rows), layout="constrained", squeeze=False)
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def curves(records: Sequence[dict[str, Any]], path: Path, title: str, sampled: bool = True) -> None:
@@ -87,61 +111,68 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str, sampled: b
     train = [r for r in records if r["kind"] == "train"]
     validation = [r for r in records if r["kind"] == "validation"]
     minutes = {0: 0.0} | {r["step"]: r["seconds"] / 60 for r in train}
-    figure, axes = _figure(2)
-    for axis, label, at in (
-        (axes[0, 0], "updates", lambda step: step),
-        (axes[0, 1], "minutes of training", lambda step: minutes[step]),
-    ):
-        x = [at(r["step"]) for r in train]
+    training = "Fact EM (training, sampled)" if sampled else "supporting chunks ranked first (training)"
+    figure, axes = subplots(2)
+    for axis, unit in zip(axes[0], ("updates", "minutes of training"), strict=True):
+        x, checked = ([r["step"] if unit == "updates" else minutes[r["step"]] for r in part] for part in (train, validation))
         if sampled:
             axis.plot(x, [r["return"] for r in train], color=ORANGE, linewidth=4, alpha=0.6, label="return (training, sampled)")
-        label = "Fact EM (training, sampled)" if sampled else "supporting chunks ranked first (training)"
-        axis.plot(x, [r["fact_em"] for r in train], color=BLUE, label=label)
-        x = [at(r["step"]) for r in validation]
-        axis.plot(x, [r["fact_em"] for r in validation], color=GREEN, marker="o", linestyle=":", label="Fact EM (validation, searched)")
-        axis.set(xlabel=label, ylabel="return, Fact EM" if sampled else "share of episodes", ylim=(-0.02, 1.02), xlim=(0, None))
+        axis.plot(x, [r["fact_em"] for r in train], color=BLUE, label=training)
+        em = [r["fact_em"] for r in validation]
+        axis.plot(checked, em, color=GREEN, marker="o", linestyle=":", label="Fact EM (validation, searched)")
+        axis.set(xlabel=unit, ylabel="return, Fact EM" if sampled else "share of episodes", ylim=(-0.02, 1.02), xlim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(loc="lower right", fontsize=8)
-    figure.suptitle(title)
-    _save(figure, path)
+        legend(axis)
+    figure.suptitle(f"{title}, training")
+    save(figure, path)
 
 
-def context(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Fact EM (with its interval) and stopped Fact F1 against context length, a panel for each task; for qa3 the paper's Fact F1 beside."""
+def interval(row: dict[str, Any]) -> tuple[float, float]:
+    """Where the bar of Fact EM ends: at the 95 % interval of a run's row, or a spread below and above a mean over seeds."""
+    if row["ci95"] is not None:
+        return row["ci95"][0], row["ci95"][1]
+    spread = row.get("spread", {}).get("fact_em") or 0.0
+    return row["fact_em"] - spread, row["fact_em"] + spread
+
+
+def context(rows: Sequence[dict[str, Any]], path: Path, paper: PaperFigures = MappingProxyType({})) -> None:
+    """Fact EM (with its interval) and stopped Fact F1 against context length, a panel for each task, with the paper's Fact F1 where
+    ``paper`` has it. ``rows``: of results.json."""
     tasks: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["context_tokens"]):
         tasks.setdefault((row["benchmark"], row["task"]), []).append(row)
     columns = min(len(tasks), 4)
-    figure, axes = _figure(columns, -(-len(tasks) // columns))
+    figure, axes = subplots(columns, -(-len(tasks) // columns))
     for axis in axes.flat[len(tasks) :]:
         axis.set_axis_off()
-    for axis, own in zip(axes.flat, tasks.values(), strict=False):
-        _context_panel(axis, own)
-    _save(figure, path)
+    for axis, ((benchmark, task), own) in zip(axes.flat, tasks.items(), strict=False):
+        _context_panel(axis, own, paper.get((benchmark, task, "fact_f1"), {}))
+        axis.set_title(f"{benchmark} {task}, {own[0]['split']} questions")
+    save(figure, path)
 
 
-def _context_panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _context_panel(axis: Any, rows: Sequence[dict[str, Any]], paper: Mapping[int, float]) -> None:
     tokens = [row["context_tokens"] for row in rows]
     em = [row["fact_em"] for row in rows]
-    spread = [[value - row["ci95"][0] for value, row in zip(em, rows, strict=True)], [row["ci95"][1] - row["fact_em"] for row in rows]]
-    axis.errorbar(
-        tokens, em, yerr=spread, color=BLUE, marker="o", capsize=3, label=f"Fact EM at budget {rows[0]['budget']} (95 % interval)"
-    )
+    ends = [interval(row) for row in rows]
+    bars = [[value - end[0] for value, end in zip(em, ends, strict=True)], [end[1] - value for value, end in zip(em, ends, strict=True)]]
+    meaning = f"± spread, n = {len(rows[0]['seeds'])}" if "seeds" in rows[0] else "95% interval"
+    label = f"Fact EM, {rows[0]['budget']} chunks picked ({meaning})"
+    axis.errorbar(tokens, em, yerr=bars, color=BLUE, marker="o", capsize=3, label=label)
     if all(row["fact_f1_stopped"] is not None for row in rows):
         axis.plot(tokens, [row["fact_f1_stopped"] for row in rows], color=ORANGE, marker="s", linestyle="--", label="Fact F1, stopped")
-    if rows[0]["task"] == "qa3":
-        axis.plot(
-            list(PAPER_QA3_F1), list(PAPER_QA3_F1.values()), color=BLACK, marker="^", linestyle=":", label="Q-RAG paper, Table 3: Fact F1"
-        )
-        tokens = sorted({*tokens, *PAPER_QA3_F1})
+    if paper:
+        axis.plot(list(paper), list(paper.values()), color=BLACK, marker="^", linestyle=":", label="Q-RAG paper: Fact F1")
+        tokens = sorted({*tokens, *paper})
+    context_axis(axis, tokens)
+    axis.set(ylabel="score", ylim=(-0.02, 1.02))
+    axis.grid(alpha=0.3)
+    legend(axis)
+
+
+def context_axis(axis: Any, tokens: Sequence[int]) -> None:
+    """The x-axis of context lengths: logarithmic, with a tick at each of ``tokens``."""
     axis.set_xscale("log")
     axis.set_xticks(tokens, [format_tokens(t) for t in tokens])
     axis.minorticks_off()
-    axis.set(
-        xlabel="context length (tokens)",
-        ylabel="score",
-        ylim=(-0.02, 1.02),
-        title=f"{rows[0]['benchmark']} {rows[0]['task']}, test questions",
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower left", fontsize=8)
+    axis.set_xlabel("context length (tokens)")

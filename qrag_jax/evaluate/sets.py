@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qrag_jax import data
-from qrag_jax.config import RunConfig
+from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.config.lengths import format_tokens, parse_tokens
-from qrag_jax.config.presets import picks
+from qrag_jax.config.retarget import others, parts
 from qrag_jax.data.ruler import files as ruler_files
 from qrag_jax.data.ruler import tasks as ruler
 from qrag_jax.data.splits import Split
@@ -51,14 +51,12 @@ def final_sets(config: RunConfig) -> list[EvaluationSet]:
     fewer chunks than the budget.
     """
     sets = []
-    others = data.others(config.data, config.eval.benchmarks)
-    for settings in [*data.parts(config.data), *others]:
-        budget = picks(settings.benchmark) if settings in others else config.eval.budget
+    elsewhere = others(config.data, config.eval.benchmarks)
+    for settings in [*parts(config.data), *elsewhere]:
+        budget = benchmarks.picks(settings.benchmark) if settings in elsewhere else config.eval.budget
         one = replace(config, data=settings, eval=replace(config.eval, budget=budget))
-        if data.benchmark(settings.benchmark).chunks is None:
-            sets.append(evaluation_set(one, config.eval.split, None, config.eval.episodes))
-        else:
-            sets += [evaluation_set(one, config.eval.split, parse_tokens(text), config.eval.episodes) for text in config.eval.tokens]
+        lengths = map(parse_tokens, config.eval.tokens) if benchmarks.made_to_length(settings.benchmark) else (None,)
+        sets += [evaluation_set(one, config.eval.split, tokens, config.eval.episodes) for tokens in lengths]
     return sets
 
 
@@ -71,13 +69,12 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
     """At most ``episodes`` questions. ``tokens`` None: documents of ``config.data.chunks`` chunks, or as long as they come."""
     settings = config.data
     name = f"{settings.benchmark}-{settings.task}"
-    made = data.BENCHMARKS[settings.benchmark].chunks if settings.benchmark in data.BENCHMARKS else None  # not of a mixture
-    if made is None:
+    if not benchmarks.made_to_length(settings.benchmark):
         examples = data.load(settings, split, seed=config.train.seed, haystacks=1)
         count = min(episodes, len(examples))
         groups = tuple(range(start, min(start + GROUP, count)) for start in range(0, count, GROUP))
     else:
-        chunks = settings.chunks if tokens is None else made(settings.task, tokens)
+        chunks = settings.chunks if tokens is None else data.context_chunks(settings.benchmark, settings.task, tokens)
         haystacks = min(config.eval.haystacks, episodes)
         examples = data.load(settings, split, seed=config.train.seed, chunks=chunks, haystacks=haystacks)
         groups = tuple(range(first, episodes, haystacks) for first in range(haystacks))
@@ -99,7 +96,7 @@ def official_sets(config: RunConfig) -> list[EvaluationSet]:
     if config.data.data_dir is None:
         raise ValueError(f"data.data_dir: official records are files, so give the folder that holds {ruler_files.FOLDER}/")
     sets = []
-    for settings in data.parts(config.data):
+    for settings in parts(config.data):
         for length in ruler_files.official_lengths(config.data.data_dir, ruler.full_name(settings.task)):
             examples = ruler.load_official(config.data.data_dir, settings.task, length)
             groups = tuple(range(i, i + 1) for i in range(len(examples)))

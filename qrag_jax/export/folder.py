@@ -5,28 +5,26 @@
              state_encoder/  action_encoder/   Hugging Face and sentence-transformers model folders
              README.md       model card
 
-``python -m qrag_jax.export import`` makes one of a released Q-RAG checkpoint, ``to-torch`` turns one into other layouts.
+``qrag import`` makes one of a released Q-RAG checkpoint; ``qrag export`` writes one in the layouts of PyTorch programs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from qrag_jax.config import RunConfig
-from qrag_jax.config.presets import largest_budget
 from qrag_jax.export.card import model_card
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.folder import read_backbone, read_object, read_params, write_folder, write_tokenizer
-from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
+from qrag_jax.models.registry import BackboneConfig, Pooling
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.rundir.bucket import fetch, is_url
-from qrag_jax.rundir.files import write_json
+from qrag_jax.rundir.files import whole_folder, write_json
 
 FORMAT = "qrag-jax-export"
 VERSION = 1
@@ -38,38 +36,29 @@ class Export:
 
     config: RunConfig
     backbone: BackboneConfig
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     tokenizer: TextTokenizer
     pooling: Pooling
-    threshold: float | None
-    step: int
-    rows: list[dict[str, Any]]
+    threshold: float | None = None
+    """Stop threshold; None: none is known."""
+    step: int = 0
+    """Updates that trained it."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Rows of results.json, for the model card."""
 
     def embedder(self) -> Embedder:
         return make_embedder(self.config, self.backbone, self.pooling)
 
 
-def write_export(
-    out_dir: str | Path,
-    *,
-    config: RunConfig,
-    backbone: BackboneConfig,
-    params: Mapping[str, Any],
-    tokenizer: TextTokenizer,
-    threshold: float | None,
-    step: int,
-    rows: Sequence[Mapping[str, Any]],
-    pooling: Pooling | None = None,
-) -> Path:
-    """Writes an export whole or not at all, in place of an older one, and returns its path.
+def write_export(out_dir: str | Path, export: Export) -> Path:
+    """Writes an export completely or not at all, replacing an older one, and returns its path.
 
-    ``params`` are those of an ``Embedder``; weights are written as float32, a tied embedder's twice. ``rows`` are rows of results.json for
-    the model card. ``pooling`` None: the backbone's usual one. Raises ValueError when ``out_dir`` exists and is not an export.
+    Weights are written as float32, those of a tied embedder twice. Raises ValueError when ``out_dir`` exists and is not an export.
     """
-    pooling = pooling or BACKBONES[backbone_of(backbone)].pooling
+    config, backbone, tokenizer, pooling = export.config, export.backbone, export.tokenizer, export.pooling
 
     def fill(folder: Path) -> None:
-        state, action = encoders(params)
+        state, action = encoders(export.params)
         for name, encoder, length in (
             ("state_encoder", state, state_tokens(config)),
             ("action_encoder", action, config.data.chunk_tokens),
@@ -77,8 +66,8 @@ def write_export(
             write_folder(folder / name, backbone, encoder, tokenizer, pooling=pooling, divisor=config.model.divisor, max_tokens=length)
         write_tokenizer(folder, tokenizer, backbone.max_tokens)
         tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(config), "pooling": pooling}
-        write_json(folder / "qrag.json", tree | {"threshold": threshold, "step": step, "rows": list(rows)})
-        card = model_card(config, backbone.to_hf(), pooling, threshold, step, rows)
+        write_json(folder / "qrag.json", tree | {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)})
+        card = model_card(config, backbone.to_hf(), pooling, export.threshold, export.step, export.rows)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     return replace_folder(Path(out_dir), fill, is_export)
@@ -131,7 +120,7 @@ def read_export(folder: str | Path) -> Export:
 def state_tokens(config: RunConfig) -> int:
     """Longest state of a run, in tokens."""
     data = config.data
-    return data.state_tokens or data.question_tokens + (largest_budget(config) - 1) * data.state_chunk_tokens
+    return data.state_tokens or data.question_tokens + (config.largest_budget - 1) * data.state_chunk_tokens
 
 
 def find_export(path: str | Path) -> Path:
@@ -154,16 +143,6 @@ def replace_folder(out: Path, fill: Callable[[Path], None], ours: Callable[[Path
     """
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or ours(out))):
         raise ValueError(f"{out}: exists and was not written by this command; choose another folder or remove it")
-    new, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
+    with whole_folder(out) as new:
         fill(new)
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return out

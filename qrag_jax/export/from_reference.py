@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
-from qrag_jax.export.folder import write_export
+from qrag_jax.config.benchmarks import BENCHMARKS
+from qrag_jax.export.folder import Export, write_export
 from qrag_jax.export.hydra import HydraConfig, boolean
 from qrag_jax.export.reference_layout import ACTION, DIVISOR, HALVES, SPANS, STATE, THETA, rotary_table
 from qrag_jax.models.embedder import make_embedder, pair
@@ -30,7 +31,6 @@ from qrag_jax.models.tokenizer import TextTokenizer
 # The value head of an earlier design, the separator ids and the rotary table: computed with here, not learned.
 OTHERS = re.compile(r"(state_embed|action_embed\.model)\.(cls_token|sep_token|head\.(weight|bias))$|action_embed\.rotary_emb\.freqs$")
 T = TypeVar("T")
-BENCHMARKS = ("babilong", "hotpotqa", "musique", "ruler")
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,7 @@ def import_reference(
 ) -> Path:
     """Writes the export folder of a released checkpoint and returns its path. Raises ValueError as :func:`read_reference` does."""
     found = read_reference(checkpoint, base_model=base_model, config=config)
-    return write_export(
-        out_dir,
-        config=found.config,
-        backbone=found.backbone,
-        params=found.params,
-        tokenizer=found.tokenizer,
-        threshold=None,
-        step=found.step,
-        rows=[],
-        pooling="mean",
-    )
+    return write_export(out_dir, Export(found.config, found.backbone, found.params, found.tokenizer, "mean", step=found.step))
 
 
 def read_reference(
@@ -174,7 +164,7 @@ def _run_config(settings: HydraConfig, critic: Mapping[str, np.ndarray], backbon
     target = settings.get("envs.train_dataset._target_", str, "").lower()
     task = settings.get("envs.task", str, "")
     data = DataConfig(
-        benchmark=next((name for name in BENCHMARKS if name in target), "reference"),
+        benchmark=next((name for name, one in BENCHMARKS.items() if one.reference and one.reference in target), "reference"),
         task=task.split("_")[0],
         chunks=max(train_budget, settings.get("envs.num_sentences", int, DataConfig.chunks)),
         chunk_by="sentence" if "babilong" in target or "niah" in task else "tokens",

@@ -27,9 +27,9 @@ Configs = RunnableConfig | list[RunnableConfig] | None
 class QRAGRetriever(BaseRetriever):
     """Chunks picked in several steps, in document order.
 
-    ``source``: an ``Index``, the chunks of a document in order, or a text. ``budget``, ``beam`` and ``stop`` are those of
-    :meth:`qrag_jax.Retriever.search`; ``invoke`` and ``batch`` (and their async forms) also take a ``budget`` for one call.
-    The metadata of a document are the fields of :class:`~qrag_jax.retrieve.types.Pick`.
+    ``source``, ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a document in
+    order, a text (``str``), or a text file or folder (``Path``). ``invoke`` and ``batch`` (and their async forms) also take a ``budget``
+    for one call. The metadata of a document are the fields of :class:`~qrag_jax.retrieve.types.Pick`.
 
     Raises ValueError on an empty question, or a budget above the number of chunks.
     """

@@ -21,9 +21,9 @@ except ImportError as error:
 class QRAGRetriever(BaseRetriever):
     """Chunks picked in several steps, in document order; the score of a node is its Q when it was picked.
 
-    ``source``: an ``Index``, the chunks of a document in order, or a text. ``budget``, ``beam`` and ``stop`` are those of
-    :meth:`qrag_jax.Retriever.search`. The metadata of a node are the fields of :class:`~qrag_jax.retrieve.types.Pick`; a prompt
-    and an embedding made from the node see the source alone.
+    ``source``, ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a document in
+    order, a text (``str``), or a text file or folder (``Path``). The metadata of a node are the fields of
+    :class:`~qrag_jax.retrieve.types.Pick`; a prompt and an embedding made from the node see the source alone.
 
     Raises ValueError on an empty question, or a budget above the number of chunks.
     """

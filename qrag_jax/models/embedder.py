@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from qrag_jax.config import Attention, RunConfig
-from qrag_jax.config.presets import largest_budget
 from qrag_jax.models.packing import Shape, embed_tiles, tiles_vjp
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of
 from qrag_jax.types import Array
@@ -140,7 +139,7 @@ def make_embedder(config: RunConfig, backbone: BackboneConfig, pooling: Pooling 
 
     Raises ValueError when the run's token rows are longer than the backbone can read, or its width does not suit the value function.
     """
-    data, model, budget = config.data, config.model, largest_budget(config)
+    data, model, budget = config.data, config.model, config.largest_budget
     if backbone.width % (2 * config.qhead.halves):
         raise ValueError(f"width {backbone.width} of the embedder: must be a multiple of {2 * config.qhead.halves} (qhead.halves pairs)")
     for name in ("question_tokens", "chunk_tokens", "state_tokens"):

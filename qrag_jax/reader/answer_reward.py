@@ -18,7 +18,7 @@ Score = Callable[[str, str, QAExample], float]
 class AnswerReward:
     """At each step, by how much the best answer so far has got better: 1 in all, spread over the steps that earned it.
 
-    With an exact score this is the support-fact reward with "the reader answers right" in place of "all supporting chunks are picked". A
+    With an exact score this is the support-fact reward with "the reader answers right" instead of "all supporting chunks are picked". A
     question with the same set of chunks is asked once.
     """
 
@@ -27,7 +27,7 @@ class AnswerReward:
         self._known: dict[tuple[str, frozenset[int]], float] = {}
 
     def __call__(self, examples: Sequence[QAExample], picked: Int[np.ndarray, "B T"], task: str) -> Float[np.ndarray, "B T"]:
-        """Raises ReaderError when the reader cannot be reached: nothing stands in for a missing answer."""
+        """Raises ReaderError when the reader cannot be reached: a missing answer is never replaced by a score."""
         budget = picked.shape[1]
         sets = [
             [(example.id, frozenset(row[: t + 1].tolist())) for t in range(budget)] for example, row in zip(examples, picked, strict=True)

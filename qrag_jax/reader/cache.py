@@ -20,6 +20,19 @@ VERSION = 1
 FILE_NAME = "responses.jsonl"
 
 
+def _count(value: Any) -> bool:
+    return value is None or (type(value) is int and value >= 0)
+
+
+_FIELDS = {
+    "text": (lambda value: isinstance(value, str), "a string"),
+    "prompt_tokens": (_count, "a whole number or null"),
+    "completion_tokens": (_count, "a whole number or null"),
+    "finish": (lambda value: value in ("stop", "length"), "stop or length"),
+}
+"""Fields of an Answer, in its order."""
+
+
 def response_key(reader: str, prompt: Prompt) -> str:
     """SHA-256 of the reader's name and the conversation, in hexadecimal."""
     return hashlib.sha256(json.dumps([reader, prompt.messages]).encode()).hexdigest()
@@ -71,27 +84,14 @@ def _read(path: Path) -> dict[str, Answer]:
         except ValueError:
             half.append(number)
             continue
-        key = _key(record, path, number)
-        answers[key] = Answer(*(record[name] for name in FIELDS))
+        key = _checked_key(record, path, number)
+        answers[key] = Answer(*(record[name] for name in _FIELDS))
     if half:
         say(f"{path}: skipped half-written line {', '.join(map(str, half))}; what it held is asked again")
     return answers
 
 
-def _count(value: Any) -> bool:
-    return value is None or (type(value) is int and value >= 0)
-
-
-FIELDS = {
-    "text": (lambda value: isinstance(value, str), "a string"),
-    "prompt_tokens": (_count, "a whole number or null"),
-    "completion_tokens": (_count, "a whole number or null"),
-    "finish": (lambda value: value in ("stop", "length"), "stop or length"),
-}
-"""Fields of an Answer, in its order."""
-
-
-def _key(record: Any, path: Path, number: int) -> str:
+def _checked_key(record: Any, path: Path, number: int) -> str:
     """Checks a record and returns its key."""
     where = f"{path}, line {number}"
     if not isinstance(record, dict):
@@ -102,7 +102,7 @@ def _key(record: Any, path: Path, number: int) -> str:
         )
     if not isinstance(record.get("key"), str):
         raise ValueError(f"{where}: key = {record.get('key')!r}: must be a string; remove the line")
-    for name, (valid, allowed) in FIELDS.items():
+    for name, (valid, allowed) in _FIELDS.items():
         if name not in record or not valid(record[name]):
             raise ValueError(f"{where}: {name} = {record.get(name)!r}: must be {allowed}; remove the line to have it asked again")
     return record["key"]

@@ -24,7 +24,7 @@ def load_tokenizer(path: Path) -> Any:
         raise ValueError(f"{path}: no tokenizer; expected one of {', '.join(VOCABULARIES)}")
     if path.is_file() and importlib.util.find_spec("torch") is None:
         raise ValueError(
-            f"{path}: transformers reads the tokenizer of a .gguf file by way of PyTorch: pip install 'qrag-jax[reader,torch]', or give a "
+            f"{path}: transformers needs PyTorch to read the tokenizer of a .gguf file: pip install 'qrag-jax[reader,torch]', or give a "
             "folder of safetensors"
         )
     where = {"gguf_file": path.name} if path.is_file() else {}

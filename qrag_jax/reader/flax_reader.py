@@ -22,9 +22,9 @@ from qrag_jax.reader.memory import MemoryPlan, check_fit, free_memory, plan_memo
 from qrag_jax.reader.protocol import Answer, Prompt
 from qrag_jax.rundir.log import say
 
-# Prompts up to this length are planned for when the model is loaded; a longer one is planned for when it comes.
+# Memory for prompts up to this length is checked when the model is loaded; for a longer prompt it is checked when the prompt comes.
 PLANNED_TOKENS = 2048
-SAMPLES, SAMPLE_BYTES = 64, 4096
+SAMPLES, SAMPLE_BYTES = 64, 4096  # what a fingerprint reads of each file
 
 
 class FlaxReader:
@@ -54,8 +54,7 @@ class FlaxReader:
         self.name, self.model, self.params, self.tokenizer = name, model, params, tokenizer
         self.stop_ids = np.asarray(stop_ids, np.int32)
         self.max_new_tokens, self.batch, self.temperature, self.top_p, self.seed = max_new_tokens, batch, temperature, top_p, seed
-        self._devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
-        self._split = 1 if mesh is None else mesh.shape[AXIS]
+        self._devices, self._split = _placed(mesh)
 
     @classmethod
     def from_pretrained(
@@ -78,9 +77,8 @@ class FlaxReader:
         path = find_reader(name)
         source = open_decoder(path)
         check_mesh(source.config, mesh)
-        devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
+        devices, split = _placed(mesh)
         longest = min(PLANNED_TOKENS, source.config.max_tokens)
-        split = 1 if mesh is None else mesh.shape[AXIS]
         plan = plan_memory(source.config, batch=batch, prompt_tokens=longest, max_new_tokens=max_new_tokens, dtype=dtype, devices=split)
         free = free_memory(devices)
         known = "" if free is None else f"; {free / 1e9:.1f} GB free"
@@ -156,6 +154,11 @@ class FlaxReader:
             plan = self.plan(prompt_bucket(longest))
             advice = f"a prompt of {longest} tokens is too long for batch = {self.batch}; use a smaller one"
             check_fit(f"reader {self.name}", plan.cache + plan.activations, free_memory(self._devices), advice)
+
+
+def _placed(mesh: Mesh | None) -> tuple[list[jax.Device], int]:
+    """The devices a network lies on, and into how many parts it is split."""
+    return (jax.devices()[:1], 1) if mesh is None else (list(mesh.devices.flat), mesh.shape[AXIS])
 
 
 def reader_mesh(count: int) -> Mesh | None:

@@ -45,7 +45,7 @@ def plan_memory(
     template = decoder_template(config, dtype)
     tokens = batch * prompt_tokens
     queries = prompt_tokens if prompt_tokens <= 2 * BLOCK or prompt_tokens % BLOCK else BLOCK
-    # Logits and weights of attention, or the two halves of the MLP, whichever is more; beside them a handful of hidden vectors.
+    # Logits and weights of attention, or the two halves of the MLP, whichever is more, and a handful of hidden vectors.
     attention = 2 * batch * (layer.heads // devices) * queries * prompt_tokens * 4
     mlp = 2 * tokens * (layer.mlp_width // devices) * item
     words = 2 * batch * config.vocab_size * 4
@@ -57,7 +57,7 @@ def plan_memory(
 
 
 def free_memory(devices: list[jax.Device]) -> int | None:
-    """Bytes that the fullest of ``devices`` still has; CPU devices share the host's memory. None where nobody knows."""
+    """Bytes that the fullest of ``devices`` still has; CPU devices share the host's memory. None where that is unknown."""
     stats = [device.memory_stats() for device in devices]
     if all(stats):
         return min(int(found["bytes_limit"]) - int(found["bytes_in_use"]) for found in stats)
@@ -68,7 +68,7 @@ def free_memory(devices: list[jax.Device]) -> int | None:
 
 
 def check_fit(name: str, needed: int, free: int | None, advice: str) -> None:
-    """Raises ValueError when ``needed`` bytes a device are more than ``free`` (None: unknown, and taken on trust)."""
+    """Raises ValueError when ``needed`` bytes a device are more than ``free`` (None: unknown, not checked)."""
     if free is not None and needed > free:
         raise ValueError(f"{name} needs {_gb(needed)} a device, {_gb(free)} are free: {advice}")
 

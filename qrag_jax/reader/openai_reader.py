@@ -19,11 +19,11 @@ from qrag_jax.reader.protocol import Answer, Prompt, ReaderError
 from qrag_jax.rundir.log import progress
 
 RETRIED = frozenset({408, 409, 429})
-"""Statuses asked again, beside all from 500 on."""
+"""Statuses that are asked again, as are all from 500 on."""
 LONGEST_WAIT = 300.0
-"""Seconds a server may ask to be left alone (Retry-After) before the reader gives up."""
+"""The reader gives up when a server asks for a longer wait (Retry-After), in seconds."""
 MANY = 20
-"""Open prompts from which on a progress bar is shown."""
+"""A progress bar is shown from this many unanswered prompts on."""
 SHOWN = 500
 """Characters of a server's message that an error quotes."""
 
@@ -42,7 +42,7 @@ class OpenAIReader:
     status 408, 409, 429 or 5xx, or an unusable response; the wait doubles from ``backoff`` seconds, with jitter, and is never shorter than
     Retry-After. Other statuses fail at once. ``concurrency``: requests in flight. ``cache_dir``: keeps answers as they come; used at
     temperature 0 only. There the name of a model must mean one model. ``extra_body``: further fields of the request, such as
-    ``{"chat_template_kwargs": {"enable_thinking": False}}``. The key is optional: servers of one's own often need none.
+    ``{"chat_template_kwargs": {"enable_thinking": False}}``. The key is optional: local servers often need none.
 
     Of a model that thinks in ``<think>`` tags, only what follows is its answer. Raises ValueError on bad settings and without the
     openai package.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qrag_jax.config import benchmarks
 from qrag_jax.reader.protocol import Prompt
 
 
@@ -99,15 +100,8 @@ TEXTS = Template(
     "Answer with yes, with no, or with the shortest name, date, number or phrase that answers, and nothing else.",
 )
 
-TEMPLATES: dict[str, dict[str, Template] | Template] = {
-    "babilong": BABILONG,
-    "ruler": {"niah": NEEDLES, "qa": TEXTS},
-    "hotpotqa": TEXTS,
-    "musique": TEXTS,
-    "twowiki": TEXTS,
-    "own": TEXTS,
-}
-"""benchmark -> its template, or task -> template where its tasks differ; "niah" stands for every task niah_..."""
+TEMPLATES = {**{f"babilong-{task}": template for task, template in BABILONG.items()}, "needles": NEEDLES, "texts": TEXTS}
+"""By their names in the table of benchmarks."""
 
 NOTHING_GIVEN = "You are given a question without any text. Answer from what you know; if you do not know, guess."
 
@@ -135,19 +129,4 @@ def closed_book(benchmark: str, task: str, question: str) -> Prompt:
 
 
 def _template(benchmark: str, task: str) -> Template:
-    first, *others = (_single(part.partition(":")[0], task) for part in benchmark.split("+"))
-    if any(other != first for other in others):
-        raise ValueError(f"benchmark = {benchmark!r}: its parts have different prompts; name the part that a question is from")
-    return first
-
-
-def _single(benchmark: str, task: str) -> Template:
-    if benchmark not in TEMPLATES:
-        raise ValueError(f"benchmark = {benchmark!r}: no prompt is known for it; known: {', '.join(TEMPLATES)}")
-    found = TEMPLATES[benchmark]
-    if isinstance(found, Template):
-        return found
-    template = found.get(task) or found.get(task.partition("_")[0])
-    if template is None:
-        raise ValueError(f"task = {task!r}: no prompt is known for it in {benchmark}; known: {', '.join(found)}")
-    return template
+    return TEMPLATES[benchmarks.task(benchmark, task).prompt]

@@ -40,7 +40,7 @@ class Reader(Protocol):
     """The model and every setting that changes its answers."""
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """One answer a prompt, in order. Raises ReaderError when a prompt cannot be answered: nothing stands in for a missing answer."""
+        """One answer a prompt, in order. Raises ReaderError when a prompt cannot be answered: a missing answer is never made up."""
 
 
 class ReaderError(RuntimeError):

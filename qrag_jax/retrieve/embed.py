@@ -69,7 +69,7 @@ class ChunkEmbedder(Protocol):
 
 
 def model_hash(retriever: ChunkEmbedder) -> str:
-    """Hex SHA-256 of everything a chunk's vector depends on beside its text.
+    """Hex SHA-256 of everything a chunk's vector depends on, apart from its text.
 
     These are the action encoder's parameters (as float32), its network, pooling, divisor and compute type, the tokenizer, and the tokens
     a chunk is cut to; not the state encoder, nor anything about positions: an index serves every retriever that differs only there.

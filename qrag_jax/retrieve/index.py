@@ -25,7 +25,8 @@ import numpy as np
 from jaxtyping import Float
 
 from qrag_jax.config.parse import decode
-from qrag_jax.retrieve.chunks import Chunk, ChunkBy
+from qrag_jax.data.text.chunker import ChunkBy
+from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.sources import ChunkStream, SourceRecord
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, Shard, StoredRows, check_dtype, merge, record
@@ -108,8 +109,8 @@ class Index:
         path = Path(path)
         if not (path / META).is_file():
             if (path / JOURNAL).is_file():
-                raise ValueError(f"{path}: the build was not finished; the same build command goes on with it")
-            raise ValueError(f"{path}: not an index (it has no {META}); build one with `python -m qrag_jax index build`")
+                raise ValueError(f"{path}: the build was not finished; run the same build command again to resume it")
+            raise ValueError(f"{path}: not an index (it has no {META}); build one with `qrag index build`")
         index = cls(path, Meta.read(path / META))
         if verify:
             index.verify()
@@ -119,21 +120,22 @@ class Index:
     def build(
         cls,
         retriever: ChunkEmbedder,
-        source: Path | Iterable[str],
+        source: str | Path | Iterable[str],
         path: str | Path,
         *,
         dtype: Dtype = "float32",
         shard_chunks: int = 16384,
         retriever_path: str | Path | None = None,
     ) -> Index:
-        """Cuts a text file, a folder of .txt and .md files, or chunks given as such, embeds each distinct text once, and writes an index.
+        """Cuts a source into chunks, embeds each distinct chunk once, and writes an index.
 
-        Killed at any moment, the same call goes on where it was, and ends with the same bytes; on a finished index it checks that the
+        Killed at any moment, the same call resumes where it was, and ends with the same bytes; on a finished index it checks that the
         source is still the same and changes nothing.
 
         Args:
             retriever: embeds the chunks; its ``data.chunk_by`` and ``data.chunk_tokens`` say what a chunk of a text is.
-            source: see :class:`~qrag_jax.retrieve.sources.ChunkStream`.
+            source: a ``str`` is a text; a ``Path`` is a text file or a folder of .txt and .md files; anything else is ready chunks. See
+                :class:`~qrag_jax.retrieve.sources.ChunkStream`.
             path: folder of the index: new, empty, or of an unfinished build.
             dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter; :func:`~qrag_jax.retrieve.storage.pack` says their errors.
             shard_chunks: chunks of a shard, the unit that a killed build loses at most.
@@ -149,7 +151,9 @@ class Index:
         whole, unfinished = (path / META).is_file(), (path / JOURNAL).is_file()
         if path.exists() and not (whole or unfinished or (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir()))):
             raise ValueError(f"{path}: exists and is not an index; choose another folder or remove it")
-        home = None if retriever_path is None else str(Path(retriever_path).resolve())
+        from qrag_jax.rundir.bucket import is_url  # not at the top: it brings orbax
+
+        home = None if retriever_path is None else str(retriever_path if is_url(retriever_path) else Path(retriever_path).resolve())
         data = retriever.config.data
         meta = Meta(
             IndexModel(model_hash(retriever), data.chunk_tokens, data.chunk_by, home), dtype, retriever.embedder.config.width, shard_chunks
@@ -166,10 +170,10 @@ class Index:
             _unfinished(path, meta)
         return _write(path, replace(meta, kept=0), retriever, stream, whole=whole)
 
-    def add(self, retriever: ChunkEmbedder, source: Path | Iterable[str]) -> Index:
-        """The index with the chunks of another source after its own, in new shards. This object goes on with the old ones.
+    def add(self, retriever: ChunkEmbedder, source: str | Path | Iterable[str]) -> Index:
+        """The index with the chunks of another source (as for :meth:`build`) after its own, in new shards. This object keeps the old ones.
 
-        Killed at any moment, the old index stays valid; the same call goes on where it was. Raises ValueError as :meth:`build` does, and on
+        Killed at any moment, the old index stays valid; the same call resumes where it was. Raises ValueError as :meth:`build` does, and on
         a file name that the index has already: a chunk's source would be ambiguous.
         """
         meta = Meta.read(self.path / META)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 from qrag_jax.config import RunConfig
 from qrag_jax.models.embedder import Embedder, embed_actions, embed_states
 from qrag_jax.models.tokenizer import TextTokenizer
-from qrag_jax.retrieve.chunks import Chunk, chunk_text
+from qrag_jax.retrieve.chunks import Chunk
+from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embed import embed_texts
 from qrag_jax.retrieve.scan import HostScorer, runs
-from qrag_jax.retrieve.search import Scorer, SearchPath, search, stopped
+from qrag_jax.retrieve.search import Scorer, SearchPath, check_budget, search, stopped
+from qrag_jax.retrieve.sources import ChunkStream
 from qrag_jax.retrieve.types import Candidate, Document, MemoryDocument, Pick, PoolRows, Step, Trajectory
 from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import say
@@ -27,8 +28,8 @@ from qrag_jax.types import PAD, QAExample
 
 STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compiles
 
-Source = str | Sequence[str] | Document
-"""A text, the chunks of a document in order, or an index."""
+Source = str | Path | Sequence[str] | Document
+"""A ``str`` is a text, a ``Path`` a text file or a folder of them; else the chunks of a document in order, or an index."""
 
 
 @partial(jax.jit, static_argnames="embedder")
@@ -80,7 +81,8 @@ class Retriever:
 
         Args:
             question: the question.
-            source: a text, cut into chunks of whole sentences here; the chunks of a document in order; or an index.
+            source: a text (``str``), or a text file or a folder of .txt and .md files (``Path``), cut into chunks here; the chunks of a
+                document in order; or an index.
             budget: how many chunks to pick.
             beam: how many paths to keep at each step ("Plan Q-RAG"); 1 is greedy.
             stop: pick fewer when the best Q falls below the calibrated threshold.
@@ -116,18 +118,23 @@ class Retriever:
         found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
 
         def steps() -> Iterator[Step]:
-            clock = time.perf_counter()
-            for ((path, *_rest),) in found:
+            spent = 0.0
+            while True:
+                with SearchClock() as clock:
+                    paths = next(found, None)
+                if paths is None:
+                    return
+                spent += clock.searching
+                ((path, *_rest),) = paths
                 t = len(path.picked) - 1
                 if beam > 1 and t + 1 < budget:
                     continue
-                spent = (time.perf_counter() - clock) / (t + 1 if beam > 1 else 1)
                 for number in range(t + 1) if beam > 1 else (t,):
-                    step = self._step(document, path, number, spent, beam + runners_up)
+                    step = self._step(document, path, number, spent / (t + 1 if beam > 1 else 1), beam + runners_up)
                     yield step
                     if stop and step.stop:
                         return
-                clock = time.perf_counter()
+                spent = 0.0
 
         return steps()
 
@@ -139,14 +146,8 @@ class Retriever:
         if not examples:
             raise ValueError("examples is empty: nothing to search")
         for example in examples:
-            _check_budget(budget, len(example.chunks), f"the chunks of {example.id!r}")
-        pool: dict[str, int] = {}
-        index = [np.array([pool.setdefault(text, len(pool)) for text in example.chunks], np.int32) for example in examples]
-        vectors = self.embed_chunks(list(pool), label=label)
-        documents = [
-            MemoryDocument(tuple(map(Chunk, example.chunks)), PoolRows(vectors, rows), self)
-            for example, rows in zip(examples, index, strict=True)
-        ]
+            check_budget(budget, len(example.chunks), f"the chunks of {example.id!r}")
+        documents = self._embedded([tuple(map(Chunk, example.chunks)) for example in examples], label)
         *_, paths = self._paths([example.question for example in examples], documents, budget, beam=beam)
         return [
             Trajectory(path.picked, path.q, tuple(self._position(document, path, t) for t in range(budget)))
@@ -154,19 +155,24 @@ class Retriever:
         ]
 
     def document(self, source: Source) -> Document:
-        """A source as something to search: an index is checked, texts are chunked and embedded."""
-        if isinstance(source, str):
-            chunks: Sequence[Chunk] = chunk_text(source, self.tokenizer, self.config.data.chunk_tokens, self.config.data.chunk_by)
+        """A source as something to search: an index is checked; texts, files and chunks are cut where needed and embedded."""
+        if isinstance(source, str | Path):
+            chunks = tuple(ChunkStream(source, self.tokenizer, self.config.data.chunk_tokens, self.config.data.chunk_by))
         elif isinstance(source, Sequence):
-            chunks = [Chunk(text) for text in source]
+            chunks = tuple(map(Chunk, source))
             if not chunks:
                 raise ValueError("source is empty: nothing to search")
         else:
             source.check(self)
             return source
+        return self._embedded([chunks])[0]
+
+    def _embedded(self, documents: Sequence[Sequence[Chunk]], label: str | None = None) -> list[MemoryDocument]:
+        """Documents in memory; each distinct text of all of them is embedded once."""
         pool: dict[str, int] = {}
-        index = np.array([pool.setdefault(chunk.text, len(pool)) for chunk in chunks], np.int32)
-        return MemoryDocument(chunks, PoolRows(self.embed_chunks(list(pool)), index), self)
+        rows = [np.array([pool.setdefault(chunk.text, len(pool)) for chunk in chunks], np.int32) for chunks in documents]
+        vectors = self.embed_chunks(list(pool), label=label)
+        return [MemoryDocument(chunks, PoolRows(vectors, index), self) for chunks, index in zip(documents, rows, strict=True)]
 
     def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
         """Un-rotated action embeddings, one a text."""
@@ -220,7 +226,7 @@ class Retriever:
             if not question.strip():
                 raise ValueError("question is empty")
         for document in documents:
-            _check_budget(budget, len(document), "the chunks of the document")
+            check_budget(budget, len(document), "the chunks of the document")
         if beam < 1:
             raise ValueError(f"beam = {beam}: must be >= 1, the paths kept at each step")
         if stop and self.threshold is None:
@@ -255,12 +261,7 @@ class Retriever:
 
     def _step(self, document: Document, path: SearchPath, t: int, seconds: float, kept: int) -> Step:
         seen = path.looks[t]
-        others = [(i, q) for i, q in zip(seen.chunks, seen.q, strict=True) if i != path.picked[t]][: kept - 1]
+        others = [(i, q, document.chunk(i)) for i, q in zip(seen.chunks, seen.q, strict=True) if i != path.picked[t]][: kept - 1]
         below = t > 0 and self.threshold is not None and path.q[t] < self.threshold
-        runners = tuple(Candidate(i, document.chunk(i).text, q) for i, q in others)
+        runners = tuple(Candidate(i, chunk.text, q, chunk.start, chunk.end, chunk.source) for i, q, chunk in others)
         return Step(t, self._pick(document, path, t), runners, below, seconds, seen.curve)
-
-
-def _check_budget(budget: int, chunks: int, what: str) -> None:
-    if not 1 <= budget <= chunks:
-        raise ValueError(f"budget = {budget}: must be in 1..{chunks}, {what}")

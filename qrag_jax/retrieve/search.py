@@ -104,3 +104,9 @@ def stopped(picked: Sequence[int], q: Sequence[float], threshold: float) -> list
         if q[t] < threshold:
             return list(picked[:t])
     return list(picked)
+
+
+def check_budget(budget: int, chunks: int, what: str) -> None:
+    """Raises ValueError unless ``budget`` chunks can be picked from ``chunks``; ``what`` names those in the message."""
+    if not 1 <= budget <= chunks:
+        raise ValueError(f"budget = {budget}: must be in 1..{chunks}, {what}")

@@ -1,20 +1,26 @@
-"""What an index is made of, as a stream of chunks: a text file, a folder of them, or chunks given as such."""
+"""What a search reads or an index is made of, as a stream of chunks: a text, a text file, a folder of them, or ready chunks.
+
+One rule everywhere: a ``str`` is a text, a ``pathlib.Path`` is a file or a folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.models.tokenizer import TextTokenizer
-from qrag_jax.retrieve.chunks import Chunk, ChunkBy, chunk_text
+from qrag_jax.retrieve.chunks import Chunk, chunk_text
+from qrag_jax.rundir.log import say
 
 SUFFIXES = (".txt", ".md")
+LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A file that was read (``name`` is relative to the folder; None for given chunks), its characters, and the chunks they became."""
+    """What was read: ``name`` is a file's, relative to the folder (None for a text or ready chunks); its characters and its chunks."""
 
     name: str | None
     characters: int
@@ -24,55 +30,77 @@ class SourceRecord:
 class ChunkStream:
     """The chunks of a source in order, one file in memory at a time; ``read`` grows as its files are finished.
 
-    Of a folder the .txt and .md files at any depth are read, by relative name; names that begin with a dot are left out. Text is UTF-8
-    with universal newlines: a chunk's characters are those of ``Path.read_text(encoding="utf-8")``. A file of white space has no chunks.
+    A ``str`` is a text, cut into chunks. A ``Path`` is a file or a folder: of a folder the .txt and .md files at any depth are read, by
+    relative name; names that begin with a dot are left out. Files are UTF-8 with universal newlines: a chunk's characters are those of
+    ``Path.read_text(encoding="utf-8")``. A file of white space has no chunks. Anything else is chunks, one after the other. A text that
+    names an existing file is said to be taken as a text.
+
     Raises ValueError on a source that is missing, empty, or not UTF-8, naming file and byte, and on empty chunks.
     """
 
-    def __init__(self, source: Path | Iterable[str], tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy) -> None:
-        if isinstance(source, str):
-            raise ValueError(f"source = {source[:40]!r}: give a pathlib.Path of a file or a folder, or a list of chunks")
+    def __init__(self, source: str | Path | Iterable[str], tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy) -> None:
         self.source, self.tokenizer, self.max_tokens, self.by = source, tokenizer, max_tokens, by
         self.files = _files(source) if isinstance(source, Path) else []
         self.read: list[SourceRecord] = []
         self._bytes, self._total = 0, sum(path.stat().st_size for _, path in self.files)
+        if isinstance(source, str) and _names_a_file(source):
+            say(f"source = {source!r}: taken as a text, because it is a str; to read that file or folder, give pathlib.Path({source!r})")
 
     @property
     def expected(self) -> int | None:
         """How many chunks there are: known for a list, else estimated from the files read so far (exact after the last); None: no idea."""
-        if not isinstance(self.source, Path):
-            return len(self.source) if isinstance(self.source, Sized) else None
-        if not self._bytes:
-            return None
-        return round(sum(file.chunks for file in self.read) / self._bytes * self._total)
+        if isinstance(self.source, Path):
+            return round(sum(file.chunks for file in self.read) / self._bytes * self._total) if self._bytes else None
+        if isinstance(self.source, str):
+            return self.read[0].chunks if self.read else None
+        return len(self.source) if isinstance(self.source, Sized) else None
 
     def __iter__(self) -> Iterator[Chunk]:
-        if not isinstance(self.source, Path):
+        if isinstance(self.source, Path):
+            yield from self._from_files()
+        elif isinstance(self.source, str):
+            _check_encodable(self.source, "source")
+            chunks = chunk_text(self.source, self.tokenizer, self.max_tokens, self.by)
+            self.read.append(SourceRecord(None, len(self.source), len(chunks)))
+            yield from chunks
+        else:
             yield from self._given(self.source)
-            return
+
+    def _from_files(self) -> Iterator[Chunk]:
         for name, path in self.files:
             text = _read(path)
             chunks = chunk_text(text, self.tokenizer, self.max_tokens, self.by) if text.strip() else []
             self.read.append(SourceRecord(name, len(text), len(chunks)))
             self._bytes += path.stat().st_size
-            yield from (Chunk(chunk.text, chunk.start, chunk.end, name) for chunk in chunks)
+            yield from (replace(chunk, source=name) for chunk in chunks)
         if not any(file.chunks for file in self.read):
-            raise ValueError(f"{self.source}: no text to index; it is empty or only white space")
+            raise ValueError(f"{self.source}: no text; it is empty or only white space")
 
     def _given(self, chunks: Iterable[str]) -> Iterator[Chunk]:
         characters = count = 0
         for text in chunks:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"chunk {count} = {text!r}: must be a text that is not empty")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"chunk {count}: character {error.start} is half of a surrogate pair, which no file can hold") from error
+            _check_encodable(text, f"chunk {count}")
             characters, count = characters + len(text), count + 1
             yield Chunk(text)
         if not count:
             raise ValueError("source holds no chunks: nothing to index")
         self.read.append(SourceRecord(None, characters, count))
+
+
+def _check_encodable(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what}: character {error.start} is half of a surrogate pair, which no file can hold") from error
+
+
+def _names_a_file(text: str) -> bool:
+    try:
+        return len(text) <= LONGEST_PATH and "\n" not in text and bool(text.strip()) and Path(text).exists()
+    except (OSError, ValueError):  # too long for the file system, or a NUL in it
+        return False
 
 
 def _files(source: Path) -> list[tuple[str, Path]]:

@@ -1,7 +1,7 @@
 """Shards of an index on disk: vectors, the texts they stand for, and where each text begins.
 
     vectors-00000.bin   [n, D] row after row: float32, bfloat16 or int8
-    scales-00000.bin    [n] float32, beside int8 only: a row is its integers times its scale
+    scales-00000.bin    [n] float32, with int8 only: a row is its integers times its scale
     texts-00000.jsonl   {"text", "start", "end", "source"} a chunk
     offsets-00000.bin   [n + 1] int64: chunk i is the bytes from offset i to offset i + 1 of the texts
 

@@ -24,11 +24,19 @@ from qrag_jax.retrieve.types import Candidate, Pick, Step
 from qrag_jax.rundir.files import write_text
 
 FORMAT, VERSION = "qrag-jax-trace", 1
+POSITIONS = ("relative", "absolute", "random", "none")
 EXCERPT = 160  # characters of a runner-up before it folds
 
 
 def render_trace(
-    *, question: str, steps: Sequence[Step], chunks: int, threshold: float | None, source: str, support: Sequence[int] = ()
+    *,
+    question: str,
+    steps: Sequence[Step],
+    chunks: int,
+    threshold: float | None,
+    positions: str,
+    source: str,
+    support: Sequence[int] = (),
 ) -> str:
     """The page of one search, as HTML.
 
@@ -37,13 +45,14 @@ def render_trace(
         steps: the steps in order, those after a stop included. Stretch b of a curve of n begins at chunk b * chunks // n.
         chunks: N, chunks of the document.
         threshold: the stop threshold in units of Q, or None.
-        source: the document's name.
+        positions: the retriever's ``qhead.positions``; the page tells of intervals where they are relative, of positions unless none.
+        source: the name of what was searched, a document or an index.
         support: chunks known to support the answer, if any are.
 
     Raises ValueError when there are no steps, a chunk lies outside the document or was picked twice, a Q is not finite, the steps' curves
-    are no row, differ in length or hold an infinity, or a step stopped without a threshold.
+    are no row, differ in length or hold an infinity, a step stopped without a threshold, or ``positions`` are unknown.
     """
-    view = View(tuple(steps), chunks, threshold, tuple(sorted(set(support))))
+    view = View(tuple(steps), chunks, threshold, tuple(sorted(set(support))), positions)
     _check(view)
     template = files("qrag_jax.retrieve").joinpath("trace.html").read_text(encoding="utf-8")
     style, script = (_digest(template, tag) for tag in ("style", "script"))
@@ -67,11 +76,14 @@ def write_trace(
     steps: Sequence[Step],
     chunks: int,
     threshold: float | None,
+    positions: str,
     source: str,
     support: Sequence[int] = (),
 ) -> Path:
     """Writes :func:`render_trace` to ``path``, whole or not at all, and returns the path."""
-    page = render_trace(question=question, steps=steps, chunks=chunks, threshold=threshold, source=source, support=support)
+    page = render_trace(
+        question=question, steps=steps, chunks=chunks, threshold=threshold, positions=positions, source=source, support=support
+    )
     return write_text(path, page)
 
 
@@ -80,6 +92,8 @@ def _check(view: View) -> None:
         raise ValueError("steps is empty: a trace needs at least one step")
     if view.threshold is not None and not math.isfinite(view.threshold):
         raise ValueError(f"threshold = {view.threshold}: must be finite, or None for a search without one")
+    if view.positions not in POSITIONS:
+        raise ValueError(f"positions = {view.positions!r}: must be one of {', '.join(POSITIONS)}, as the retriever's qhead.positions")
     seen: set[int] = set()
     for t, step in enumerate(view.steps):
         parts: list[tuple[str, Pick | Candidate]] = [("pick", step.pick), *(("runners_up", other) for other in step.runners_up)]
@@ -137,14 +151,14 @@ def _data(view: View, question: str, source: str) -> str:
 
 
 def _summary(view: View, source: str) -> str:
-    facts = [("document", escape(source)), ("chunks", f"{view.chunks:,}"), ("steps", f"{len(view.steps)}")]
+    facts = [("searched", escape(source)), ("chunks", f"{view.chunks:,}"), ("steps", f"{len(view.steps)}")]
     if view.kept < len(view.steps):
         facts[-1] = ("steps", f"{len(view.steps)}, {view.kept} kept")
     if view.threshold is not None:
         facts.append(("stop threshold", f"Q {show(view.threshold)}"))
     if view.support:
         facts.append(("supporting chunks", f"{len(view.found)} of {len(view.support)} picked"))
-    facts.append(("search time", _seconds(sum(step.seconds for step in view.steps))))
+    facts.append(("search time", f"{_seconds(sum(step.seconds for step in view.steps))} <small>compiling left out</small>"))
     return _facts(facts)
 
 
@@ -157,7 +171,8 @@ def _tab(view: View, t: int) -> str:
     out = " left-out" if t >= view.kept else ""
     return (
         f'<a class="tab c{t % COLOURS}{out}" id="tab-{t + 1}" href="#step-{t + 1}">{marker(view, t, INLINE)}'
-        f'<span class="where"><span class="quiet">Step {t + 1}, </span>chunk {pick.chunk:,}</span><span class="q">{show(pick.q)}</span>'
+        f'<span class="where"><span class="quiet">Step {t + 1}, </span>{_document(pick)}<span>chunk {pick.chunk:,}</span></span>'
+        f'<span class="q">{show(pick.q)}</span>'
         f'<span class="snippet" dir="auto">{escape(pick.text[:EXCERPT])}</span></a>'
     )
 
@@ -165,14 +180,17 @@ def _tab(view: View, t: int) -> str:
 def _panel(view: View, t: int) -> str:
     step, pick = view.steps[t], view.steps[t].pick
     verdict, why = view.verdict(t)
-    start, end = (view.cuts(t)[view.interval(t) + side] for side in (0, 1))
-    facts = [("Q", show(pick.q)), ("chunk", f"{pick.chunk:,}"), ("position", f"{pick.position:.4g}")]
-    facts.append(("picked in interval", f"{view.interval(t)} <small>chunks {start:,} to {end - 1:,}</small>"))
+    facts = [("Q", show(pick.q))]
+    if pick.source is not None:
+        facts.append(("document", escape(pick.source)))
     if pick.start is not None and pick.end is not None:
-        name = "" if pick.source is None else f"{escape(pick.source)}:"
-        facts.append(("characters", f"{name}{pick.start}-{pick.end}"))
-    elif pick.source is not None:
-        facts.append(("source", escape(pick.source)))
+        facts.append(("characters", f"{pick.start:,} to {pick.end:,}"))
+    facts.append(("chunk", f"{pick.chunk:,}"))
+    if view.positions != "none":
+        facts.append(("position", f"{pick.position:.4g}"))
+    if view.positions == "relative":
+        start, end = (view.cuts(t)[view.interval(t) + side] for side in (0, 1))
+        facts.append(("picked in interval", f"{view.interval(t)} <small>chunks {start:,} to {end - 1:,}</small>"))
     facts.append(("time", _seconds(step.seconds)))
     known = '<span class="badge">▼ supporting chunk</span>' if pick.chunk in view.found else ""
     return (
@@ -183,26 +201,38 @@ def _panel(view: View, t: int) -> str:
     )
 
 
+def _document(part: Pick | Candidate) -> str:
+    """The last part of a document's name, the whole of it on pointing; nothing for a text without one."""
+    if part.source is None:
+        return ""
+    return f'<span class="name" title="{escape(part.source)}">{escape(part.source.rstrip("/").rpartition("/")[2])}</span>'
+
+
 def _runners(view: View, t: int) -> str:
     step = view.steps[t]
     if not step.runners_up:
         return '<p class="note">No runners-up were recorded at this step.</p>'
-    values = [step.pick.q, *(other.q for other in step.runners_up)]
-    low, high = min(0.0, *values), max(0.0, *values)
+    parts: tuple[Pick | Candidate, ...] = (step.pick, *step.runners_up)
+    low, high = min(0.0, *(part.q for part in parts)), max(0.0, *(part.q for part in parts))
+    named = any(part.source is not None for part in parts)
 
     def row(kind: str, sign: str, part: Pick | Candidate) -> str:
         left, right = sorted((100 * (part.q - low) / (high - low or 1), 100 * -low / (high - low or 1)))
         behind = "picked" if part is step.pick else f"{part.q - step.pick.q:+.3f}".replace("-", "−")
+        document = f'<td class="from">{_document(part)}</td>' if named else ""
         text = escape(part.text)
         if len(part.text) > EXCERPT:
             text = f"<details><summary><span>{escape(part.text[:EXCERPT])}…</span></summary>{text}</details>"
         return (
-            f'<tr class="{kind}"><td class="sign">{sign}</td><td class="n">{part.chunk:,}</td><td class="text" dir="auto">{text}</td>'
+            f'<tr class="{kind}"><td class="sign">{sign}</td>{document}'
+            f'<td class="n">{part.chunk:,}</td><td class="text" dir="auto">{text}</td>'
             f'<td class="bar"><svg width="100%" height="8" aria-hidden="true"><rect x="{left:.4g}%" width="{right - left:.4g}%" height="8" '
             f'rx="1"/></svg></td><td class="n">{show(part.q)}</td><td class="n behind">{behind}</td></tr>'
         )
 
     rows = [row("chosen", marker(view, t, INLINE), step.pick), *(row("", "", other) for other in step.runners_up)]
-    heads = (("", '<span class="quiet">step</span>'), ("n", "chunk"), ("", "text"), ('n" colspan="2', "Q"), ("n behind", "from the pick"))
+    heads = [("", '<span class="quiet">step</span>'), ("n", "chunk"), ("", "text"), ('n" colspan="2', "Q"), ("n behind", "from the pick")]
+    if named:
+        heads.insert(1, ("from", "document"))
     head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for kind, name in heads)
     return f"<table><caption>Runners-up</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -33,6 +33,7 @@ class View:
     chunks: int
     threshold: float | None
     support: tuple[int, ...]
+    positions: str
 
     @cached_property
     def kept(self) -> int:
@@ -75,8 +76,12 @@ class View:
         return f"{HEIGHT * (high - q) / (high - low):.4g}"
 
     def cuts(self, t: int) -> list[int]:
-        """Bounds of the intervals that the picks before step ``t`` cut (eq. 6): interval j begins at the j-th picked chunk."""
-        return [0, *sorted(step.pick.chunk for step in self.steps[:t]), self.chunks]
+        """Bounds of the intervals that the picks before step ``t`` cut (eq. 6): interval j begins at the j-th picked chunk.
+
+        Only relative positions know of intervals; with others the document is one.
+        """
+        picks = sorted(step.pick.chunk for step in self.steps[:t]) if self.positions == "relative" else []
+        return [0, *picks, self.chunks]
 
     def interval(self, t: int) -> int:
         """The interval in which step ``t`` picked."""
@@ -136,10 +141,10 @@ def ruler(view: View) -> str:
     for t, step in enumerate(view.steps):
         y, x, bands = top + ROW * t, view.middle(step.pick.chunk), []
         for j, (start, end) in enumerate(pairwise(view.cuts(t))):
-            kind = "here" if j == view.interval(t) else ("odd" if j % 2 else "even")
+            kind = "here" if view.positions == "relative" and j == view.interval(t) else ("odd" if j % 2 else "even")
             share = (end - start) / view.chunks
             bands.append(f'<rect class="band {kind}" x="{view.x(start)}" y="{y + 3}" width="{view.x(end - start)}" height="{ROW - 6}"/>')
-            if share >= 1 / 16:  # at the end that is free of the pick
+            if share >= 1 / 16 and view.positions == "relative":  # at the end that is free of the pick
                 right = kind == "here" and 2 * step.pick.chunk < start + end
                 place = f'text-anchor="end" x="{view.x(end)}" dx="-8"' if right else f'x="{view.x(start)}" dx="8"'
                 name = f"interval {j}" if share >= 1 / 4 else f"{j}"
@@ -168,7 +173,8 @@ def key(view: View) -> str:
     if view.support:
         items += [(arrow.format("currentColor"), "supporting chunk, picked"), (arrow.format("none"), "missed")]
     drawn = (f'<li><svg width="12" height="12" aria-hidden="true">{sign}</svg>{text}</li>' for sign, text in items)
-    return f'<ul class="key">{"".join(drawn)}<li>bands: intervals cut by the earlier picks, numbered as in eq. 6 of the paper</li></ul>'
+    bands = "<li>bands: intervals cut by the earlier picks, numbered as in eq. 6 of the paper</li>" if view.positions == "relative" else ""
+    return f'<ul class="key">{"".join(drawn)}{bands}</ul>'
 
 
 def curve(view: View, t: int) -> str:
@@ -194,19 +200,18 @@ def curve(view: View, t: int) -> str:
         earlier.append(f'<line class="cut c{s % COLOURS}" x1="{x}" x2="{x}" y1="0" y2="{HEIGHT}"/>')
         earlier.append(marker(view, s, f'x="{x}" y="{26 * (view.neighbours(s) % 7)}"'))
     others = "".join(f'<svg x="{view.middle(c.chunk)}" y="{view.y(c.q)}" class="other"><circle r="4"/></svg>' for c in step.runners_up)
-    stop = ""
+    stop = stop_key = ""
     if view.threshold is not None:
         y = view.y(view.threshold)
-        stop = (
-            f'<line class="threshold" x2="100%" y1="{y}" y2="{y}"/>'
-            f'<text class="threshold" x="100%" y="{y}" dy="-10" text-anchor="end">stop below {show(view.threshold)}</text>'
-        )
+        stop = f'<line class="threshold" x2="100%" y1="{y}" y2="{y}"/>'
+        dashes = '<svg width="28" height="8" aria-hidden="true"><path class="threshold" d="M0 4H28"/></svg>'
+        stop_key = f'<span class="what stop-key">{dashes}stop below {show(view.threshold)}</span>'
     here = marker(view, t, f'x="{view.middle(step.pick.chunk)}" y="{view.y(step.pick.q)}"')
     per = view.chunks / bins
     what = "Q of every chunk" if per <= 1 else f"highest Q in each of {bins} equal stretches of about {per:,.0f} chunks"
     label = f"Q along the document at step {t + 1}: the pick, chunk {step.pick.chunk:,}, has Q {show(step.pick.q)}."
     return (
-        f'<figure><figcaption><b>Q along the document</b> <span class="what">{what}</span></figcaption>'
+        f'<figure><figcaption><b>Q along the document</b> <span class="what">{what}</span>{stop_key}</figcaption>'
         f'<div class="plot" data-step="{t}"><svg role="img" aria-label="{label}" width="100%" height="{HEIGHT + 42}">{grid}'
         f'<svg width="100%" height="{HEIGHT}" viewBox="0 0 {bins} {HEIGHT}" preserveAspectRatio="none">'
         f'<path class="area" d="{"".join(area)}"/><path class="line" d="{"".join(line)}"/></svg>'

@@ -51,11 +51,14 @@ class Document(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A chunk that was scored and not picked at a step."""
+    """A chunk that was scored and not picked at a step; its characters and the name of its document as in :class:`Pick`."""
 
     chunk: int
     text: str
     q: float
+    start: int | None = None
+    end: int | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Step:
 
     ``runners_up``: the next best chunks, best first. ``stop``: the pick's Q is below the stop threshold (never at step 0); a search that
     stops leaves this pick and what follows out. ``curve``: the highest Q in each of equal stretches of the document (NaN: nothing left to
-    pick there), or None if it was not asked for. ``seconds``: embedding the state, reading the index, and both.
+    pick there), or None if it was not asked for. ``seconds``: embedding the state and reading the index,
+    without compiling; a beam's steps get equal shares.
     """
 
     number: int

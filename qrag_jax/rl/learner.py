@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from qrag_jax.config import RunConfig
+from qrag_jax.config import OptimConfig, RunConfig
 from qrag_jax.models.embedder import Embedder, RowEmbedder
 from qrag_jax.rl import policy
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.qhead import q_halves
 from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
 from qrag_jax.rl.rewards import support_reward
-from qrag_jax.rl.rollout import picks_before, rollout, scores, states
+from qrag_jax.rl.rollout import picks_before, rollout, scores, state_rows
 from qrag_jax.types import Episode, TaskBatch
 
 Params = Any
@@ -43,9 +43,8 @@ class TrainState:
     key: PRNGKeyArray
 
 
-def learning_rate(config: RunConfig) -> optax.Schedule:
-    """Linear warm-up from 0, then linear decay to ``end_ratio`` of the highest at the last update."""
-    optim, steps = config.optim, config.train.steps
+def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then linear decay to ``end_ratio`` of the highest at the last of ``steps`` updates."""
     warmup = min(optim.warmup, steps)
     rise = optax.linear_schedule(0.0, optim.learning_rate, max(warmup, 1))
     fall = optax.linear_schedule(optim.learning_rate, optim.learning_rate * optim.end_ratio, max(steps - warmup, 1))
@@ -54,7 +53,7 @@ def learning_rate(config: RunConfig) -> optax.Schedule:
 
 
 def clip_by_global_norm(highest: float) -> optax.GradientTransformation:
-    """``optax.clip_by_global_norm`` by one factor instead of a division an entry, which would have the clipped gradient written out."""
+    """``optax.clip_by_global_norm``, as one factor for all entries: dividing each entry would write the clipped gradient to memory."""
 
     def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
         norm = optax.tree.norm(grads)
@@ -63,11 +62,11 @@ def clip_by_global_norm(highest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
-    optim = config.optim
+def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW with clipped gradients and the schedule of :func:`learning_rate`."""
     return optax.chain(
         clip_by_global_norm(optim.max_grad_norm),
-        optax.adamw(learning_rate(config), optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay),
+        optax.adamw(learning_rate(optim, steps), optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay),
     )
 
 
@@ -93,15 +92,13 @@ class Learner:
     def collect(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> Episode:
         """Episodes under the current policy: uniform for the first ``random_updates``, Boltzmann afterwards."""
         rl = self.config.rl
-        uniform = state.step < rl.random_updates
-        act = lambda key, q, available: policy.boltzmann(key, q, available, self.alpha(state.step), rl.policy_top_k, uniform)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
+        alpha, uniform = self.alpha(state.step), state.step < rl.random_updates
         return rollout(
             partial(self.state_embedder, state.params),
             self.embed_pool(state.params, batch, axis_name),
             batch,
-            keys,
-            act,
+            self.episode_keys(state, batch),
+            partial(policy.boltzmann, alpha=alpha, top_k=rl.policy_top_k, uniform=uniform),
             budget=rl.budget,
             layout=self.layout,
             qhead=self.config.qhead,
@@ -121,10 +118,10 @@ class Learner:
             "q": episode.q.mean(),
             "target": targets.mean(),
         }
-        return self.step(state, grads, means, axis_name)
+        return self.apply_gradients(state, grads, means, axis_name)
 
-    def step(self, state: TrainState, grads: Params, means: Metrics, axis_name: str | None) -> tuple[TrainState, Metrics]:
-        """Optimiser step and target average. ``grads`` are averaged over devices already, ``means`` (of this device's episodes) here."""
+    def apply_gradients(self, state: TrainState, grads: Params, means: Metrics, axis_name: str | None) -> tuple[TrainState, Metrics]:
+        """Optimiser step and target average. ``grads`` are already averaged over devices; ``means`` (of this device's episodes) are not."""
         if axis_name is not None:
             means = jax.lax.pmean(means, axis_name)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -135,10 +132,10 @@ class Learner:
 
     def alpha(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """Temperature at an update: linear from ``alpha`` to ``alpha_end``, or tied to the learning rate (parity)."""
-        rl = self.config.rl
+        rl, optim, steps = self.config.rl, self.config.optim, self.config.train.steps
         if rl.reference_alpha:
-            return jnp.maximum(rl.alpha * learning_rate(self.config)(step) / self.config.optim.learning_rate, 1e-8)
-        return rl.alpha + (rl.alpha_end - rl.alpha) * jnp.minimum(step / self.config.train.steps, 1.0)
+            return jnp.maximum(rl.alpha * learning_rate(optim, steps)(step) / optim.learning_rate, 1e-8)
+        return rl.alpha + (rl.alpha_end - rl.alpha) * jnp.minimum(step / steps, 1.0)
 
     def targets(
         self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None
@@ -151,37 +148,35 @@ class Learner:
         chunks = self.embed_pool(params, batch, axis_name)[batch.chunk_index]
         alpha = self.alpha(state.step)
 
-        def value(state: Array, t: int) -> Array:
-            q, available, _ = scores(state, chunks, batch, picks_before(episode.picked, t, count), episode.offset, self.config.qhead)
-            return jax.vmap(lambda q, available: soft_value(q, available, alpha, rl))(q, available)
+        def value(embedded: Float[Array, "B D"], t: int) -> Float[Array, " B"]:
+            """V of the states in which ``t`` chunks are picked."""
+            q, available, _ = scores(embedded, chunks, batch, picks_before(episode.picked, t, count), episode.offset, self.config.qhead)
+            return jax.vmap(partial(soft_value, alpha=alpha, config=rl))(q, available)
 
         embed = partial(self.state_embedder, params)
         later = episode.state_ids[:, 1:]
         embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1)
         v_tp1 = [value(embedded[:, t - 1], t) for t in range(1, budget)]
-        if rl.reference_lambda_return:
-            # The reference code looks one step past the episode's end, into the state in which everything is picked.
-            v_end = value(embed(states(batch, episode.picked, self.layout)), budget)
-            v_tp1 += [v_end, v_end]
-        else:
-            v_tp1 += [jnp.zeros(size)]
-        values = jnp.stack(v_tp1, axis=1)
-        discount = jnp.full((size, budget), rl.gamma).at[:, -1].set(0.0)
+        discount_t = jnp.full((size, budget), rl.gamma).at[:, -1].set(0.0)
         if not rl.reference_lambda_return:
-            return jax.vmap(lambda r, d, v: lambda_returns(r, d, v, rl.lam))(rewards, discount, values)
-        pad = ((0, 0), (0, 1))
-        return jax.vmap(lambda r, d, v: reference_lambda_returns(r, d, v, rl.lam))(jnp.pad(rewards, pad), jnp.pad(discount, pad), values)
+            v_tp1 += [jnp.zeros(size)]
+            return jax.vmap(partial(lambda_returns, lam=rl.lam))(rewards, discount_t, jnp.stack(v_tp1, axis=1))
+        # The reference code looks one step past the episode's end, into the state in which everything is picked.
+        v_end = value(embed(state_rows(batch, episode.picked, self.layout)), budget)
+        v_tp1 += [v_end, v_end]
+        pad = lambda x: jnp.pad(x, ((0, 0), (0, 1)))
+        return jax.vmap(partial(reference_lambda_returns, lam=rl.lam))(pad(rewards), pad(discount_t), jnp.stack(v_tp1, axis=1))
 
     def gradient(
         self, state: TrainState, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], axis_name: str | None = None
     ) -> tuple[Params, Metrics]:
         """Gradient and loss of the TD loss, averaged over transitions and devices.
 
-        Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). The loss is differentiated
-        in the embeddings, which the rollout knows already, and those in the parameters, tile by tile.
+        Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). First the loss is
+        differentiated in the embeddings, which the rollout has computed; then the embeddings in the parameters, tile by tile.
         """
         qhead = self.config.qhead
-        params, dropout = self.own(state.params, axis_name), self.dropout(state, batch)
+        params, dropout = self.varying(state.params, axis_name), self.dropout(state, batch)
         flat = lambda x: x.reshape(-1, x.shape[-1])
         rows = jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1).reshape(-1)
         state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
@@ -200,16 +195,18 @@ class Learner:
         self, params: Params, states: tuple[Array, Array], actions: tuple[Array, Array], dropout: PRNGKeyArray | None, axis_name: str | None
     ) -> Params:
         """Gradient in the parameters, averaged over devices, from token rows [R, L] and the loss's gradient in their embeddings [R, D]."""
-        of_states, of_actions = (
-            self.state_embedder.gradient(params, *states, dropout),
-            self.action_embedder.gradient(params, *actions, dropout),
-        )
+        of_states = self.state_embedder.gradient(params, *states, dropout)
+        of_actions = self.action_embedder.gradient(params, *actions, dropout)
         both = jax.tree.map(jnp.add, of_states, of_actions) if self.embedder.tied else of_states | of_actions
         return jax.lax.pmean({"params": both}, axis_name) if axis_name is not None else {"params": both}
 
-    def own(self, params: Params, axis_name: str | None) -> Params:
-        """Parameters to differentiate in. The gradient of replicated ones would arrive summed over devices."""
+    def varying(self, params: Params, axis_name: str | None) -> Params:
+        """Parameters to differentiate in: marked as this device's own. The gradient of replicated ones would arrive summed over devices."""
         return params if axis_name is None else jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
+
+    def episode_keys(self, state: TrainState, batch: TaskBatch) -> Key[Array, " B"]:
+        """A random key for each episode of this update, whichever device holds the episode."""
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
 
     def dropout(self, state: TrainState, batch: TaskBatch) -> PRNGKeyArray | None:
         """The key of the loss's dropout in this update, on this device; None without dropout."""
@@ -233,10 +230,10 @@ class Learner:
         ids = batch.chunk_pool_ids
         if axis_name is None:
             return self.action_embedder(params, ids, dropout)
-        return jax.lax.all_gather(self.action_embedder(params, own_share(ids, axis_name), dropout), axis_name, tiled=True)
+        return jax.lax.all_gather(self.action_embedder(params, device_share(ids, axis_name), dropout), axis_name, tiled=True)
 
 
-def own_share(ids: Int[Array, "U L"], axis_name: str) -> Int[Array, "U2 L"]:
+def device_share(ids: Int[Array, "U L"], axis_name: str) -> Int[Array, "U2 L"]:
     """The rows of a pool that this device embeds."""
     share = ids.shape[0] // jax.lax.axis_size(axis_name)
     return jax.lax.dynamic_slice_in_dim(ids, jax.lax.axis_index(axis_name) * share, share)

@@ -14,7 +14,7 @@ def soft_value(
 ) -> Float[Array, ""]:
     """V(s) = sum over halves of alpha * log sum_a exp(q_h(s, a) / alpha), over each half's ``value_top_k`` best AVAILABLE actions.
 
-    ``config.soft`` False: the best action's value in place of the soft maximum. ``config.reference_soft_value``: the best k are
+    ``config.soft`` False: the best action's value instead of the soft maximum. ``config.reference_soft_value``: the best k are
     taken first and masked afterwards, as the reference code does (a half without any of them available counts 0). No action at all: 0.
     """
     values = q_halves.T

@@ -18,7 +18,7 @@ EmbedStates = Callable[[Int[Array, "B Ls"]], Float[Array, "B D"]]
 Policy = Callable[[PRNGKeyArray, Float[Array, " N"], Bool[Array, " N"]], Int[Array, ""]]
 
 
-def states(batch: TaskBatch, picked: Int[Array, "B T"], layout: StateLayout) -> Int[Array, "B Ls"]:
+def state_rows(batch: TaskBatch, picked: Int[Array, "B T"], layout: StateLayout) -> Int[Array, "B Ls"]:
     """Token rows of the states in which ``picked`` are the picks so far, in the order they were made. Empty places, at the end, hold N."""
 
     def row(question: Array, index: Array, picks: Array) -> Array:
@@ -64,7 +64,7 @@ def rollout(
     offset = offsets(keys, budget, qhead)
 
     def step(picked: Array, t: Array) -> tuple[Array, tuple[Array, ...]]:
-        state_ids = states(batch, picked, layout)
+        state_ids = state_rows(batch, picked, layout)
         state = embed_states(state_ids)
         q, available, position = scores(state, chunks, batch, picked, offset, qhead)
         q = q.sum(-1)

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from qrag_jax.config import RunConfig
 from qrag_jax.models.embedder import Embedder
 from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState, make_optimizer, own_share
-from qrag_jax.rl.rollout import offsets, picks_before, scores, states
+from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState, device_share, make_optimizer
+from qrag_jax.rl.rollout import offsets, picks_before, scores, state_rows
 from qrag_jax.types import TaskBatch
 
 
@@ -65,19 +65,17 @@ class SupervisedLearner(Learner):
     def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
         """One update on ``batch``: the same signature and devices as the parent's."""
         grads, metrics = self.supervised_gradient(state, batch, axis_name)
-        return self.step(state, grads, metrics, axis_name)
+        return self.apply_gradients(state, grads, metrics, axis_name)
 
     def supervised_gradient(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[Params, Metrics]:
         """Gradient and metrics of the mean :func:`trajectory_loss` over episodes; the gradient averaged over devices."""
         rl, qhead = self.config.rl, self.config.qhead
         count = batch.chunk_mask.shape[1]
-        params, dropout = self.own(state.params, axis_name), self.dropout(state, batch)
+        params, dropout = self.varying(state.params, axis_name), self.dropout(state, batch)
         gold = jax.vmap(lambda support: gold_picks(support, rl.budget))(batch.support)
-        offset = offsets(
-            jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id), rl.budget, qhead
-        )
+        offset = offsets(self.episode_keys(state, batch), rl.budget, qhead)
         picked = [picks_before(gold, t, count) for t in range(rl.budget)]
-        state_ids = jnp.concatenate([states(batch, picks, self.layout) for picks in picked])
+        state_ids = jnp.concatenate([state_rows(batch, picks, self.layout) for picks in picked])
 
         def loss(embedded: Array, pool: Array) -> tuple[Float[Array, ""], Metrics]:
             at = embedded.reshape(rl.budget, *gold.shape[:1], -1)
@@ -95,13 +93,13 @@ class SupervisedLearner(Learner):
         pool_ids = batch.chunk_pool_ids
         if axis_name is not None:
             # Each device embeds its share of the pool for the episodes of all.
-            pool_ids, of_pool = own_share(pool_ids, axis_name), jax.lax.psum_scatter(of_pool, axis_name, tiled=True)
+            pool_ids, of_pool = device_share(pool_ids, axis_name), jax.lax.psum_scatter(of_pool, axis_name, tiled=True)
         return self.encoder_gradient(params, (state_ids, of_states), (pool_ids, of_pool), dropout, axis_name), metrics
 
 
 def make_learner(
     embedder: Embedder, config: RunConfig, layout: StateLayout, optimizer: optax.GradientTransformation | None = None
 ) -> Learner:
-    """The learner of ``config.rl.objective``; ``optimizer`` None: that of the configuration."""
+    """The learner of ``config.rl.objective``; ``optimizer`` None: that of ``config.optim``."""
     kind = SupervisedLearner if config.rl.objective == "supervised" else Learner
-    return kind(embedder, config, layout, optimizer or make_optimizer(config))
+    return kind(embedder, config, layout, optimizer or make_optimizer(config.optim, config.train.steps))

@@ -1,5 +1,6 @@
 """Runs in a bucket: gs://BUCKET/NAME is worked on in a folder here, and a thread keeps the bucket like it.
 
+The folder may be a run directory, or hold several of them: seeds, ablations, the trials of a sweep.
 A bucket has no renames, so order does what they do on a disk. A checkpoint is sent when it is whole here, after the files that it needs and
 with its list of digests last, and loses that first when it is removed: whenever a process dies, what has a list in the bucket is whole.
 """
@@ -20,14 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from qrag_jax.rundir.checkpoint import CONTENTS, UNFINISHED
-from qrag_jax.rundir.files import disk_error, is_unfinished, read_json, write_json
+from qrag_jax.rundir.checkpoint import CONTENTS
+from qrag_jax.rundir.files import disk_error, is_unfinished, read_json, whole_file, write_json
 from qrag_jax.rundir.log import CannotWrite, Preempted, say
 
 EVERY = 2.0  # seconds between looks at the folder
 PATIENCE = 600.0  # seconds of failing before a run is stopped
 SNAPSHOT = 2**25  # bytes: files up to here may grow while they are sent
-CHECKPOINT = re.compile(r"(checkpoints/(last|best)/(\d+))/.+")
+CHECKPOINT = re.compile(r"((?P<run>.+/|)checkpoints/(?P<kind>last|best)/(?P<step>\d+))/.+")  # a file of one
 PROBE = ".write-access"
 
 
@@ -64,10 +65,8 @@ class Bucket:
         return {name: entry.get("md5Hash") or entry["etag"] for name, entry in names.items() if not name.endswith(("/", PROBE))}
 
     def get(self, name: str, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._files.get_file(f"{self._root}/{name}", str(temporary))
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            self._files.get_file(f"{self._root}/{name}", str(temporary))
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Sends bytes, or a file that nobody changes."""
@@ -125,7 +124,7 @@ def fetch(url: str) -> Path:
 
 
 class Mirror:
-    """A run's folder on this machine, and the thread that keeps the bucket like it; a context manager that ends when all is sent.
+    """The folder on this machine, and the thread that keeps the bucket like it; a context manager that ends when all is sent.
 
     The bucket is what counts. The folder goes on where the bucket is as this machine left it, so that what could not be sent is not lost;
     otherwise it is made like the bucket. ``sent.json`` beside the folder says how that was. Raises what :func:`opening` raises.
@@ -204,9 +203,9 @@ class Mirror:
 
     def _send(self) -> bool:
         """Makes the bucket like the folder; False when a file went away meanwhile, and the folder must be looked at again."""
-        last = [f"checkpoints/last/{name}" for name in _files(self.folder / "checkpoints" / "last")]
+        last = [name for name in _files(self.folder) if _is_last(name)]
         # Looked at later: what each of those needs.
-        names = _in_order([*last, *(name for name in _files(self.folder) if not name.startswith("checkpoints/last/"))])
+        names = _in_order([*last, *(name for name in _files(self.folder) if not _is_last(name))])
         for name in names:
             path = self.folder / name
             try:
@@ -226,8 +225,10 @@ class Mirror:
                         raise
                     return False
             self._stamps[name] = stamp
-        gone = self._sent.keys() - set(names) if "config.json" in names else set()
-        for name in sorted(filter(CHECKPOINT.fullmatch, gone), key=lambda name: not name.endswith(CONTENTS)):
+        # Where the whole run has gone from here, nothing is removed there.
+        gone = [(name, match) for name in self._sent.keys() - set(names) if (match := CHECKPOINT.fullmatch(name))]
+        pruned = [name for name, match in gone if f"{match['run']}config.json" in names]
+        for name in sorted(pruned, key=lambda name: not name.endswith(CONTENTS)):
             self._note(name, None)
             self._bucket.remove(name)
             self._stamps.pop(name, None)
@@ -262,9 +263,14 @@ def _files(folder: Path) -> list[str]:
     """Names of the files of a folder that are not being written aside."""
     found: list[Path] = []
     for place, folders, names in os.walk(folder):  # which passes over what goes away meanwhile
-        folders[:] = [name for name in folders if not (name.startswith(".") or name.endswith(UNFINISHED))]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [path for name in names if not is_unfinished(path := Path(place, name))]
     return [path.relative_to(folder).as_posix() for path in found]
+
+
+def _is_last(name: str) -> bool:
+    """Whether a file is one of a checkpoint to go on from."""
+    return (match := CHECKPOINT.fullmatch(name)) is not None and match["kind"] == "last"
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
@@ -273,8 +279,8 @@ def _in_order(names: Iterable[str]) -> list[str]:
     def key(name: str) -> tuple[int, int, bool, str]:
         if match := CHECKPOINT.fullmatch(name):
             # The newest first: it stays longest, and may take long to send.
-            return (2 if match[2] == "best" else 3, -int(match[3]), name.endswith(f"/{CONTENTS}"), name)
-        return (0 if name == "config.json" else 1, 0, False, name)
+            return (2 if match["kind"] == "best" else 3, -int(match["step"]), name.endswith(f"/{CONTENTS}"), name)
+        return (0 if name.rpartition("/")[2] == "config.json" else 1, 0, False, name)
 
     return sorted(names, key=key)
 

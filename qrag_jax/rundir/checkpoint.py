@@ -1,7 +1,8 @@
-"""Train states on disk, by orbax: the last two, to go on from, and the best on validation, to use.
+"""Train states on disk, by orbax: the last two, to resume from, and the parameters best on validation, to use.
 
-A checkpoint is written on a thread, aside, and renamed when whole, so that the loop does not wait and whoever is killed leaves nothing
-half. It lists the digest of each of its files: what a broken disk or a copy cut short left is never gone on from.
+A checkpoint is written by a thread into a folder with a temporary name, which is renamed when it is complete. So the loop does not wait,
+and a killed process leaves no half checkpoint under a final name. Each checkpoint lists the digests of its files: a run never resumes from
+one that a broken disk or an interrupted copy has damaged.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +26,79 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from qrag_jax.rundir.files import read_json, write_json
+from qrag_jax.rundir.files import is_unfinished, read_json, whole_folder, write_json
 from qrag_jax.rundir.log import say
 
 FORMAT = {"format": "qrag-jax-checkpoint", "version": 2}
-STATE, CONTENTS = "state", "contents.json"  # of a checkpoint's folder: what orbax writes; info and digests
-UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that is not finished, as orbax does
-KEEP = 2  # checkpoints to go on from: should one be unreadable, there is the one before
+STATE, CONTENTS = "state", "contents.json"  # in a checkpoint's folder: what orbax writes; progress or threshold, and digests
+KEEP = 2  # checkpoints to resume from: if one cannot be read, there is the one before
+
+
+@dataclass(frozen=True)
+class SavedWindow:
+    """The updates since the last record: their metrics by name, one value an update; texts embedded; seconds."""
+
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    texts: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the training loop carries besides the train state. ``Progress()`` is that of a new run."""
+
+    seconds: float = 0.0
+    """Time spent in the loop."""
+    best: float = -1.0
+    """Highest validation score so far."""
+    best_step: int = 0
+    """Update with that score: the step of its checkpoint "best"."""
+    reached: int = 0
+    """How many validations in a row, up to the latest, have reached ``train.stop_at``."""
+    threshold: float | None = None
+    """Stop threshold of the latest validation; None where there is nothing to stop."""
+    window: SavedWindow = field(default_factory=SavedWindow)
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Any) -> Progress:
+        """Raises ValueError when ``tree`` does not have exactly these fields."""
+        names = [item.name for item in fields(cls)]
+        if not isinstance(tree, dict) or set(tree) != set(names):
+            found = sorted(tree) if isinstance(tree, dict) else tree
+            raise ValueError(f"its progress is {found}, expected the fields {sorted(names)}; another version has written it")
+        try:
+            return cls(**{**tree, "window": SavedWindow(**tree["window"])})
+        except TypeError as error:
+            raise ValueError(f"its window of metrics cannot be read ({error}); another version has written it") from error
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``state`` (host arrays) and ``info`` (JSON) after ``step`` updates."""
+    """What a run resumes from: its train state (host arrays) and progress after ``step`` updates."""
 
     step: int
     state: Any
-    info: dict[str, Any]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The parameters best on validation (host arrays), after ``step`` updates, and their stop threshold."""
+
+    step: int
+    params: Any
+    threshold: float | None
 
 
 class Checkpoints:
     """``checkpoints/last`` and ``checkpoints/best`` of a run directory; a context manager that ends when everything is written.
 
-    ``info["best_step"]`` of a last one names the best one that belongs to it. A best one is kept for as long as a last one names it: one
-    that a killed run saved ahead of its last checkpoint is written anew, and the one before it is still there.
+    The ``progress.best_step`` of a last checkpoint names its best one. A best one is kept for as long as a last one names it: if a killed
+    run saved a best one after its last checkpoint, the resumed run writes that one again, and the one before it is still there.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -54,8 +106,11 @@ class Checkpoints:
         marker = self._root / "format.json"
         if marker.exists():
             if (found := read_json(marker)) != FORMAT:
-                raise ValueError(f"{marker}: {found} is not {FORMAT}; these checkpoints come from another program or another version")
-        elif self._root.exists() and any(path for path in self._root.iterdir() if not path.name.endswith(".tmp")):
+                raise ValueError(
+                    f"{marker}: {found} is not {FORMAT}; another program or another version has written these checkpoints, so use that "
+                    "one, or choose another run directory"
+                )
+        elif self._root.exists() and any(path for path in self._root.iterdir() if not is_unfinished(path)):
             raise ValueError(f"{self._root}: holds files that are not checkpoints of qrag-jax; choose another run directory")
         else:
             write_json(marker, FORMAT)
@@ -65,7 +120,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: list[tuple[int, Future[None]]] = []
         self._best_of: dict[int, int] = {}  # of each whole last checkpoint
-        self.saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -75,17 +130,21 @@ class Checkpoints:
         if kind is None:
             self.wait()
 
-    def save(self, name: str, step: int, state: Any, info: dict[str, Any]) -> None:
-        """Keeps ``state`` and ``info`` as ``name``, 'last' or 'best', at ``step`` updates. Returns when the state is copied.
+    def save(self, step: int, state: Any, progress: Progress) -> None:
+        """Saves what a run resumes from after ``step`` updates. Returns when ``state`` is copied, before it is on disk.
 
         Waits for checkpoints of earlier steps that are still being written, and raises what went wrong with them.
         """
-        self.wait(before=step)
-        # A host array may be a view of a device buffer that the next update takes over.
-        copy = jax.tree.map(np.array, _unkey(state))
-        self._writing.append((step, self._thread.submit(self._write, name, step, copy, json.loads(json.dumps(info)))))
-        if name == "last":
-            self.saved_at = time.monotonic()
+        self._submit(step, state, partial(self._write_last, step, progress))
+        self._saved_at = time.monotonic()
+
+    def save_best(self, step: int, params: Any, threshold: float | None) -> None:
+        """Saves the parameters best on validation and their stop threshold; otherwise like :meth:`save`."""
+        self._submit(step, {"params": params}, partial(self._write, "best", step, {"threshold": threshold}))
+
+    def save_is_due(self, minutes: float) -> bool:
+        """Whether the last :meth:`save`, or the start, is at least ``minutes`` ago."""
+        return time.monotonic() - self._saved_at >= 60 * minutes
 
     def wait(self, before: int | None = None) -> None:
         """Until everything (of steps below ``before``) is on disk; raises what kept it from getting there."""
@@ -100,66 +159,78 @@ class Checkpoints:
             if future.done():
                 future.result()
 
-    def latest(self, template: Any, best: Any) -> Checkpoint | None:
-        """The newest state to go on from, in the shapes of ``template``; None when none was ever finished.
+    def latest(self, template: Any, params: Any) -> Checkpoint | None:
+        """The newest checkpoint to resume from, in the shapes of ``template``; None if none was ever finished.
 
-        One that cannot be read, or whose best one (in the shapes of ``best``) cannot, is skipped with a message. Raises ValueError when
-        there are some and none can be read.
+        A checkpoint that cannot be read is skipped with a message, and so is one whose best checkpoint (in the shapes of ``params``)
+        cannot be read. Raises ValueError if there are checkpoints but none can be read.
         """
         steps = saved_steps(self._root.parent)
         for step in steps:
             try:
-                found = self._read("last", step, template)
-                self._read("best", found.info["best_step"], best)
+                found = self._read_last(step, template)
+                self._read_best(found.progress.best_step, params)
             except ValueError as error:
                 say(f"skipping checkpoint {step}: {error}")
                 continue
-            self._best_of = {step: found.info["best_step"]}
+            self._best_of = {step: found.progress.best_step}
             return found
         if steps:
             raise ValueError(
-                f"{self._root}: none of its checkpoints {steps} can be read; bring back a whole copy, or remove {self._root.parent} to "
+                f"{self._root}: none of its checkpoints {steps} can be read; restore a complete copy, or remove {self._root.parent} to "
                 "start over"
             )
         return None
 
-    def best(self, step: int, template: Any) -> Checkpoint:
-        """The best state, which :attr:`Checkpoint.info` of the last one names. Raises ValueError when it cannot be read."""
+    def best(self, step: int, params: Any) -> BestCheckpoint:
+        """The best checkpoint of ``step``, in the shapes of ``params``. Raises ValueError when it cannot be read."""
         self.wait()
-        return self._read("best", step, template)
+        return self._read_best(step, params)
 
-    def _write(self, name: str, step: int, state: Any, info: dict[str, Any]) -> None:
-        folder = self._root / name / str(step)
-        new = folder.with_name(folder.name + UNFINISHED)
-        for old in (new, folder):  # left by a killed run, or passed over
-            if old.exists():
-                shutil.rmtree(old)
-        new.mkdir(parents=True)
-        try:
+    def _submit(self, step: int, state: Any, write: Callable[[Any], None]) -> None:
+        """Has the thread ``write`` a copy of ``state``."""
+        self.wait(before=step)
+        # A host array may be a view of a device buffer that the next update takes over.
+        copy = jax.tree.map(np.array, _unkey(state))
+        self._writing.append((step, self._thread.submit(write, copy)))
+
+    def _write_last(self, step: int, progress: Progress, state: Any) -> None:
+        self._write("last", step, progress.to_json(), state)
+        self._best_of[step] = progress.best_step
+        self._prune()
+
+    def _write(self, name: str, step: int, info: dict[str, Any], state: Any) -> None:
+        with whole_folder(self._root / name / str(step)) as new:
             if shutil.disk_usage(new).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
             with _quiet():
                 self._orbax.save(new / STATE, args=ocp.args.StandardSave(state))
             write_json(new / CONTENTS, {"info": info, "info_sha256": _digest_of(info), "sha256": _digests(new / STATE)})
-            new.rename(folder)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-        if name == "last":
-            self._best_of[step] = info["best_step"]
-            self._prune()
 
     def _prune(self) -> None:
-        """Leaves the newest whole checkpoints and the best ones that they name; broken and unfinished ones go, too."""
+        """Keeps the newest complete checkpoints and the best ones that they name; removes all others, broken and unfinished ones too."""
         self._best_of = {step: self._best_of[step] for step in sorted(self._best_of)[-KEEP:]}
         for name, kept in (("last", self._best_of.keys()), ("best", self._best_of.values())):
-            for path in (self._root / name).glob("[0-9]*"):
-                step = path.name.removesuffix(UNFINISHED)
-                if step.isdigit() and path.name not in map(str, kept):
+            for path in (self._root / name).glob("*"):
+                if is_unfinished(path) or (path.name.isdigit() and path.name not in map(str, kept)):
                     shutil.rmtree(path)
 
-    def _read(self, name: str, step: int, template: Any) -> Checkpoint:
-        """Raises ValueError, naming the folder, on a checkpoint that is not whole or not of these shapes."""
+    def _read_last(self, step: int, template: Any) -> Checkpoint:
+        state, info = self._read("last", step, template)
+        try:
+            return Checkpoint(step, state, Progress.from_json(info))
+        except ValueError as error:
+            raise ValueError(f"{self._root / 'last' / str(step)}: {error}") from error
+
+    def _read_best(self, step: int, params: Any) -> BestCheckpoint:
+        state, info = self._read("best", step, {"params": params})
+        if not isinstance(info, dict) or set(info) != {"threshold"}:
+            held = sorted(info) if isinstance(info, dict) else info
+            raise ValueError(f"{self._root / 'best' / str(step)}: holds {held}, expected a threshold; another version has written it")
+        return BestCheckpoint(step, state["params"], info["threshold"])
+
+    def _read(self, name: str, step: int, template: Any) -> tuple[Any, Any]:
+        """State and JSON. Raises ValueError, naming the folder, on a checkpoint that is damaged or has other shapes."""
         folder = self._root / name / str(step)
         plain = jax.tree.map(np.asarray, _unkey(template))
         contents = read_json(folder / CONTENTS)
@@ -174,18 +245,18 @@ class Checkpoints:
             raise ValueError(f"{folder}: {damaged[0]} is damaged or missing")
         try:
             state = self._orbax.restore(folder / STATE, args=ocp.args.StandardRestore(plain))
-        except Exception as error:  # orbax raises many kinds; the files being whole, all mean that they hold another model
+        except Exception as error:  # orbax raises many kinds; the files are undamaged, so all mean another model
             raise ValueError(f"{folder}: cannot be restored ({type(error).__name__}: {error})") from error
         for (path, value), like in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(plain), strict=True):
             if (value.shape, value.dtype) != (like.shape, like.dtype):
                 raise ValueError(
                     f"{folder}: {jax.tree_util.keystr(path)} is {value.dtype}{list(value.shape)}, expected {like.dtype}{list(like.shape)}"
                 )
-        return Checkpoint(step, _rekey(state, template), info)
+        return _rekey(state, template), info
 
 
 def saved_steps(run_dir: Path) -> list[int]:
-    """Updates behind each checkpoint to go on from, newest first, by the names of their folders."""
+    """The number of updates behind each checkpoint to resume from, newest first; read from the names of their folders."""
     folder = run_dir / "checkpoints" / "last"
     return sorted((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
 
@@ -214,7 +285,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _digest_of(info: dict[str, Any]) -> str:
+def _digest_of(info: Any) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,49 @@ from typing import Any
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Writes beside the target and renames, so that a reader never sees half a file; a failure leaves the target as it was."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write to; the file takes its place at the end of the block. So a reader never sees half a file.
+
+    A failure leaves ``path`` as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return path
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Gives a new folder beside ``path`` to fill; it takes the place of ``path``, or of what was there, at the end of the block.
+
+    A failure leaves ``path`` as it was. Only one process at a time may write the folder.
+    """
+    path = Path(path)
+    new, old = (path.with_name(f".{path.name}.{suffix}.tmp") for suffix in ("new", "old"))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Writes a file whole or not at all, and makes its folder. See :func:`whole_file`."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -33,7 +67,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file was being written by :func:`write_bytes` when its process died."""
+    """Whether a file or folder was being written by :func:`whole_file` or :func:`whole_folder` when its process died, or still is."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 

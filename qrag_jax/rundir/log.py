@@ -1,4 +1,4 @@
-"""What a run says and leaves behind: JSONL records, a progress bar, a manifest. The only file of the library that prints."""
+"""What a run prints and records: lines, a progress bar, metrics.jsonl, manifest.json; and how it may end. Only this file prints."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _silent = False
 
 
 class Preempted(Exception):
-    """Asked to stop; the last checkpoint is saved and the same command goes on from it."""
+    """The run was asked to stop. Its state is saved; run the same command again to resume."""
 
 
 class Pruned(Exception):
-    """Not worth going on with; the last checkpoint is saved."""
+    """The run was stopped because others are better. Its state is saved; the argument is the number of updates it has made."""
 
 
 class NotFinite(Exception):
-    """An update gave NaN or infinity; it is saved for inspection."""
+    """An update gave NaN or infinity. The update is written to files, and no checkpoint holds its result."""
 
 
 class CannotWrite(Exception):
-    """The disk is full or broken, or a bucket takes nothing; the checkpoint before is whole."""
+    """The disk is full or broken, or a bucket refuses files. The checkpoint before is undamaged."""
 
 
 def silence() -> None:
-    """From now on this process shows nothing: another one of the same run does."""
+    """From now on this process prints nothing, because another process of the same run prints."""
     global _silent
     _silent = True
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
-    """A progress bar with rate and time left, on stderr; lines of a log file when stderr is not a terminal."""
+    """A progress bar with rate and time left, on stderr. Where stderr is not a terminal, it is written less often."""
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)
     if _silent:
         options["disable"] = True
@@ -58,7 +58,7 @@ def say(text: str) -> None:
 
 
 class RunLog:
-    """``metrics.jsonl`` of a run directory: one object a line, ``{"kind", "step", ...}``, written as it happens."""
+    """``metrics.jsonl`` of a run directory: one object a line, ``{"kind", "step", ...}``, written at once."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "metrics.jsonl"
@@ -75,7 +75,7 @@ class RunLog:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, step: int) -> None:
-        """Forgets what was recorded after ``step`` updates: a resumed run writes it again."""
+        """Removes what was recorded after ``step`` updates: a resumed run records it again."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 

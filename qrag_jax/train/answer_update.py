@@ -18,9 +18,9 @@ from qrag_jax.types import QAExample, TaskBatch
 
 
 class AnswerUpdate:
-    """``learner``'s update under ``rl.reward`` other than support. The reader is no part of the train state: it is never updated or saved.
+    """The update of ``learner`` where ``rl.reward`` is not "support". The reader is not part of the train state: it is never updated.
 
-    ``phases`` are ``learner``'s two halves on the run's devices; the reader is asked from the host, in between. ``folder`` keeps its
+    ``phases`` are the two halves of the learner's update on the run's devices; the host asks the reader between them. ``folder`` keeps the
     answers, so that a resumed run asks nothing twice.
     """
 
@@ -36,7 +36,7 @@ class AnswerUpdate:
         self._phases = phases
 
     def __call__(self, state: TrainState, batch: TaskBatch, examples: Sequence[QAExample], task: str) -> tuple[TrainState, Metrics]:
-        """Raises ReaderError when the reader is out of reach."""
+        """State and metrics after an update on ``batch``, made from ``examples``. Raises ReaderError when the reader cannot be reached."""
         episode = self._phases.collect(state, batch)
         picked = np.asarray(episode.picked).reshape(len(examples), -1)
         rewards = self._reward(examples, picked, task)

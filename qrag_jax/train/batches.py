@@ -19,39 +19,40 @@ POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
 
 
 def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
+    """The training examples of a stage. Raises ValueError on missing or broken data."""
     settings = replace(config.data, task=stage.task, chunks=stage.chunks)
     return data.load(settings, "train", seed=config.train.seed, group=config.optim.batch)
 
 
 class Batches:
-    """Batch ``step`` of a run, a pure function of the step; the next one is made on a thread while the device works.
+    """The batches of a run, of ``size`` episodes; ``batches[step]`` is a pure function of the step.
 
-    Of several processes each makes its ``share`` of the rows, episodes and pool, which stand where those of one process would.
+    Of several processes each makes its ``share`` of a batch's episodes and pool rows: the rows that a single process would have there.
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        config: DataConfig,
+        size: int,
         tokenizer: TextTokenizer,
         stages: Sequence[tuple[Stage, Sequence[QAExample]]],
         share: Share = WHOLE,
     ) -> None:
-        self._config, self._tokenizer, self._stages, self._share = config, tokenizer, stages, share
+        self._config, self._size, self._tokenizer, self._stages, self._share = config, size, tokenizer, stages, share
         self._rows = [self._pool_rows(i) for i in range(len(stages))]
 
     def stage(self, step: int) -> Stage:
         return self._stages[self._number(step)][0]
 
     def examples(self, step: int) -> list[QAExample]:
-        """What batch ``step`` is made from."""
+        """The examples of batch ``step``."""
         return self._examples(self._number(step), step)
 
     def _number(self, step: int) -> int:
         return next((i for i, (stage, _) in enumerate(self._stages) if step < stage.until), len(self._stages) - 1)
 
     def _examples(self, stage: int, step: int) -> list[QAExample]:
-        size = self._config.optim.batch
-        return [self._stages[stage][1][i] for i in range(step * size, (step + 1) * size)]
+        return [self._stages[stage][1][i] for i in range(step * self._size, (step + 1) * self._size)]
 
     def _pool_rows(self, stage: int) -> int:
         """Room for the pool of nearly every batch of a stage, so that it compiles once."""
@@ -61,12 +62,13 @@ class Batches:
     def __getitem__(self, step: int) -> TaskBatch:
         stage, examples = self._number(step), self.examples(step)
         # The pool's order is that of the whole batch's texts, the same everywhere.
-        pool = Pool.build(examples, self._tokenizer, self._config.data.chunk_tokens, at_least=self._rows[stage], share=self._share)
+        pool = Pool.build(examples, self._tokenizer, self._config.chunk_tokens, at_least=self._rows[stage], share=self._share)
         part = self._share.of(len(examples))
-        first = step * self._config.optim.batch + part.start
-        return make_batch(examples[part], first, self._tokenizer, self._config.data, chunks=self._stages[stage][0].chunks, pool=pool)
+        first = step * self._size + part.start
+        return make_batch(examples[part], first, self._tokenizer, self._config, chunks=self._stages[stage][0].chunks, pool=pool)
 
     def ahead(self, start: int, stop: int) -> Iterator[TaskBatch]:
+        """Batches ``start`` to ``stop - 1``; a thread makes the next one while the device works on this one."""
         with ThreadPoolExecutor(1) as worker:
             coming = worker.submit(self.__getitem__, start)
             for step in range(start, stop):
@@ -85,8 +87,8 @@ def padded_size(size: int) -> int:
 class Pool:
     """The distinct chunk texts of some documents: ``rows`` says where a text stands in the pool [U, Lc].
 
-    In order of first use they are dealt out over the devices in turn, so that each has as many to embed. ``ids`` are the token rows of the
-    share that was asked for; the whole pool is the shares of all processes, one after another.
+    Texts go to the devices in turn, in order of first use, so that each device embeds about the same number. ``ids`` are the token rows of
+    the share that was asked for; the whole pool is the shares of all processes, one after another.
     """
 
     rows: dict[str, int]
@@ -96,7 +98,7 @@ class Pool:
     def build(
         cls, examples: Iterable[QAExample], tokenizer: TextTokenizer, chunk_tokens: int, *, at_least: int = 0, share: Share = WHOLE
     ) -> Pool:
-        """U is padded to a bucket, of ``at_least`` rows that divide over the share's devices, with rows of padding."""
+        """U is rounded up to a padded size of ``at_least`` rows that divides over the share's devices."""
         texts = dict.fromkeys(text for example in examples for text in example.chunks)
         each = -(-padded_size(max(len(texts), at_least)) // share.devices)
         rows = {text: i % share.devices * each + i // share.devices for i, text in enumerate(texts)}

@@ -102,13 +102,13 @@ def is_multiprocess() -> bool:
 
 
 def is_leader() -> bool:
-    """Whether this is process 0."""
-    return jax.process_index() == 0
+    """Whether this is process 0. Uses no device where there is one process."""
+    return not is_multiprocess() or jax.process_index() == 0
 
 
 def run_on_all(make: Callable[[], T]) -> T:
     """``make()``, on every process. Where it fails on one it fails on all, with the same of ``ENDS``, or RuntimeError."""
-    if jax.process_count() == 1:
+    if not is_multiprocess():
         return make()
     failure: Exception | None = None
     try:
@@ -176,7 +176,7 @@ def agree(**texts: str) -> None:
 
 def barrier() -> None:
     """Waits for all processes, however long; collectives of devices give up after half a minute."""
-    if jax.process_count() == 1:
+    if not is_multiprocess():
         return
     ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_barriers)}", timeout_ms=1000 * PATIENCE)
 

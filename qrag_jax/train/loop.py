@@ -1,34 +1,36 @@
-"""The training loop."""
+"""The training loop: update, record, validate and save, until the last update or until the run is stopped."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from qrag_jax.config import RunConfig, Stage
-from qrag_jax.evaluate.episodes import read_answers, run_episodes, summary, threshold_of
 from qrag_jax.evaluate.sets import validation_set
-from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Metrics, TrainState
 from qrag_jax.rl.supervised import make_learner
-from qrag_jax.rundir.checkpoint import Checkpoints
-from qrag_jax.rundir.log import NotFinite, Preempted, Pruned, RunLog, progress, say
+from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress
+from qrag_jax.rundir.log import NotFinite, Preempted, Pruned, RunLog, say
+from qrag_jax.rundir.log import progress as progress_bar
 from qrag_jax.train.answer_update import AnswerUpdate
 from qrag_jax.train.batches import Batches
 from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
-from qrag_jax.train.parallel import make_parallel, make_phases
+from qrag_jax.train.parallel import Parallel, make_parallel, make_phases
 from qrag_jax.train.stop import StopRequest
+from qrag_jax.train.validation import Validation
 from qrag_jax.train.window import Window, write_bad_update
 from qrag_jax.types import QAExample, TaskBatch
 
 Prune = Callable[[], bool] | None
+ENOUGH = 2  # validations in a row that reach train.stop_at end a run
 
 
 def train(
@@ -41,117 +43,143 @@ def train(
     stop: StopRequest,
     prune: Prune = None,
 ) -> int:
-    """The loop. Returns the step of the checkpoint "best", which holds the parameters best on validation and their stop threshold."""
-    rl, steps, every = config.rl, config.train.steps, config.train.log_every
+    """Returns the step of the checkpoint "best", which holds the parameters best on validation and their stop threshold."""
+    settings, steps = config.train, config.train.steps
     log = leader_only(lambda: RunLog(run_dir))
-    layout = StateLayout.make(config.data, rl.budget, model.tokenizer)
-    learner = make_learner(model.embedder, config, layout)
-    parallel = make_parallel(learner.update, config.train.parallel, devices)
-    answers = (
-        None
-        if rl.reward == "support"
-        else AnswerUpdate(learner, make_phases(learner.collect, learner.learn, config.train.parallel, devices), run_dir / "answers")
-    )
-    questions = validation_set(config)
-    validation = [example for group in questions for example in group]
-    batches = Batches(config, model.tokenizer, stages, parallel.share)
-
-    first = learner.init(jax.random.key(config.train.seed), model.params)
-    progress_info: dict[str, Any] = {"seconds": 0.0, "best": -1.0, "best_step": 0, "reached": 0, "threshold": None, "window": None}
-
-    def saved() -> tuple[int, TrainState, dict[str, Any]]:
-        """The state to go on from, on the devices."""
-        found = run_on_all(lambda: checkpoints.latest(first, {"params": model.params}))
-        step, info = from_leader(lambda: (0, progress_info) if found is None else (found.step, found.info))
-        return step, parallel.place(first if found is None else found.state), info
-
-    start, state, progress_info = saved()
+    updates = make_updates(config, run_dir, model, stages, devices)
+    validate = make_validation(config, model, updates, log, checkpoints)
+    start, state, progress = restore(checkpoints, updates)
     if start:
         say(f"resuming {run_dir} at update {start} of {steps}")
-    log.rewind(start if start else -1)
-
-    def update(state: TrainState, batch: TaskBatch, step: int) -> tuple[TrainState, Metrics]:
-        if answers is None:
-            return parallel.update(state, batch)
-        return answers(state, batch, batches.examples(step - 1), batches.stage(step - 1).task)
-
-    def check(state: TrainState, step: int) -> dict[str, Any]:
-        """Validation: the same search as the final evaluation, fewer questions; may set the best checkpoint. Returns progress."""
-        params = parallel.fetch(state.params)
-        records = run_episodes(
-            Retriever(config, model.embedder, params, model.tokenizer), validation, config.eval.budget, beam=config.eval.beam
-        )
-        progress_info["threshold"] = threshold_of(records)
-        if answers is not None:
-            records = read_answers(answers.reader, records, questions, "retrieved", validation)
-        found = summary(records, progress_info["threshold"])
-        log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped", "answer_em")})
-        target = config.train.stop_at
-        progress_info["reached"] = progress_info["reached"] + 1 if target is not None and found["fact_em"] >= target else 0
-        # The stopped F1 breaks ties: it also wants the values of finished episodes to be low.
-        score = found["fact_em" if answers is None else "answer_em"] + 1e-3 * (found["fact_f1_stopped"] or 0.0)
-        if score >= progress_info["best"]:
-            progress_info.update(best=score, best_step=step)
-            checkpoints.save("best", step, {"params": params}, {"threshold": progress_info["threshold"]})
-        return progress_info
-
-    def save(state: TrainState, step: int) -> None:
-        checkpoints.save("last", step, parallel.fetch(state), progress_info)
-
-    def refuse_nan(step: int) -> None:
-        """Raises NotFinite if one of the updates of the window that ends at ``step`` gave NaN, and leaves it to be looked at."""
-        if (index := window.first_bad()) is None:
-            return
-        bad = step - len(window) + 1 + index
-        checkpoints.wait()
-        at, before, _ = saved()
-        for i in range(at + 1, bad):
-            before, _ = update(before, batches[i - 1], i)
-        metrics = window.values(index)
-        at_fault = batches.examples(bad - 1), batches[bad - 1], parallel.fetch(before)  # of several processes, the first one's rows
-        path = from_leader(lambda: str(write_bad_update(run_dir, bad, metrics, *at_fault)))
-        raise NotFinite(f"update {bad}: not a number in {metrics}; {path} holds it; lower optim.learning_rate, or look at the data")
-
-    if start == 0:
+        log.rewind(start)
+    else:
+        log.rewind(-1)
         # What the parameters can do before training: zero-shot, where they are pretrained.
-        progress_info.update(from_leader(partial(check, state, 0)))
-    began = time.perf_counter() - progress_info["seconds"]
-    window = Window(progress_info["window"])
-    pruned = False
-    ended = start >= steps or (config.train.stop_at is not None and progress_info["reached"] >= 2)
-    with stop.later(), progress(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
-        for step, batch in enumerate(batches.ahead(start, start if ended else steps), start + 1):
-            state, metrics = update(state, batch, step)
-            window.add(metrics, parallel.share.count * (2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * rl.budget))
+        progress = _from_leader(partial(validate, state, 0, progress))
+    began, window = time.perf_counter() - progress.seconds, Window(progress.window)
+    pruned, ended = False, start >= steps or progress.reached >= ENOUGH
+    with stop.later(), progress_bar(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
+        for step, batch in enumerate(updates.batches.ahead(start, start if ended else steps), start + 1):
+            state, metrics = updates(state, batch, step)
+            window.add(metrics, updates.texts(batch, config.rl.budget))
             bar.update()
-            recorded = step % every == 0 or step == steps
+            recorded = step % settings.log_every == 0 or step == steps
             if recorded:
-                refuse_nan(step)
+                refuse_nan(window, step, updates, checkpoints, run_dir)
                 checkpoints.check()
-                means, spent = window.means(), window.seconds
-                rate = len(window) * config.optim.batch * rl.budget / spent
-                took = {"seconds": time.perf_counter() - began, "transitions_per_second": rate, "chunks_per_second": window.texts / spent}
-                log.record("train", step, **means, **took)
-                bar.set_postfix_str(
-                    f"return {means['return']:.2f} Fact EM {means['fact_em']:.2f} loss {means['loss']:.4f} {rate:.0f} transitions/s",
-                    refresh=False,
-                )
-                if step % config.train.eval_every == 0 or step == steps:
-                    progress_info.update(from_leader(partial(check, state, step)))
+                record(window, step, time.perf_counter() - began, config.optim.batch * config.rl.budget, log, bar)
+                if step % settings.eval_every == 0 or step == steps:
+                    progress = _from_leader(partial(validate, state, step, progress))
                     pruned = prune is not None and step < steps and from_leader(prune)
                 window = Window()
-                ended = step == steps or progress_info["reached"] >= 2
+                ended = step == steps or progress.reached >= ENOUGH
             asked = late = False
             if recorded or jax.process_count() == 1:  # several processes agree at records, and do not wait for each other in between
                 asked = on_any(stop.asked)
-                late = from_leader(lambda: time.monotonic() - checkpoints.saved_at >= 60 * config.train.checkpoint_minutes)
-            if ended or asked or late or pruned or step % config.train.checkpoint_every == 0:
-                refuse_nan(step)
-                progress_info.update(seconds=time.perf_counter() - began, window=window.to_json())
-                from_leader(partial(save, state, step))
+                late = from_leader(partial(checkpoints.save_is_due, settings.checkpoint_minutes))
+            if ended or asked or late or pruned or step % settings.checkpoint_every == 0:
+                refuse_nan(window, step, updates, checkpoints, run_dir)
+                progress = replace(progress, seconds=time.perf_counter() - began, window=window.saved())
+                from_leader(partial(save, checkpoints, updates.parallel, step, state, progress))
             if asked or pruned:
                 from_leader(checkpoints.wait)
-                raise Preempted(f"saved at update {step}; run the same command again to go on") if asked else Pruned(step)
+                raise Preempted(f"saved at update {step}; run the same command again to resume") if asked else Pruned(step)
             if ended:
                 break
-    return int(progress_info["best_step"])
+    return progress.best_step
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The updates of a run on its devices. Update N, counted from 1, takes batch N - 1."""
+
+    first: TrainState
+    """The state before update 1."""
+    batches: Batches
+    parallel: Parallel
+    answers: AnswerUpdate | None
+    """The update where a reader's answers are the reward."""
+
+    def __call__(self, state: TrainState, batch: TaskBatch, step: int) -> tuple[TrainState, Metrics]:
+        """The state and metrics after update ``step``; ``state`` is donated."""
+        if self.answers is None:
+            return self.parallel.update(state, batch)
+        return self.answers(state, batch, self.batches.examples(step - 1), self.batches.stage(step - 1).task)
+
+    def texts(self, batch: TaskBatch, budget: int) -> int:
+        """How many texts an update embeds, in all processes: the pool under two sets of parameters, and a state before each pick."""
+        return self.parallel.share.count * (2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * budget)
+
+
+def make_updates(
+    config: RunConfig,
+    run_dir: Path,
+    model: Model,
+    stages: Sequence[tuple[Stage, Sequence[QAExample]]],
+    devices: tuple[jax.Device, ...],
+) -> Updates:
+    kind = config.train.parallel
+    layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
+    learner = make_learner(model.embedder, config, layout)
+    parallel = make_parallel(learner.update, kind, devices)
+    answers = None
+    if config.rl.reward != "support":
+        answers = AnswerUpdate(learner, make_phases(learner.collect, learner.learn, kind, devices), run_dir / "answers")
+    batches = Batches(config.data, config.optim.batch, model.tokenizer, stages, parallel.share)
+    return Updates(learner.init(jax.random.key(config.train.seed), model.params), batches, parallel, answers)
+
+
+def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunLog, checkpoints: Checkpoints) -> Validation:
+    questions = validation_set(config)
+    examples = [example for group in questions for example in group]
+    reader = None if updates.answers is None else updates.answers.reader
+    return Validation(config, model, updates.parallel, questions, examples, reader, log, checkpoints)
+
+
+def restore(checkpoints: Checkpoints, updates: Updates) -> tuple[int, TrainState, Progress]:
+    """The newest checkpoint's step, state (on the devices) and progress; without a checkpoint those of a new run."""
+    found = run_on_all(lambda: checkpoints.latest(updates.first, updates.first.params))
+    saved = found or Checkpoint(0, updates.first, Progress())
+    step, progress = from_leader(lambda: (saved.step, saved.progress.to_json()))
+    return step, updates.parallel.place(saved.state), Progress.from_json(progress)
+
+
+def save(checkpoints: Checkpoints, parallel: Parallel, step: int, state: TrainState, progress: Progress) -> None:
+    checkpoints.save(step, parallel.fetch(state), progress)
+
+
+def refuse_nan(window: Window, step: int, updates: Updates, checkpoints: Checkpoints, run_dir: Path) -> None:
+    """Raises NotFinite if an update of ``window``, whose last one is ``step``, gave NaN or infinity.
+
+    Before that it repeats the updates from the newest checkpoint to the one before, and writes what the bad update started from.
+    """
+    if (index := window.first_bad()) is None:
+        return
+    bad = step - len(window) + 1 + index
+    checkpoints.wait()
+    at, before, _ = restore(checkpoints, updates)
+    for i in range(at + 1, bad):
+        before, _ = updates(before, updates.batches[i - 1], i)
+    metrics = window.values(index)
+    # Of several processes, this shows the rows of the first.
+    examples, batch, state = updates.batches.examples(bad - 1), updates.batches[bad - 1], updates.parallel.fetch(before)
+    path = from_leader(lambda: str(write_bad_update(run_dir, bad, metrics, examples, batch, state)))
+    raise NotFinite(
+        f"update {bad} gave a number that is not finite: {metrics}; its batch and state are in {path}; lower optim.learning_rate, or look "
+        "at the data"
+    )
+
+
+def record(window: Window, step: int, seconds: float, transitions: int, log: RunLog, bar: tqdm) -> None:
+    """Writes the means of ``window`` and shows them. ``transitions`` are those of one update; ``seconds`` are of training so far."""
+    means, spent = window.means(), window.seconds
+    rate = len(window) * transitions / spent
+    log.record("train", step, **means, seconds=seconds, transitions_per_second=rate, chunks_per_second=window.texts / spent)
+    bar.set_postfix_str(
+        f"return {means['return']:.2f} Fact EM {means['fact_em']:.2f} loss {means['loss']:.4f} {rate:.0f} transitions/s", refresh=False
+    )
+
+
+def _from_leader(make: Callable[[], Progress]) -> Progress:
+    """What ``make()`` gives on process 0, on every process."""
+    return Progress.from_json(from_leader(lambda: make().to_json()))

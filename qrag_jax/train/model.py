@@ -14,7 +14,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.export.folder import find_export, read_export
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
-from qrag_jax.models.registry import BackboneConfig, Pooling
+from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from qrag_jax.rl.learner import Params
 from qrag_jax.types import QAExample
@@ -27,49 +27,51 @@ class Model:
     """What a run starts from."""
 
     backbone: BackboneConfig
-    pooling: Pooling | None
     embedder: Embedder
     tokenizer: TextTokenizer
     params: Params
 
 
 def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QAExample]]) -> Model:
-    """Encoders and tokenizer: from another run, from pretrained weights, or from scratch with a vocabulary of the training text."""
-    pooling: Pooling | None = None
+    """Encoders and tokenizer: from another run, from pretrained weights, or from scratch with a vocabulary of the training text.
+
+    ``examples`` are those of each stage. Raises ValueError on a start that cannot be read or does not suit ``config``.
+    """
     if config.train.init_from is not None:
         export = read_export(find_export(config.train.init_from))
-        backbone, pooling, tokenizer, start = export.backbone, export.pooling, export.tokenizer, export.params
-        embedder = make_embedder(config, backbone, pooling)
+        backbone, tokenizer, start = export.backbone, export.tokenizer, export.params
+        embedder = make_embedder(config, backbone, export.pooling)
     elif config.model.embedder != "tiny":
         folder = load_pretrained(config.model.embedder)
-        backbone, pooling, tokenizer = folder.backbone, folder.pooling, folder.tokenizer
-        embedder = make_embedder(config, backbone, pooling)
+        backbone, tokenizer = folder.backbone, folder.tokenizer
+        embedder = make_embedder(config, backbone, folder.pooling)
         names = ("encoder",) if config.model.tied else ("state_encoder", "action_encoder")
         start = {"params": dict.fromkeys(names, folder.params)}
     else:
         saved = run_dir / "tokenizer.json"
-        tokenizer = TextTokenizer.load(saved) if saved.exists() else train_vocabulary(config, examples)
+        tokenizer = TextTokenizer.load(saved) if saved.exists() else train_vocabulary(examples, config.model.vocab_size)
         return scratch_model(config, tokenizer, tokenizer.vocab_size)
     wanted = jax.eval_shape(embedder.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.int32))
     if _shapes(wanted) != _shapes(start):
         raise ValueError(f"train.init_from = {config.train.init_from!r}: model.tied = {config.model.tied} does not suit its parameters")
-    return Model(backbone, pooling, embedder, tokenizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start))
+    return Model(backbone, embedder, tokenizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start))
 
 
 def scratch_model(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> Model:
-    """Random weights. Both encoders start from the same ones, as pretrained ones do: equal words are alike from the first update."""
+    """Random weights, the same in both encoders, as with pretrained ones: so equal words are alike from the first update."""
     backbone = scratch_backbone(config.model, vocab_size)
     embedder = make_embedder(config, backbone)
     ids = jnp.zeros((1, 4), jnp.int32)
     start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
-    return Model(backbone, None, embedder, tokenizer, pair(encoders(start)[0], None, config.model.tied))
+    return Model(backbone, embedder, tokenizer, pair(encoders(start)[0], None, config.model.tied))
 
 
 def _shapes(params: Params) -> list[tuple[Any, tuple[int, ...]]]:
     return [(path, tuple(x.shape)) for path, x in jax.tree.leaves_with_path(params)]
 
 
-def train_vocabulary(config: RunConfig, examples: Sequence[Sequence[QAExample]]) -> TextTokenizer:
+def train_vocabulary(examples: Sequence[Sequence[QAExample]], vocab_size: int) -> TextTokenizer:
+    """A WordPiece vocabulary counted on the beginning of each stage's ``examples``."""
     share = range(VOCABULARY_EXAMPLES // len(examples))
     some = (stage[i] for stage in examples for i in share)
-    return train_wordpiece((text for example in some for text in (example.question, *example.chunks)), config.model.vocab_size)
+    return train_wordpiece((text for example in some for text in (example.question, *example.chunks)), vocab_size)

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM asks a run to save and leave."""
+"""Requests to stop: SIGTERM asks a run to save and exit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qrag_jax.rundir.log import Preempted
 
 
 class StopRequest:
-    """``asked``: somebody wants the run to end. That raises Preempted at once, but inside :meth:`later`, where it must first be saved."""
+    """Whether the run is ``asked`` to stop. Asking raises Preempted at once, but not inside :meth:`later`, where the loop saves first."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -19,10 +19,11 @@ class StopRequest:
     def ask(self, *signal_and_frame: object) -> None:
         self.asked = True
         if self._at_once:
-            raise Preempted("run the same command again to go on")
+            raise Preempted("run the same command again to resume")
 
     @contextmanager
     def later(self) -> Iterator[None]:
+        """Inside, a request only sets ``asked``; one that nobody has acted on raises Preempted at the end."""
         self._at_once = False
         try:
             yield
@@ -34,11 +35,11 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """SIGTERM (a preempted machine) asks a run to save and leave; the old handler comes back afterwards."""
+    """Inside, SIGTERM (a preempted machine) asks the run to save and stop; afterwards the old handler is back."""
     request = StopRequest()
     try:
         old = signal.signal(signal.SIGTERM, request.ask)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
+    except ValueError:  # not the main thread: the caller handles signals
         yield request
         return
     try:

@@ -1,7 +1,7 @@
 """The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
 
-The same call on the same folder resumes and continues bit for bit: batches and randomness are functions of the seed and the update.
-Several processes make the same call; process 0 alone has the folder, validates and evaluates (qrag_jax/train/hosts.py).
+The same call on the same folder resumes, and the result is the same bit for bit: batches and randomness depend on the seed and the
+update only. Several processes make the same call; process 0 alone has the folder, validates and evaluates (qrag_jax/train/hosts.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qrag_jax.evaluate import plots
 from qrag_jax.evaluate.episodes import evaluate
 from qrag_jax.evaluate.results import results_table, write_results
 from qrag_jax.evaluate.sets import EvaluationSet, final_sets
-from qrag_jax.export.folder import write_export
+from qrag_jax.export.folder import Export, write_export
 from qrag_jax.reader.make import check_reader
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rundir.bucket import is_url
@@ -33,6 +33,7 @@ from qrag_jax.train.parallel import choose_devices
 from qrag_jax.train.stop import StopRequest, stop_requests
 from qrag_jax.types import QAExample
 
+SEEDS = "seeds.json"  # lies in a folder that holds runs of several seeds and is none itself (experiments/seeds.py)
 # What the same run directory may change between two calls: nothing that training depends on.
 MAY_CHANGE = (
     *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
@@ -42,15 +43,16 @@ MAY_CHANGE = (
 
 
 def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Prune = None) -> list[dict[str, Any]]:
-    """Trains, evaluates and exports; returns the rows of results.json. ``test`` False: the test questions are left alone (the trials of a
-    sweep are compared on validation), and there are no rows; the same call with True evaluates what was trained. ``prune`` is asked by
-    process 0, after each validation but the first and the last, whether to stop.
+    """Trains, evaluates and exports; returns the rows of results.json.
+
+    ``test`` False leaves the test questions alone, so there are no rows: the trials of a sweep are compared on validation. The same call
+    with True evaluates what was trained. After each validation but the first and the last, process 0 asks ``prune`` whether to stop.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
     when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or broken.
     """
     if is_url(run_dir):
-        raise ValueError(f"{run_dir}: not a folder; see experiments.cli.working_folder")
+        raise ValueError(f"{run_dir}: is not a folder on this machine; see experiments.cli.working_folder")
     run_dir = Path(run_dir)
     try:
         with stop_requests() as stop:
@@ -58,16 +60,20 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
     except (OSError, ValueError) as error:
         if (told := disk_error(error)) is None:
             raise
-        saved = saved_steps(run_dir)
-        rest = f"the checkpoint of update {saved[0]} is whole and the same command goes on from it" if saved else "nothing was saved before"
-        raise CannotWrite(f"{run_dir}: cannot be written to ({told}); {rest}; make room first") from error
+        if saved := saved_steps(run_dir):
+            rest = f"the checkpoint of update {saved[0]} is undamaged; make room, then run the same command again to resume from it"
+        else:
+            rest = "no checkpoint was saved yet; make room, then run the same command again"
+        raise CannotWrite(f"{run_dir}: cannot be written to ({told}); {rest}") from error
 
 
 def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune) -> list[dict[str, Any]]:
     devices = choose_devices(config.train, config.optim.batch)
     from_leader(lambda: check_run_dir(config, run_dir))
     if config.rl.reward != "support" and jax.process_count() > 1:
-        raise ValueError(f"rl.reward = {config.rl.reward!r}: trains in one process, here are {jax.process_count()}; start one")
+        raise ValueError(
+            f"rl.reward = {config.rl.reward!r}: this reward needs a single process, but there are {jax.process_count()}; start one"
+        )
     tests, stages, model = run_on_all(lambda: prepare(config, run_dir, test))
     agree(
         configuration=config.to_json(),
@@ -77,7 +83,7 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune:
     from_leader(lambda: write_start(config, run_dir, model, devices))
     with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
         best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, prune)
-    return from_leader(lambda: finish(config, run_dir, model, best_step, tests, test))
+    return from_leader(lambda: finish(config, run_dir, model, best_step, tests))
 
 
 def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[EvaluationSet], list[tuple[Stage, Sequence[QAExample]]], Model]:
@@ -89,7 +95,7 @@ def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[Evaluati
 
 
 def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[jax.Device, ...]) -> None:
-    """The run directory, with what the run is."""
+    """Makes the run directory and writes what the run is: config.json, tokenizer.json, manifest.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.json", config.to_json())
     if not (run_dir / "tokenizer.json").exists():
@@ -97,35 +103,24 @@ def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[j
     write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
 
 
-def finish(
-    config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet], test: bool
-) -> list[dict[str, Any]]:
-    """Final evaluation and export of the parameters best on validation; returns the rows of results.json."""
+def finish(config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    """Evaluates and exports the parameters best on validation; returns the rows of results.json, one for each of ``tests``."""
     with Checkpoints(run_dir) as checkpoints:
-        best = checkpoints.best(best_step, {"params": model.params})
-    params, threshold = jax.device_put(best.state["params"]), best.info["threshold"]
-    retriever = Retriever(config, model.embedder, params, model.tokenizer, threshold, best_step)
-    rows = evaluate(config, run_dir, retriever, tests)
+        best = checkpoints.best(best_step, model.params)
+    params = jax.device_put(best.params)
+    retriever = Retriever(config, model.embedder, params, model.tokenizer, best.threshold, best_step)
+    rows = evaluate(config.eval, run_dir, retriever, tests)
     title, sampled = f"{config.data.benchmark} {config.data.task}", config.rl.objective == "td"
     plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", title, sampled)
-    write_export(
-        run_dir / "export",
-        config=config,
-        backbone=model.backbone,
-        pooling=model.pooling,
-        params=params,
-        tokenizer=model.tokenizer,
-        threshold=threshold,
-        step=best_step,
-        rows=rows,
-    )
-    if test:
+    pooling = model.embedder.pooling
+    write_export(run_dir / "export", Export(config, model.backbone, params, model.tokenizer, pooling, best.threshold, best_step, rows))
+    if tests:
         write_report(run_dir, rows)
     return rows
 
 
 def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """What an evaluation leaves: results.json, results.md, context.png where there are lengths; and the table for whoever waits."""
+    """Writes results.json, results.md and, where there are context lengths, context.png; prints the table."""
     write_results(run_dir, rows)
     if lengths := [row for row in rows if row["context_tokens"] is not None]:
         plots.context(lengths, run_dir / "context.png")
@@ -133,16 +128,18 @@ def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
-    """Raises ValueError when the folder holds something else than this very run."""
+    """Raises ValueError when the folder holds anything but this run."""
+    if (run_dir / SEEDS).exists():
+        raise ValueError(f"{run_dir}: holds runs of several seeds; add --seeds to resume them, or choose another --run-dir")
     path = run_dir / "config.json"
     if not path.exists():
         if run_dir.exists() and not all(is_unfinished(path) for path in run_dir.iterdir()):
-            raise ValueError(f"{run_dir}: not empty and not a run (no config.json); choose another --run-dir")
+            raise ValueError(f"{run_dir}: not empty, but not a run (no config.json); choose another --run-dir")
         return
     old, new = (_flat(c) for c in (RunConfig.from_json(path.read_text(encoding="utf-8")), config))
     changed = [f"{name} was {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name] and name not in MAY_CHANGE]
     if changed:
-        raise ValueError(f"{run_dir}: holds another run ({'; '.join(changed)}); use the same settings to go on, or another --run-dir")
+        raise ValueError(f"{run_dir}: holds another run ({'; '.join(changed)}); use the same settings to resume, or another --run-dir")
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a training loop needs to survive: metrics that outlive a kill, requests to stop, and a record of the update that went wrong."""
+"""The metrics of the updates since the last record, which survive a kill, and the files about an update that gave NaN."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qrag_jax.rundir.checkpoint import SavedWindow
 from qrag_jax.rundir.files import write_bytes, write_json
 from qrag_jax.types import QAExample, TaskBatch
 
@@ -19,15 +20,15 @@ from qrag_jax.types import QAExample, TaskBatch
 class Window:
     """The updates since the last record: their metrics, texts embedded and seconds.
 
-    It goes into checkpoints, so that a run resumed in the middle of a window records the same means as an uninterrupted one.
+    Checkpoints hold it, so that a run resumed in the middle of a window records the same means as an uninterrupted one.
     """
 
-    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
-        saved = saved or {"metrics": {}, "texts": 0, "seconds": 0.0}
-        columns = {name: [np.float32(value) for value in values] for name, values in saved["metrics"].items()}
+    def __init__(self, saved: SavedWindow | None = None) -> None:
+        saved = saved or SavedWindow()
+        columns = {name: [np.float32(value) for value in values] for name, values in saved.metrics.items()}
         self._metrics: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        self.texts: int = saved["texts"]
-        self._began = time.perf_counter() - saved["seconds"]
+        self.texts = saved.texts
+        self._began = time.perf_counter() - saved.seconds
 
     def __len__(self) -> int:
         return len(self._metrics)
@@ -37,7 +38,7 @@ class Window:
         return time.perf_counter() - self._began
 
     def add(self, metrics: Mapping[str, Any], texts: int) -> None:
-        """One update's scalars. Waits for those of the update before, so that the loop stays close to the device and hears who asks it."""
+        """One update's scalars. Waits for the update before it, so that the loop does not run ahead of the device and can stop soon."""
         if self._metrics:
             jax.block_until_ready(self._metrics[-1])
         self._metrics.append(dict(metrics))
@@ -55,10 +56,10 @@ class Window:
         """The metrics of one update."""
         return {name: float(values[index]) for name, values in self._columns().items()}
 
-    def to_json(self) -> dict[str, Any]:
+    def saved(self) -> SavedWindow:
         """What the constructor takes; float32 values survive it exactly."""
         metrics = {name: [float(value) for value in values] for name, values in self._columns().items()}
-        return {"metrics": metrics, "texts": self.texts, "seconds": self.seconds}
+        return SavedWindow(metrics, self.texts, self.seconds)
 
     def _columns(self) -> dict[str, list[np.ndarray]]:
         self._metrics = jax.device_get(self._metrics)
@@ -68,9 +69,9 @@ class Window:
 def write_bad_update(
     run_dir: Path, step: int, metrics: Mapping[str, float], examples: Sequence[QAExample], batch: TaskBatch, state: Any
 ) -> Path:
-    """``nan/step-N.npz``: batch, metrics, and the state before update N; its questions beside it as JSON. Returns the path of the first.
+    """Writes ``nan/step-N.npz`` (batch, metrics, and the state before update N) and ``nan/step-N.json`` (its questions).
 
-    ``state``: the TrainState on the host. Nothing is pickled: ``numpy.load`` reads it as it is.
+    Returns the path of the first. ``state`` is the TrainState on the host. Nothing is pickled: ``numpy.load`` reads the file.
     """
     state = dataclasses.replace(state, key=jax.random.key_data(state.key))
     parts = {"batch": batch, "metrics": dict(metrics), "state": state}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from experiments.cli import main, parse
-from qrag_jax.config import BABI_TASKS
+from experiments.options import Questions
 from qrag_jax.config.presets import preset
 from tests.support.small import SMALL, changed
 
@@ -20,11 +21,38 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_file_gives_settings_task_and_name(path: Path) -> None:
-    command = parse("babilong", BABI_TASKS, "qa2", "", ["--preset", str(path)])
+    command = parse("babilong", "", ["--preset", str(path)])
     assert (command.config, command.run_dir) == (SMALL, "runs/babilong-qa1-best")
-    command = parse("babilong", BABI_TASKS, "qa2", "", ["--preset", str(path), "--task", "qa3", "--rl.lam", "0.9"])
+    command = parse("babilong", "", ["--preset", str(path), "--task", "qa3", "--rl.lam", "0.9"])
     assert command.config == changed(SMALL, data={"task": "qa3"}, rl={"lam": 0.9})
     assert preset(str(path), "babilong", "qa1") == SMALL
+
+
+def test_a_folder_of_a_run_or_an_export_is_a_preset(tmp_path: Path) -> None:
+    run, export = tmp_path / "run", tmp_path / "export"
+    run.mkdir()
+    export.mkdir()
+    (run / "config.json").write_text(SMALL.to_json())
+    (export / "qrag.json").write_text(json.dumps({"config": json.loads(SMALL.to_json()), "step": 1}))
+    for folder in (run, export):
+        assert preset(str(folder)) == preset(str(folder), "babilong") == SMALL
+        command = parse("babilong", "", ["--preset", str(folder), "--steps", "50"])
+        assert (command.config, command.run_dir) == (changed(SMALL, train={"steps": 50}), f"runs/babilong-qa1-{folder.name}")
+        # The same in the commands that take any benchmark.
+        assert Questions().of_preset(str(folder)) == SMALL
+        assert Questions(task="qa3").of_preset(str(folder)) == changed(SMALL, data={"task": "qa3"})
+    assert Questions().of_preset(str(run / "config.json")) == SMALL
+    assert Questions(benchmark="hotpotqa").of_preset("minilm") == preset("minilm", "hotpotqa", "all")
+    with pytest.raises(ValueError, match=r"holds neither config\.json nor qrag\.json"):
+        preset(str(tmp_path))
+
+
+def test_none_is_no_data_folder(path: Path) -> None:
+    path.write_text(changed(SMALL, data={"data_dir": "books"}).to_json())
+    assert parse("babilong", "", ["--preset", str(path)]).config.data.data_dir == "books"
+    assert parse("babilong", "", ["--preset", str(path), "--data-dir", "none"]).config == SMALL
+    assert Questions().of_preset(str(path)).data.data_dir == "books"
+    assert Questions(data_dir="None").of_preset(str(path)) == SMALL
 
 
 def test_a_mixture_belongs_to_each_of_its_benchmarks(path: Path) -> None:
@@ -41,16 +69,16 @@ def test_a_mixture_belongs_to_each_of_its_benchmarks(path: Path) -> None:
         ('{"optim": {"lr": 1}}', "optim: unknown field 'lr'"),
         ('{"optim": {"learning_rate": -1}}', "optim.learning_rate = -1.0: must be > 0"),
         ('{"data": {"benchmark": "ruler"}}', "holds settings for ruler, not for babilong"),
-        ('{"data": {"task": "niah"}}', "task 'niah': unknown; known: qa1"),
+        ('{"data": {"task": "niah"}}', "data.task = 'niah': unknown task of babilong; known: qa1"),
     ],
 )
 def test_a_bad_file_is_refused(text: str | None, message: str, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.unlink() if text is None else path.write_text(text)
-    assert main("babilong", BABI_TASKS, "qa2", "", ["--preset", str(path)]) == 64
+    assert main("babilong", "", ["--preset", str(path)]) == 64
     assert message in capsys.readouterr().err
 
 
 def test_help_names_files(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse("babilong", BABI_TASKS, "qa2", "", ["--help"])
+        parse("babilong", "", ["--help"])
     assert "sweep's best.json" in " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -9,7 +9,8 @@ import pytest
 
 from qrag_jax import data
 from qrag_jax.config import DataConfig, EvalConfig
-from qrag_jax.data.mixture import Mixture, parse_mixture
+from qrag_jax.config.benchmarks import weights
+from qrag_jax.data.mixture import Mixture
 from qrag_jax.evaluate import sets
 from tests.support.small import SMALL, changed
 
@@ -40,12 +41,12 @@ def test_a_mixture_keeps_its_proportions_in_every_round() -> None:
     [
         ("hotpotqa+", "write names joined by"),
         ("hotpotqa:0+musique", "write names joined by"),
-        ("hotpotqa+squid", "'squid' is unknown; known: .*musique"),
+        ("hotpotqa+squid", "known: .*musique"),
         ("hotpotqa+hotpotqa", "names hotpotqa twice"),
     ],
 )
 def test_refuses_bad_mixtures(text: str, reason: str) -> None:
-    assert parse_mixture("hotpotqa:2+musique", ["hotpotqa", "musique"]) == {"hotpotqa": 2, "musique": 1}
+    assert weights("hotpotqa:2+musique") == {"hotpotqa": 2, "musique": 1}
     with pytest.raises(ValueError, match=rf"data.benchmark = '.*{reason}"):
         data.load(config(text), "train", seed=0)
 
@@ -61,7 +62,7 @@ def test_other_benchmarks_are_tested_after_the_runs_own() -> None:
         ("ruler-niah_mk2-1k", 4),
     ]
     for name, message in (
-        ("wiki", "'wiki' is unknown; known: babilong, hotpotqa"),
+        ("wiki", "eval.benchmarks = 'wiki': unknown; known: babilong, hotpotqa"),
         ("musique", "musique/all is tested already"),
         ("babilong/qa9", "qa9"),
     ):

@@ -11,11 +11,11 @@ import pytest
 
 from qrag_jax import data
 from qrag_jax.config import DataConfig
+from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.babilong.documents import ContiguousNoise, SharedNoise
 from qrag_jax.data.ruler import needles as ruler_needles
 from qrag_jax.data.ruler import tasks as ruler
 from qrag_jax.data.ruler.documents import Documents, Item, Piece, TextHaystack
-from qrag_jax.data.ruler.needles import ALIASES
 from qrag_jax.data.ruler.tasks import context_chunks, load
 from qrag_jax.data.splits import SPLITS, Split
 from qrag_jax.types import QAExample
@@ -182,7 +182,7 @@ def test_an_example_depends_on_seed_and_index_alone(folder: str) -> None:
         assert all(one[i] == backward[i] for i in (3, 4, 17, 90))
         assert load(config, "train", seed=2, group=4)[3] != one[3]
         assert len({one[i].question for i in range(50)}) > 45
-        alias = load(DataConfig(task=ALIASES[task], data_dir=folder), "train", seed=1, group=4)
+        alias = load(DataConfig(task=BENCHMARKS["ruler"].aliases[task], data_dir=folder), "train", seed=1, group=4)
         assert alias[3] == one[3]
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qrag_jax.config import BABI_TASKS
 from qrag_jax.data.babilong.simulator import FEWEST_FACTS, OPENING, QUESTIONS, simulate_story
-from qrag_jax.data.babilong.stories import Story, babi_path, read_babi
+from qrag_jax.data.babilong.stories import BABI_TASKS, Story, babi_path, read_babi
 from qrag_jax.data.splits import SPLITS
 from tests.support.oracles.babi_replay import check_possible, parse, solve
 
@@ -62,7 +61,7 @@ def test_splits_share_no_opening_whatever_the_seed(task: str) -> None:
 
 
 def test_refuses_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r"task = 'qa9': unknown bAbI task; known: qa1"):
+    with pytest.raises(ValueError, match=r"task = 'qa9': unknown task of babilong; known: qa1"):
         simulate_story("qa9", "train", 0, 0)
     with pytest.raises(ValueError, match=r"index = -1: both must be >= 0"):
         simulate_story("qa1", "train", 0, -1)

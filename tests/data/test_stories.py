@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qrag_jax.config import BABI_TASKS
-from qrag_jax.data.babilong.stories import BabiQuestion, babi_path, load_stories, read_babi
+from qrag_jax.data.babilong.stories import BABI_TASKS, BabiQuestion, babi_path, load_stories, read_babi
 from qrag_jax.data.splits import check_split
 from tests.support.oracles.babi_replay import check_possible, solve
 
@@ -103,7 +102,7 @@ def test_refuses_other_encodings(tmp_path: Path) -> None:
 def test_missing_files_say_what_to_place_where(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"qa2_two-supporting-facts_test\.txt: no such file; data_dir = .* babi/en-10k"):
         babi_path(tmp_path, "qa2", "test")
-    with pytest.raises(ValueError, match=r"task = 'qa6': unknown bAbI task; known: qa1, qa2, qa3, qa4, qa5"):
+    with pytest.raises(ValueError, match=r"task = 'qa6': unknown task of babilong; known: qa1, qa2, qa3, qa4, qa5"):
         babi_path(tmp_path, "qa6", "test")
     with pytest.raises(ValueError, match=r"split = 'validation': the official bAbI files have"):
         babi_path(tmp_path, "qa2", "validation")

@@ -134,7 +134,7 @@ def test_random_is_a_function_of_seed_and_question() -> None:
 def test_rows_are_those_of_an_evaluation(retriever: Retriever, tmp_path: Path) -> None:
     config = changed(SMALL, eval={"episodes": 3, "haystacks": 2})
     sets = final_sets(config)
-    (wanted,) = evaluate(config, tmp_path, retriever, sets)
+    (wanted,) = evaluate(config.eval, tmp_path, retriever, sets)
     for method, name in METHODS.items():
         (row,) = evaluate_baseline(method, make(method, retriever=retriever, seed=1), sets, tmp_path)
         assert list(row) == [*wanted, "method"]
@@ -206,7 +206,7 @@ def test_the_command_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "huge"], "preset 'huge': neither a run nor a preset; known: tiny"),
+        (["--preset", "huge"], "preset = 'huge': unknown; known: tiny"),
         (["--methods", "tfidf"], "must be one or more of bm25, single, multi, random"),
         (["--benchmark", "trivia"], "data.benchmark = 'trivia': unknown"),
         (["--benchmark", "hotpotqa"], "data.data_dir"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 
 from qrag_jax.evaluate.metrics import calibrate_threshold, fact_em, fact_f1, stopping, wilson_interval
@@ -39,11 +42,27 @@ def test_threshold_separates_needed_from_needless_picks():
 
 def test_wilson_interval_by_hand():
     # 10 of 10: centre (1 + 1.9208/10) / (1 + 3.8416/10), half-width 1.96 * sqrt(0.9604/100) / 1.38416, so 0.7225 .. 1.
-    low, high = wilson_interval(10.0, 10)
+    low, high = wilson_interval(10, 10)
     assert low == pytest.approx(0.7225, abs=1e-3)
     assert high == 1.0
     with pytest.raises(ValueError, match="at least one episode"):
-        wilson_interval(0.0, 0)
+        wilson_interval(0, 0)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 200), (1, 3), (3, 10), (100, 200), (199, 200), (10**6, 10**6 + 1)])
+def test_wilson_interval_is_its_formula(successes, trials):
+    # (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96, in exact fractions but for the root.
+    z, p = Fraction(196, 100), Fraction(successes, trials)
+    half = float(z) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    low, high = ((float(p + z * z / (2 * trials)) + sign * half) / float(1 + z * z / trials) for sign in (-1, 1))
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), rel=0, abs=1e-12)
+    assert wilson_interval(successes, trials)[0] <= p <= wilson_interval(successes, trials)[1]
+
+
+def test_wilson_interval_literals():
+    # What results.json held before the formula was SciPy's.
+    assert wilson_interval(3, 10) == pytest.approx((0.10778928748621183, 0.6032267800204347), rel=0, abs=1e-12)
+    assert wilson_interval(199, 200) == pytest.approx((0.9722256001302286, 0.999116854010634), rel=0, abs=1e-12)
 
 
 def test_stopping_by_hand():
@@ -60,3 +79,10 @@ def test_stopping_by_hand():
     # One state misses something (B after one pick) against two that do not: its Q of 0.5 ties with A's and is above C's.
     tied = stopping([[1, 2], [5, 6], [3, 4]], [[0.9, 0.5], [0.9, 0.5], [0.9, 0.1]], [[1], [5, 6], [3]])
     assert tied.roc_auc == pytest.approx((0.5 + 1) / 2)
+
+
+def test_roc_auc_of_ties_and_strangers_by_hand():
+    # Something is missing in the states of Q 3, 1, 2; nothing in those of 2, 0. Of 6 pairs 3 > 2, 3 > 0, 1 > 0, 2 > 0 win, 2 = 2 is half.
+    picked, support = [[1, 2]] * 5, [[1, 9]] * 3 + [[1]] * 2
+    q = [[9.0, later] for later in (3.0, 1.0, 2.0, 2.0, 0.0)]
+    assert stopping(picked, q, support).roc_auc == pytest.approx(4.5 / 6, rel=0, abs=1e-12)

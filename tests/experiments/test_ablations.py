@@ -134,7 +134,7 @@ def test_the_papers_rows_stand_beside_their_variants() -> None:
     [
         (["--variants", "no_reward"], "'no_reward' is unknown; known: full, no_soft"),
         (["--seeds", "1", "1"], "seeds = (1, 1): must be one or more, each once"),
-        (["--preset", "huge"], "preset 'huge': neither a run nor a preset"),
+        (["--preset", "huge"], "preset = 'huge': unknown; known: tiny"),
         (["--task", "qa3", "--steps", "600"], "train.curriculum"),
         (["--seeds", "-1"], "train.seed = -1"),
         (["--eval-episodes", "0"], "eval.episodes = 0"),

@@ -8,23 +8,14 @@ from pathlib import Path
 import pytest
 
 from experiments import calibrate
-from qrag_jax.export.folder import read_export, write_export
+from qrag_jax.export.folder import Export, read_export, write_export
 from tests.support.small import SMALL, small_learner, small_tokenizer
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     learner, state = small_learner()
-    write_export(
-        tmp_path / "run" / "export",
-        config=SMALL,
-        backbone=learner.embedder.config,
-        params=state.params,
-        tokenizer=small_tokenizer(),
-        threshold=None,
-        step=7,
-        rows=[],
-    )
+    write_export(tmp_path / "run" / "export", Export(SMALL, learner.embedder.config, state.params, small_tokenizer(), "mean", step=7))
     return tmp_path / "run"
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from experiments.paper.compare import FOLDER, Comparison, compare, comparison_table, expected, load_expected, write_comparison
 from qrag_jax.config import RunConfig
+from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.config.presets import preset
-from qrag_jax.data import BENCHMARKS
 from tests.support.small import changed
 
 FIGURE = {
@@ -149,7 +149,7 @@ def test_what_differs_is_said() -> None:
     assert found.why == "the reader was given the gold context; reader flax:some/model, the paper's QwQ-32B"
     needles = changed(paper_run("ruler", "niah_mk1", "contriever"), data={"data_dir": None})
     found = one([row("ruler", "niah_mk1", 4_000, answer_em=1.0)], needles, metric="answer_accuracy")
-    assert "Python's documentation in place of essays" in found.why
+    assert "Python's documentation instead of essays" in found.why
     uuids = replace(needles, data=replace(needles.data, task="niah_mk3"))
     assert "documentation" not in one([row("ruler", "niah_mk3", 4_000, answer_em=1.0)], uuids, metric="answer_accuracy").why
 
@@ -244,9 +244,20 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_experiment_ends_with_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from experiments.cli import main
+    from experiments.paper.compare import by_length
+    from qrag_jax.evaluate import plots
     from qrag_jax.train import training
 
+    drawn: list[Any] = []
     monkeypatch.setattr(training, "run", lambda config, run_dir: [row("babilong", config.data.task, 4_000)])
-    assert main("babilong", ("qa2", "qa3"), "qa2", "", ["--task", "qa3", "--run-dir", str(tmp_path)]) == 0
+    monkeypatch.setattr(plots, "context", lambda rows, path, paper: drawn.append((path, paper)))
+    assert main("babilong", "", ["--task", "qa3", "--run-dir", str(tmp_path)]) == 0
     text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "| fact_f1_stopped | 0.900 | 0.974 | -0.074 | not comparable | embedder tiny, the paper's contriever;" in text
+    # The picture is drawn again with the paper's curve; a task without one is left as it is.
+    ((path, paper),) = drawn
+    assert path == tmp_path / "context.png"
+    assert paper["babilong", "qa3", "fact_f1"] == by_length("babilong")["qa3", "fact_f1"]
+    assert paper["babilong", "qa3", "fact_f1"] == {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
+    assert main("babilong", "", ["--task", "qa2", "--run-dir", str(tmp_path)]) == 0
+    assert len(drawn) == 1

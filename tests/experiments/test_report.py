@@ -1,4 +1,4 @@
-"""The generated section of docs/results: up to date, and made from the files alone."""
+"""docs/results/runs.md: up to date, and made from the files alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from experiments.report import BEGIN, END, NEEDED, Run, main, read_more, read_results, read_runs, replaced, section
+from experiments.report import INTRODUCTION, NEEDED, Run, main, page, read_more, read_results, read_runs
 from tests.conftest import ROOT
 from tests.support.small import SMALL, changed
 
 RESULTS = ROOT / "docs" / "results"
-README = f"Written by hand.\n{BEGIN}\nold\n{END}\nAlso by hand.\n"
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -29,30 +28,34 @@ def run_folder(folder: Path, *rows: dict[str, Any]) -> Path:
     return folder
 
 
-def test_the_committed_section_is_up_to_date() -> None:
-    text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    assert replaced(text, section(read_runs(RESULTS), read_more(RESULTS)), "README.md") == text, "run python -m experiments.report"
+def table(text: str, heading: str) -> list[str]:
+    """The lines of the table under a heading."""
+    return [line for line in text.partition(heading)[2].partition("\n#")[0].splitlines() if line.startswith("|")]
+
+
+def test_the_committed_page_is_up_to_date() -> None:
+    text = (RESULTS / "runs.md").read_text(encoding="utf-8")
+    assert page(read_runs(RESULTS), read_more(RESULTS)) == text, "run python -m experiments.report"
     assert main(["--results", str(RESULTS), "--check"]) == 0
 
 
-def test_the_section_is_made_from_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+def test_the_page_is_made_from_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = run_folder(tmp_path / "first", row(), row(context_tokens=1_000, chunks=50, fact_em=1.0, ci95=[0.981, 1.0]))
-    (first / "config.json").write_text(SMALL.to_json(), encoding="utf-8")
+    (first / "config.json").write_text(changed(SMALL, optim={"learning_rate": 3e-4}).to_json(), encoding="utf-8")
     words = ["--results", str(tmp_path)]
     assert main([*words, "--check"]) == 1
-    assert "run python -m experiments.report" in capsys.readouterr().out
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
+    assert "runs.md is missing; run python -m experiments.report" in capsys.readouterr().out
+    assert not (tmp_path / "runs.md").exists()
     assert main(words) == 0
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert text.startswith(f"Written by hand.\n{BEGIN}\n")
-    assert text.endswith(f"{END}\nAlso by hand.\n")
-    cells = "| [first](first) | qa1 | tiny | 1,400 | generated |"
-    lines = [line for line in text.splitlines() if line.startswith("| [first]")]
-    assert lines == [
-        f"{cells} 1,000 | 50 | 200 | 4 | 1.000 | 0.981-1.000 | 0.250 | - |",
-        f"{cells} 4,000 | 160 | 200 | 4 | 0.500 | 0.431-0.569 | 0.250 | - |",
+    text = (tmp_path / "runs.md").read_text(encoding="utf-8")
+    assert text.startswith(INTRODUCTION)
+    assert table(text, "### BabiLong: results")[2:] == [
+        "| [first](first) | qa1 | 1,400 | 1,000 | 50 | 200 | 4 | 1.000 | 0.981-1.000 | 0.250 | - |",
+        "| [first](first) | qa1 | 1,400 | 4,000 | 160 | 200 | 4 | 0.500 | 0.431-0.569 | 0.250 | - |",
     ]
+    settings = table(text, "### BabiLong: settings")
+    assert settings[2].startswith("| [first](first/config.json) | babilong qa1 | tiny |")
+    assert settings[2].split("|")[settings[0].split("|").index(" learning rate ")] == " 0.0003 "
     assert (tmp_path / "babilong.png").read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--check"]) == 0
     (tmp_path / "babilong.png").unlink()
@@ -61,6 +64,7 @@ def test_the_section_is_made_from_the_files(tmp_path: Path, capsys: pytest.Captu
     assert main(words) == 0
     run_folder(tmp_path / "second", row(task="qa3"))
     assert main([*words, "--check"]) == 1
+    assert "runs.md is not what the committed files give" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "second")
     assert main([*words, "--check"]) == 0
 
@@ -68,24 +72,40 @@ def test_the_section_is_made_from_the_files(tmp_path: Path, capsys: pytest.Captu
 def test_columns_that_some_row_has() -> None:
     config = changed(SMALL, eval={"beam": 4, "reader": "flax:some/model"})
     plain = Run("plain", (row(),), None, None)
-    text = section([plain])
-    assert "| [plain](plain) | qa1 | - | - | - | 4,000 |" in text
-    assert not {"method", "beam", "answer EM", "reader", "commit"} & {word.strip() for word in text.splitlines()[4].split("|")}
+    text = page([plain])
+    assert table(text, ": results")[2].startswith("| [plain](plain) | qa1 | 1,400 | 4,000 |")
+    assert set(table(text, ": settings")[2].replace("|", " ").split()) == {"[plain](plain)", "-"}
+    heads = {word.strip() for heading in (": results", ": settings") for word in table(text, heading)[0].split("|")}
+    assert not {"method", "beam", "answer EM", "reader", "commit"} & heads
     full = Run("full", (row(answer_em=0.25, method="BM25", checkpoint_step=None),), config, "0123456789abcdef")
-    lines = section([plain, full]).splitlines()
-    assert lines[4].endswith("| Fact F1, stopped | method | beam | answer EM | reader | commit |")
-    assert next(line for line in lines if "[full]" in line).endswith("| - | BM25 | 4 | 0.250 | flax:some/model | 01234567 |")
-    assert next(line for line in lines if "[full]" in line).startswith("| [full](full) | qa1 | tiny | - | generated |")
+    text = page([plain, full])
+    assert table(text, ": results")[0].endswith("| Fact F1, stopped | method | answer EM |")
+    assert (
+        table(text, ": results")[2] == "| [full](full) | qa1 | - | 4,000 | 160 | 200 | 4 | 0.500 | 0.431-0.569 | 0.250 | - | BM25 | 0.250 |"
+    )
+    assert table(text, ": settings")[0].endswith("| test data | beam | reader | commit |")
+    assert next(line for line in table(text, ": settings") if "[full]" in line).endswith("| generated | 4 | flax:some/model | 01234567 |")
+
+
+def test_means_over_seeds_have_their_spread() -> None:
+    run = Run("three", (row(seeds=[0, 1, 4], spread={"fact_em": 0.0125, "fact_f1": None}, ci95=None),), SMALL, None)
+    text = page([run])
+    heads, _, line = table(text, ": settings")
+    assert line.split("|")[heads.split("|").index(" seed ")] == " 0 1 4 "
+    assert "| 4 | 0.500 ± 0.013 | - | 0.250 | - |" in table(text, ": results")[2]
 
 
 def test_the_papers_figures_stand_below_their_tasks() -> None:
-    assert "| qa3 | 128,000 | fact_f1 | 0.968 | Table 3 |" in section([Run("a", (row(task="qa3"),), None, None)])
-    assert "The paper" not in section([Run("a", (row(),), None, None)])
-    assert "The paper" not in section([Run("a", (row(benchmark="own"),), None, None)])
+    lines = table(page([Run("a", (row(task="qa3"),), None, None)]), "the paper's figures")
+    place = lines[0].split("|").index(" 128K ")
+    assert [line.split("|")[place] for line in lines if "| fact_f1 |" in line] == [" 0.968 "]
+    text = page([Run("a", (row(benchmark="hotpotqa", task="all", context_tokens=None),), None, None)])
+    assert "| all | fact_em | 5 | gte | - | 0.978 | Table 4 | HotpotQA 1000 |" in text
+    assert "the paper's figures" not in page([Run("a", (row(),), None, None)])
+    assert "the paper's figures" not in page([Run("a", (row(benchmark="own"),), None, None)])
 
 
 def test_a_picture_of_answers_and_methods(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
     rows = [row(context_tokens=tokens, method=name, answer_em=0.5) for tokens in (1_000, 4_000) for name in ("BM25", "random")]
     run_folder(tmp_path / "run", *rows, row(task="qa2"))
     assert main(["--results", str(tmp_path)]) == 0
@@ -105,11 +125,6 @@ def test_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     words = ["--results", str(tmp_path)]
     assert "no */results.json" in refused(words)
     path = run_folder(tmp_path / "run", row()) / "results.json"
-    assert "README.md: no such file" in refused(words)
-    for text in ("none", f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
-        (tmp_path / "README.md").write_text(text, encoding="utf-8")
-        assert "each once" in refused(words)
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
     (path.parent / "config.json").write_text('{"dat": {}}', encoding="utf-8")
     assert "config.json: configuration: unknown field 'dat'" in refused(words)
     for tree in ([], {"schema": 2, "rows": [row()]}, {"schema": 1, "rows": []}):
@@ -127,7 +142,6 @@ def test_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_ablations_and_tables_have_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
     run_folder(tmp_path / "run", row())
     (tmp_path / "parts").mkdir()
     one = {"variant": "full", "label": "Q-RAG", "task": "qa1", "context_tokens": 4_000, "updates": 600, "seeds": [0, 1], "paper": None}
@@ -137,8 +151,8 @@ def test_ablations_and_tables_have_their_own(tmp_path: Path, capsys: pytest.Capt
     path.write_text(json.dumps({**named, "rows": [{**one, "mean": scores, "spread": scores}]}), encoding="utf-8")
     (tmp_path / "parts" / "tables.json").write_text(json.dumps({"schema": 1, "sections": []}), encoding="utf-8")
     assert main(["--results", str(tmp_path)]) == 0
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "### [parts](parts)\n\nAblations on babilong qa1, embedder tiny" in text
+    text = (tmp_path / "runs.md").read_text(encoding="utf-8")
+    assert "## [parts](parts)\n\nAblations on babilong qa1, embedder tiny" in text
     assert "| Q-RAG | 4,000 | 600 | 2 | 0.500 ± 0.500 | 0.500 ± 0.500 | 0.500 ± 0.500 | - |" in text
     assert main(["--results", str(tmp_path), "--check"]) == 0
     path.write_text(json.dumps({**named, "schema": 2}), encoding="utf-8")

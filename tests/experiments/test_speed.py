@@ -54,6 +54,8 @@ def nulls(tree: Any, path: str = "") -> list[str]:
     return [path] if tree is None else []
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_every_figure_was_measured_or_says_why(run_dir: Path, report: dict[str, Any]) -> None:
     assert sorted(path.name for path in run_dir.iterdir()) == ["speed.json", "speed.md", "speed.png"], "scratch is removed"
     assert report["schema"] == 1
@@ -71,6 +73,7 @@ def test_every_figure_was_measured_or_says_why(run_dir: Path, report: dict[str, 
     assert left == []
 
 
+@pytest.mark.slow
 def test_ratios_are_of_medians(report: dict[str, Any]) -> None:
     longest, (small, large) = report["search"][-1], report["build"]
     assert report["ratios"]["numpy_over_step"] == longest["numpy"]["median_s"] / longest["step"]["median_s"]
@@ -83,6 +86,7 @@ def test_ratios_are_of_medians(report: dict[str, Any]) -> None:
         assert memory["ratio"] * memory["index_bytes"] == pytest.approx(memory["search_bytes"])
 
 
+@pytest.mark.slow
 def test_same_vectors_and_close_storage(report: dict[str, Any]) -> None:
     for row in report["compare"]:
         assert row["reason"] or row["largest_difference"] < 1e-4, row
@@ -93,6 +97,7 @@ def test_same_vectors_and_close_storage(report: dict[str, Any]) -> None:
         assert row["recall_at_10"] > 0.5
 
 
+@pytest.mark.slow
 def test_the_page_says_the_ratios(run_dir: Path, report: dict[str, Any]) -> None:
     page = (run_dir / "speed.md").read_text()
     assert f"| search step / plain dot product | {report['ratios']['step_over_plain_dot']:.3g} |" in page

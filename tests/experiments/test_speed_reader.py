@@ -11,6 +11,7 @@ from experiments.speed.reader import main
 from tests.support.chat import write_chat_model
 
 
+@pytest.mark.slow
 def test_both_sides_write_the_same(tmp_path):
     pytest.importorskip("torch")
     folder = write_chat_model(tmp_path / "model")

@@ -1,42 +1,64 @@
-"""A sweep typed by a user, on real training: killed, gone on with, and its best settings used."""
+"""A sweep typed by a user, on real training: killed, resumed, and its best settings used."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
-from tests.conftest import ROOT
+from experiments.sweep.__main__ import main as sweep
+from tests.support.processes import environment, start_python
+from tests.support.small import dotted
 
-SPEC = """
-benchmark: babilong
-task: qa1
-method: grid
-fixed: {train.steps: 40, train.log_every: 5, train.eval_every: 10, train.checkpoint_every: 10, train.eval_episodes: 8, train.devices: 1,
-  data.chunks: 16, data.shared_noise: 8, model.layers: 1, model.width: 32, model.heads: 2, model.mlp_width: 64, model.vocab_size: 600,
-  model.max_positions: 64, optim.batch: 8, eval.tokens: [1k], eval.episodes: 8}
-space:
-  optim.learning_rate: {values: [1e-3]}
-"""
+
+def write_spec(path: Path, **train: Any) -> Path:
+    """A sweep of one trial."""
+    fixed = {name: value for name, value in dotted(train={"devices": 1, **train}).items() if name != "data.task"}
+    spec = {"benchmark": "babilong", "task": "qa1", "method": "grid", "fixed": fixed, "space": {"optim.learning_rate": {"values": [1e-3]}}}
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(spec))))
+    return path
 
 
 def start(spec: Path, run_dir: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "-m", "experiments.sweep", str(spec), "--run-dir", str(run_dir)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_python("-m", "experiments.sweep", str(spec), "--run-dir", str(run_dir))
 
 
-def test_killed_gone_on_with_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec, run_dir = tmp_path / "small.yaml", tmp_path / "sweep"
-    spec.write_text(SPEC)
+def use_best(run_dir: Path, best: Path) -> None:
+    """Evaluates the best trial as the report says."""
+    records = (best / "metrics.jsonl").read_text()
+    assert main("babilong", "", ["--preset", str(run_dir / "best.json"), "--run-dir", str(best)]) == 0
+    (row,) = json.loads((best / "results.json").read_text())["rows"]
+    assert (row["task"], row["split"], row["episodes"]) == ("qa1", "test", 8)
+    assert (best / "metrics.jsonl").read_text() == records, "nothing was trained for it"
+    assert "checkpoint_step" in row
+
+
+@pytest.mark.processes
+def test_a_real_trial_is_trained_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial is a process of its own, with 8 updates; the sweep is this one."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    spec, run_dir = write_spec(tmp_path / "small.yaml", steps=8, log_every=2, eval_every=4, checkpoint_every=4), tmp_path / "sweep"
+    assert sweep([str(spec), "--run-dir", str(run_dir)]) == 0
+    assert "best by validation" in capsys.readouterr().out
+    summary = json.loads((run_dir / "sweep.json").read_text())
+    assert [(t["state"], t["updates"]) for t in summary["trials"]] == [("complete", 8)]
+    assert [step for step, _ in summary["trials"][0]["validations"]] == [0, 4, 8]
+    assert not list(run_dir.rglob("results.json")), "test questions are left alone"
+    use_best(run_dir, run_dir / "trials" / summary["best"])
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_killed_resumed_and_used(tmp_path: Path) -> None:
+    spec, run_dir = write_spec(tmp_path / "small.yaml"), tmp_path / "sweep"
     process = start(spec, run_dir)
     while not list(run_dir.glob("trials/*/checkpoints/last/10")):
         assert process.poll() is None, process.communicate()
@@ -44,8 +66,8 @@ def test_killed_gone_on_with_and_used(tmp_path: Path, capsys: pytest.CaptureFixt
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (first,) = (run_dir / "trials").iterdir()
-    output, error = start(spec, run_dir).communicate(timeout=1200)
-    assert "best by validation" in output, error
+    output, _ = start(spec, run_dir).communicate(timeout=1200)
+    assert "best by validation" in output, output
     assert f"resuming {first}" in (first / "log.txt").read_text()
     summary = json.loads((run_dir / "sweep.json").read_text())
     assert [(t["state"], t["updates"]) for t in summary["trials"]] == [("complete", 40)]
@@ -54,13 +76,7 @@ def test_killed_gone_on_with_and_used(tmp_path: Path, capsys: pytest.CaptureFixt
 
     best = run_dir / "trials" / summary["best"]
     logs = {path: path.read_text() for path in run_dir.rglob("log.txt")}
-    output, error = start(spec, run_dir).communicate(timeout=1200)
-    assert "best by validation" in output, error
+    output, _ = start(spec, run_dir).communicate(timeout=1200)
+    assert "best by validation" in output, output
     assert {path: path.read_text() for path in run_dir.rglob("log.txt")} == logs, "finished trials are not run again"
-
-    records = (best / "metrics.jsonl").read_text()
-    assert main("babilong", BABI_TASKS, "qa2", "", ["--preset", str(run_dir / "best.json"), "--run-dir", str(best)]) == 0
-    (row,) = json.loads((best / "results.json").read_text())["rows"]
-    assert (row["task"], row["split"], row["episodes"]) == ("qa1", "test", 8)
-    assert (best / "metrics.jsonl").read_text() == records, "nothing was trained for it"
-    assert "checkpoint_step" in row
+    use_best(run_dir, best)

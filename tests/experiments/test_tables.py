@@ -9,7 +9,7 @@ import pytest
 
 from experiments.tables import budget_rows, main, section_text
 from qrag_jax.evaluate.results import EpisodeRecord
-from qrag_jax.export.folder import write_export
+from qrag_jax.export.folder import Export, write_export
 from tests.support.small import SMALL, changed, small_learner, small_tokenizer
 
 
@@ -40,16 +40,8 @@ def test_the_papers_figures_stand_beside_the_budgets() -> None:
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learner, state = small_learner()
     folder = tmp_path_factory.mktemp("run")
-    write_export(
-        folder / "export",
-        config=changed(SMALL, eval={"budget": 2}),
-        backbone=learner.embedder.config,
-        params=state.params,
-        tokenizer=small_tokenizer(),
-        threshold=0.1,
-        step=7,
-        rows=[],
-    )
+    config = changed(SMALL, eval={"budget": 2})
+    write_export(folder / "export", Export(config, learner.embedder.config, state.params, small_tokenizer(), "mean", threshold=0.1, step=7))
     return folder
 
 

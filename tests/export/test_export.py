@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from qrag_jax.__main__ import main as qrag_main
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
-from qrag_jax.export.__main__ import main
+from qrag_jax.export.__main__ import main as module_main
 from qrag_jax.export.folder import Export, read_export, write_export
 from qrag_jax.export.from_reference import read_reference
 from qrag_jax.export.to_torch import NAMES, SAMPLES, difference, flax_embeddings, to_torch
@@ -33,6 +35,8 @@ CONFIG = RunConfig(
     eval=EvalConfig(budget=3),
 )
 ROWS = [{"benchmark": "babilong", "task": "qa2", "context_tokens": 4000, "fact_em": 0.9375, "ci95": [0.9, 0.97], "answer_em": None}]
+
+Run = Callable[..., tuple[int, list[str], list[str]]]
 
 
 def roberta_tokenizer() -> TextTokenizer:
@@ -66,8 +70,8 @@ def export(out: Path, backbone: BackboneConfig, config: RunConfig = CONFIG, **op
     state = random_params(backbone)
     action = jax.tree.map(lambda leaf: leaf * np.float32(0.9), state)
     params = pair(state, None if config.model.tied else action, config.model.tied)
-    given = {"threshold": 0.25, "step": 70, "rows": ROWS} | options
-    write_export(out, config=config, backbone=backbone, params=params, tokenizer=tokenizer_for(backbone), **given)
+    given = {"pooling": BACKBONES[backbone_of(backbone)].pooling, "threshold": 0.25, "step": 70, "rows": ROWS} | options
+    write_export(out, Export(config, backbone, params, tokenizer_for(backbone), **given))
     read = read_export(out)
     assert same_trees(read.params, params), "the round trip must be bit-identical"
     return read
@@ -181,16 +185,7 @@ def test_an_older_export_is_replaced_and_a_failure_leaves_it(written: Export, tm
     export(out, TINY["bert"], step=71)
     assert read_export(out).step == 71
     with pytest.raises(ValueError, match="found \\['nonsense'\\]"):
-        write_export(
-            out,
-            config=CONFIG,
-            backbone=TINY["bert"],
-            params={"params": {"nonsense": {}}},
-            tokenizer=written.tokenizer,
-            threshold=None,
-            step=72,
-            rows=[],
-        )
+        write_export(out, replace(written, params={"params": {"nonsense": {}}}, step=72))
     assert read_export(out).step == 71
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
@@ -243,50 +238,73 @@ def test_weights_of_another_shape_are_named(written: Export, tmp_path: Path) -> 
 
 
 class TestCommands:
-    """``python -m qrag_jax.export``: exit codes and what is said."""
+    """``qrag import | export`` and ``python -m qrag_jax.export import | to-torch``: exit codes and what is said."""
 
-    @staticmethod
-    def run(*args: str | Path) -> tuple[int, list[str]]:
-        said: list[str] = []
-        return main([str(arg) for arg in args], said.append), said
+    @pytest.fixture
+    def run(self, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Run:
+        """Runs a command, spelled as in ``qrag``: its exit code, what it said, and its lines on stderr."""
 
-    def test_to_torch(self, written: Export, tmp_path: Path) -> None:
+        def run(name: str, *args: str | Path) -> tuple[int, list[str], list[str]]:
+            said: list[str] = []
+            if getattr(request, "param", "qrag") == "qrag":
+                code = qrag_main([name, *map(str, args)], said.append)
+            else:
+                code = module_main(["to-torch" if name == "export" else name, *map(str, args)], said.append)
+            shown = capsys.readouterr()
+            assert shown.out == "" or "--help" in (name, *args)
+            return code, said, shown.err.splitlines()
+
+        return run
+
+    def test_export(self, written: Export, tmp_path: Path, run: Run) -> None:
         pytest.importorskip("torch")
         (tmp_path / "run").mkdir()
         (tmp_path / "export").rename(tmp_path / "run/export")
-        code, said = self.run("to-torch", tmp_path / "run", tmp_path / "out", "--format", "reference")
+        code, said, _ = run("export", tmp_path / "run", tmp_path / "out", "--format", "reference")
         assert (code, said[0]) == (0, f"{tmp_path / 'out'}: written (reference)")
         assert said[1].endswith("(allowed 0.0001): OK")
 
     def test_without_pytorch_safetensors_are_written_and_not_compared(
-        self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
     ) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)
-        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "out")
+        code, said, _ = run("export", tmp_path / "export", tmp_path / "out")
         assert (code, said[1]) == (0, "not compared with PyTorch, which is not installed (pip install qrag-jax[torch])")
         assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
-        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "pickle", "--format", "reference")
-        assert (code, said) == (64, ["error: this needs PyTorch: pip install qrag-jax[torch]"])
+        code, said, errors = run("export", tmp_path / "export", tmp_path / "pickle", "--format", "reference")
+        assert (code, said, errors) == (64, [], ["error: this needs PyTorch: pip install qrag-jax[torch]"])
 
-    def test_a_difference_keeps_the_files_and_exits_1(self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_difference_keeps_the_files_and_exits_1(
+        self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+    ) -> None:
         pytest.importorskip("torch")
-        monkeypatch.setattr("qrag_jax.export.__main__.difference", lambda *_: 0.5)
-        code, said = self.run("to-torch", tmp_path / "export", tmp_path / "out")
+        monkeypatch.setattr("qrag_jax.export.commands.difference", lambda *_: 0.5)
+        code, said, _ = run("export", tmp_path / "export", tmp_path / "out")
         assert code == 1
         assert "5.0e-01" in said[1]
         assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
 
-    @pytest.mark.parametrize("command", ["to-torch", "import"])
-    def test_bad_input_is_one_line_and_exits_64(self, command: str, tmp_path: Path) -> None:
-        code, said = self.run(command, tmp_path / "nowhere", tmp_path / "out")
-        assert (code, len(said)) == (64, 1)
-        assert "nowhere" in said[0]
-        assert "\n" not in said[0]
+    @pytest.mark.parametrize("run", ["qrag", "module"], indirect=True)
+    @pytest.mark.parametrize("command", ["export", "import"])
+    def test_bad_input_is_one_line_on_stderr_and_exits_64(self, command: str, tmp_path: Path, run: Run) -> None:
+        code, said, errors = run(command, tmp_path / "nowhere", tmp_path / "out")
+        assert (code, said, len(errors)) == (64, [], 1)
+        assert errors[0].startswith("error: ")
+        assert "nowhere" in errors[0]
         assert not (tmp_path / "out").exists()
 
-    def test_a_spoiled_command_line_exits_64(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.run("to-torch")[0] == 64
-        assert self.run("--help")[0] == 0
+    @pytest.mark.parametrize("run", ["qrag", "module"], indirect=True)
+    def test_a_spoiled_command_line_is_one_line_and_exits_64(self, run: Run) -> None:
+        for words, message in (
+            (("export",), "Missing from "),
+            (("export", "a", "b", "--format", "x"), "'hf', 'sentence-transformers', 'reference'"),
+            (("import", "a", "b", "--base", "x"), "no such option; known: --base-model, --config"),
+            (("imprt", "a"), "did you mean import?"),
+        ):
+            code, said, errors = run(*words)
+            assert (code, said, len(errors)) == (64, [], 1)
+            assert message in errors[0]
+        assert run("--help") == (0, [], [])
 
 
 def test_token_rows_too_long_for_the_backbone_are_refused() -> None:

@@ -31,7 +31,7 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.policy import greedy
 from qrag_jax.rl.positions import relative_positions
 from qrag_jax.rl.returns import reference_lambda_returns, soft_value
-from qrag_jax.rl.rollout import scores, states
+from qrag_jax.rl.rollout import scores, state_rows
 from qrag_jax.train.batches import make_batch
 from qrag_jax.types import QAExample, TaskBatch
 
@@ -89,7 +89,7 @@ def test_states_q_values_and_soft_values(
     golden: dict[str, Any], reference: ReferenceCheckpoint, networks: list[Networks], batch: TaskBatch
 ) -> None:
     layout = StateLayout.make(reference.config.data, 4, reference.tokenizer)
-    rows = jax.jit(partial(states, layout=layout))
+    rows = jax.jit(partial(state_rows, layout=layout))
     score = jax.jit(partial(scores, qhead=reference.config.qhead))
     value = partial(soft_value, alpha=0.05, config=RLConfig(value_top_k=5, reference_soft_value=True))
     masks, empty, offset = np.asarray(batch.chunk_mask), batch.chunk_index.shape[1], jnp.zeros(6, jnp.int32)

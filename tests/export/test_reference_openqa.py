@@ -20,7 +20,7 @@ from qrag_jax.data.multihop import hotpotqa, musique
 from qrag_jax.export.from_reference import import_reference
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.rollout import states
+from qrag_jax.rl.rollout import state_rows
 from qrag_jax.train.batches import make_batch
 from qrag_jax.types import QAExample
 
@@ -82,7 +82,7 @@ def test_token_ids_of_every_state_in_training(retriever: Retriever, episodes: li
     layout = StateLayout.make(data, budget, retriever.tokenizer)
     taken = np.array([[step["greedy_action"] for step in episode["steps"]] for episode in chosen], np.int32)
     for t in range(budget):
-        rows = np.asarray(states(batch, jnp.asarray(np.where(np.arange(budget) < t, taken, 20)), layout))
+        rows = np.asarray(state_rows(batch, jnp.asarray(np.where(np.arange(budget) < t, taken, 20)), layout))
         for row, episode in zip(rows, chosen, strict=True):
             assert row[row >= 0].tolist() == episode["steps"][t]["state_ids"]
 

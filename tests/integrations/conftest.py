@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 from qrag_jax import Retriever
-from qrag_jax.export.folder import write_export
+from qrag_jax.export.folder import Export, write_export
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.types import Pick
@@ -30,16 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory and an index, where the guide has them."""
     folder = tmp_path_factory.mktemp("integrations")
     tokenizer = small_tokenizer()
-    write_export(
-        folder / RUN / "export",
-        config=SMALL,
-        backbone=scratch_backbone(SMALL.model, tokenizer.vocab_size),
-        params=small_learner()[1].params,
-        tokenizer=tokenizer,
-        threshold=None,
-        step=0,
-        rows=[],
-    )
+    backbone = scratch_backbone(SMALL.model, tokenizer.vocab_size)
+    write_export(folder / RUN / "export", Export(SMALL, backbone, small_learner()[1].params, tokenizer, "mean"))
     (folder / "story.txt").write_text(" ".join(CHUNKS), encoding="utf-8")
     Index.build(Retriever.from_pretrained(folder / RUN), folder / "story.txt", folder / INDEX)
     return folder

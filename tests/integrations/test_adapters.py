@@ -58,6 +58,7 @@ def test_the_guide_runs_as_written(
     assert "went to the" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_without_a_framework_its_adapter_says_what_to_install() -> None:
     script = """
 import sys

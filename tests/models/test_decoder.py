@@ -19,6 +19,8 @@ from qrag_jax.models.decoder_loading import load_params, open_decoder
 from qrag_jax.reader.generate import generate, pad_prompts
 from tests.support.decoders import jitted, torch_greedy, torch_logits, torch_model
 
+pytestmark = pytest.mark.optimized
+
 VOCAB, CONTEXT = 96, 256
 TINY: dict[str, Any] = {
     "vocab_size": VOCAB,

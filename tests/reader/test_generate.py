@@ -211,7 +211,7 @@ def test_what_is_not_a_chat_model_is_refused(folder: Path, tmp_path: Path) -> No
 def test_without_pytorch_a_gguf_file_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").touch()
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"model\.gguf: transformers reads the tokenizer .* pip install 'qrag-jax\[reader,torch\]'"):
+    with pytest.raises(ValueError, match=r"model\.gguf: transformers needs PyTorch .* pip install 'qrag-jax\[reader,torch\]'"):
         load_tokenizer(tmp_path / "model.gguf")
 
 

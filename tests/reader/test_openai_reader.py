@@ -251,6 +251,7 @@ OpenAIReader(sys.argv[1], "stub", timeout=60.0, retries=0, concurrency=2).answer
 """
 
 
+@pytest.mark.processes
 def test_an_interrupt_waits_for_no_request() -> None:
     with stub_server(lambda user, n: "hang") as server:
         child = subprocess.Popen([sys.executable, "-c", INTERRUPTED, server.url], stderr=subprocess.PIPE, text=True)

@@ -6,14 +6,12 @@ import re
 
 import pytest
 
-from qrag_jax import data
-from qrag_jax.config import BABI_TASKS
+from qrag_jax.config import benchmarks
+from qrag_jax.data.babilong.stories import BABI_TASKS
 from qrag_jax.evaluate.answers import BABILONG_LABELS
-from qrag_jax.reader.prompts import BABILONG, TEMPLATES, Template, closed_book, make_prompt
+from qrag_jax.reader.prompts import BABILONG, TEMPLATES, closed_book, make_prompt
 
-CASES = [
-    (benchmark, task) for benchmark, found in TEMPLATES.items() for task in ([""] if isinstance(found, Template) else found)
-]  # every task with a prompt
+CASES = [(name, one.default_task) for name, one in benchmarks.BENCHMARKS.items()] + [("babilong", "qa5"), ("ruler", "qa_mh")]
 CHUNKS = ["First chunk.", "Second chunk {with} %s braces.", "Third chunk."]
 
 
@@ -37,7 +35,10 @@ def test_closed_book_shows_no_text_and_says_so(benchmark: str, task: str) -> Non
 
 
 def test_every_benchmark_has_a_prompt() -> None:
-    assert set(data.BENCHMARKS) <= set(TEMPLATES)
+    for name, known in benchmarks.BENCHMARKS.items():
+        for task in known.names:
+            assert make_prompt(name, task, "What?", CHUNKS).shots == () or name == "babilong"
+    assert {task.prompt for known in benchmarks.BENCHMARKS.values() for task in known.tasks.values()} == set(TEMPLATES)
     numbers, words = make_prompt("ruler", "niah_mk3", "What?", CHUNKS), make_prompt("ruler", "qa_sh", "What?", CHUNKS)
     assert "special magic" in (numbers.system or "")
     assert words == make_prompt("musique", "all", "What?", CHUNKS) == make_prompt("hotpotqa:2+musique", "all", "What?", CHUNKS)
@@ -97,11 +98,11 @@ def test_place_examples_are_right() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"benchmark = 'trivia'.*known: babilong, ruler"):
+    with pytest.raises(ValueError, match=r"benchmark = 'trivia': unknown; known: babilong, hotpotqa"):
         make_prompt("trivia", "", "Where?", CHUNKS)
-    with pytest.raises(ValueError, match="different prompts; name the part"):
+    with pytest.raises(ValueError, match=r"data\.task = 'qa1': unknown task of musique"):
         make_prompt("babilong+musique", "qa1", "Where?", CHUNKS)
-    with pytest.raises(ValueError, match=r"task = 'qa9'.*in babilong; known: qa1"):
+    with pytest.raises(ValueError, match=r"task = 'qa9': unknown task of babilong; known: qa1"):
         closed_book("babilong", "qa9", "Where?")
     for chunks in ([], "one text"):
         with pytest.raises(ValueError, match="call closed_book"):

@@ -11,26 +11,19 @@ import jax
 import pytest
 
 from experiments import cli, evaluate
-from qrag_jax.export.folder import write_export
+from qrag_jax.export.folder import Export, write_export
 from tests.support.chat import write_chat_model
 from tests.support.http import completion, stub_server
-from tests.support.small import SMALL, last_place, small_learner, small_tokenizer
+from tests.support.runs import command
+from tests.support.small import SMALL, last_place, options, small_learner, small_tokenizer
 
 
 @pytest.fixture(scope="module")
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained one: what the reader is given and what becomes of its answers does not depend on training."""
     learner, state = small_learner()
-    return write_export(
-        tmp_path_factory.mktemp("reader") / "export",
-        config=SMALL,
-        backbone=learner.embedder.config,
-        params=state.params,
-        tokenizer=small_tokenizer(),
-        threshold=None,
-        step=0,
-        rows=[],
-    )
+    export = Export(SMALL, learner.embedder.config, state.params, small_tokenizer(), "mean")
+    return write_export(tmp_path_factory.mktemp("reader") / "export", export)
 
 
 def run(retriever: Path, run_dir: Path, reader: str, *options: str) -> tuple[int, list[dict[str, Any]]]:
@@ -131,7 +124,7 @@ def test_bad_settings(retriever: Path, tmp_path: Path, options: list[str], named
 
 def test_a_reader_that_cannot_be_had_is_found_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--run-dir", str(tmp_path / "run"), "--reader", f"flax:{tmp_path / 'nowhere'}"]
-    assert cli.main("babilong", ("qa1",), "qa1", "", words) == 64
+    assert cli.main("babilong", "", words) == 64
     assert "no such folder or file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -146,17 +139,17 @@ def test_bad_readers(retriever: Path, tmp_path: Path, reader: str, capsys: pytes
 def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Training from answers alone: the support labels of qa1 are never looked at, yet its facts are found."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    words = ["--task", "qa1", "--run-dir", str(tmp_path / "run"), "--reward", "answer_em", "--steps", "20", "--train.devices", "2"]
-    words += ["--data.chunks", "10", "--rl.budget", "2", "--eval.budget", "2", "--eval-tokens", "1k", "--eval-episodes", "4"]
-    words += ["--optim.batch", "8", "--train.eval-every", "10", "--train.eval-episodes", "8", "--model.layers", "1", "--model.width", "32"]
-    assert cli.main("babilong", ("qa1",), "qa1", "", words) == 64
+    times = {"steps": 10, "eval_every": 5, "checkpoint_every": 5, "devices": 2}
+    small = options(train=times, rl={"budget": 2, "reward": "answer_em"}, eval={"budget": 2, "episodes": 4})
+    words = [*small, "--run-dir", str(tmp_path / "run")]
+    assert command(*words) == 64
     assert "rl.reward = 'answer_em': must be support, or give the reader" in capsys.readouterr().err
     with stub_server(lambda user, n: completion(last_place(user))) as server:
         words += ["--reader", f"openai:{server.url},stub"]
-        assert cli.main("babilong", ("qa1",), "qa1", "", words) == 0
+        assert command(*words) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     validation = [record for record in records if record["kind"] == "validation"]
-    assert [record["step"] for record in validation] == [0, 10, 20]
+    assert [record["step"] for record in validation] == [0, 5, 10]
     assert all(record["answer_em"] is not None for record in validation)
     checkpoint = tmp_path / "run" / "export"
     assert {path.name for path in checkpoint.iterdir()} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -135,6 +136,51 @@ def test_files_are_cut_with_their_places(retriever: Retriever, tmp_path: Path) -
     assert [one.chunk(i) for i in range(len(one))] == [chunk for chunk in chunks if chunk.source == "b.txt"]
 
 
+TEXT = "Mr. Smith went to the garden. Mary took the milk there.\n\nWho saw her? " + "John moved to the office, and nobody saw him. " * 3
+
+
+def test_a_str_is_a_text_and_a_path_is_read_everywhere(retriever: Retriever, tmp_path: Path) -> None:
+    index = Index.build(retriever, TEXT, tmp_path / "text", shard_chunks=2)
+    chunks = [index.chunk(i) for i in range(len(index))]
+    assert len(chunks) == 6
+    assert all(TEXT[chunk.start : chunk.end] == chunk.text and chunk.source is None for chunk in chunks)
+    assert [(source.name, source.characters, source.chunks) for source in index.meta.sources] == [(None, len(TEXT), 6)]
+    before = content(index.path)
+    Index.build(retriever, TEXT, index.path, shard_chunks=2)
+    assert content(index.path) == before
+    with pytest.raises(ValueError, match="holds an index of another source"):
+        Index.build(retriever, TEXT + "More.", index.path, shard_chunks=2)
+
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "one.txt").write_text(TEXT)
+    (folder / "two.md").write_text("Sandra stayed. ")
+    grown = index.add(retriever, folder)
+    for source, expected in (
+        (TEXT, chunks),
+        (folder / "one.txt", [replace(chunk, source="one.txt") for chunk in chunks]),
+        (folder, [grown.chunk(i) for i in range(6, len(grown))]),
+    ):
+        document = retriever.document(source)
+        assert [document.chunk(i) for i in range(len(document))] == expected
+    pick = retriever.search("Where is Sandra?", folder / "two.md", 1)[0]
+    assert (pick.source, pick.start, pick.end, pick.text) == ("two.md", 0, 14, "Sandra stayed.")
+    with pytest.raises(ValueError, match="absent: no such file or folder"):
+        retriever.search("Where is Sandra?", folder / "absent")
+
+
+def test_a_text_that_names_a_file_is_a_text_and_the_user_is_told(
+    retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.txt").write_text(TEXT)
+    name = str(tmp_path / "one.txt")
+    assert retriever.document(name).chunk(0).text == name
+    assert f"taken as a text, because it is a str; to read that file or folder, give pathlib.Path({name!r})" in capsys.readouterr().out
+    for text in ("Mary left.", "x" * 5000, "x" * 1000, "a\0b"):  # the last three are no possible names
+        retriever.document(text)
+    assert "taken as a text" not in capsys.readouterr().out
+
+
 def test_sources_that_cannot_be_indexed_are_refused(retriever: Retriever, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "blank").mkdir()
@@ -143,10 +189,11 @@ def test_sources_that_cannot_be_indexed_are_refused(retriever: Retriever, tmp_pa
     for source, message in (
         (tmp_path / "absent", "absent: no such file or folder"),
         (tmp_path / "empty", "empty: holds no .txt or .md file"),
-        (tmp_path / "blank", "blank: no text to index"),
-        (tmp_path / "blank/a.txt", "a.txt: no text to index"),
+        (tmp_path / "blank", "blank: no text"),
+        (tmp_path / "blank/a.txt", "a.txt: no text"),
         (tmp_path / "latin.txt", "latin.txt: byte 3 is 0xe9, which is not UTF-8"),
-        ("a text", "source = 'a text': give a pathlib.Path"),
+        (" \n", "the text has no sentences"),
+        ("a \ud800 b", "source: character 2 is half of a surrogate pair"),
         ([], "source holds no chunks"),
         (["a", " "], "chunk 1 = ' ': must be a text"),
         (["a", "\ud800"], "chunk 1: character 0 is half of a surrogate pair"),

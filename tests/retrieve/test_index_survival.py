@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.support.index import CHUNKS, content, write_small_export
 
 
+@pytest.mark.processes
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     export = write_small_export(tmp_path / "export")
     script = """
@@ -120,6 +121,7 @@ print(moments)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_killed_at_every_change_of_the_folder(tmp_path: Path) -> None:
     # Children that kill themselves (SIGKILL) at the first, second, ... file that they write (half of it), rename or remove.

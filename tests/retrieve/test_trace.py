@@ -24,7 +24,14 @@ NAN = math.nan
 def three_steps() -> list[Step]:
     """Picks 2, 6, 4 of ten chunks, a curve of five stretches; the third pick is below a threshold of 0.5."""
     return [
-        Step(0, Pick(2, "Daniel took the milk.", 0.9, 1.8, 40, 61, "story.txt"), (Candidate(6, "He left.", 0.6),), False, 0.25, curve(1.0)),
+        Step(
+            0,
+            Pick(2, "Daniel took the milk.", 0.9, 1.8, 1040, 1061, "docs/story.txt"),
+            (Candidate(6, "He left.", 0.6, 5, 13, "docs/other.txt"),),
+            False,
+            0.25,
+            curve(1.0),
+        ),
         Step(1, Pick(6, "He left.", 0.8, 14.5), (Candidate(4, "Rain fell.", -0.25),), False, 0.5, curve(NAN)),
         Step(2, Pick(4, "Rain fell.", 0.25, 14.5), (), True, 1.5, curve(NAN)),
     ]
@@ -41,7 +48,8 @@ def changed(t: int, **values: object) -> list[Step]:
 
 
 def render(**values: object) -> str:
-    arguments = {"question": "Where is the milk?", "steps": three_steps(), "chunks": 10, "threshold": 0.5, "source": "story.txt"}
+    arguments = {"question": "Where is the milk?", "steps": three_steps(), "chunks": 10, "threshold": 0.5, "source": "story.index"}
+    arguments["positions"] = "relative"
     return render_trace(**{**arguments, "support": (2, 9), **values})
 
 
@@ -83,7 +91,7 @@ def test_the_embedded_data_is_the_trace_with_gaps_as_null():
     data = embedded(render())
     assert data["format"] == "qrag-jax-trace"
     assert data["version"] == 1
-    assert (data["question"], data["source"], data["chunks"], data["threshold"]) == ("Where is the milk?", "story.txt", 10, 0.5)
+    assert (data["question"], data["source"], data["chunks"], data["threshold"]) == ("Where is the milk?", "story.index", 10, 0.5)
     assert data["support"] == [2, 9]
     first, second, third = data["steps"]
     assert first["pick"] == {
@@ -91,14 +99,14 @@ def test_the_embedded_data_is_the_trace_with_gaps_as_null():
         "text": "Daniel took the milk.",
         "q": 0.9,
         "position": 1.8,
-        "start": 40,
-        "end": 61,
-        "source": "story.txt",
+        "start": 1040,
+        "end": 1061,
+        "source": "docs/story.txt",
         "step": 0,
     }
     assert first["curve"] == [0.0, 1.0, 0.5, -0.5, 0.25]
     assert second["curve"] == [0.0, None, 0.5, -0.5, 0.25]
-    assert second["runners_up"] == [{"chunk": 4, "text": "Rain fell.", "q": -0.25}]
+    assert second["runners_up"] == [{"chunk": 4, "text": "Rain fell.", "q": -0.25, "start": None, "end": None, "source": None}]
     assert [first["stop"], third["stop"]] == [False, True]
     assert embedded(render(steps=[dataclasses.replace(step, curve=None) for step in three_steps()]))["steps"][0]["curve"] is None
 
@@ -123,6 +131,45 @@ def test_bands_are_the_intervals_cut_by_earlier_picks():
     assert bands[1] == [("even", "0", "20"), ("here", "20", "80")]
     assert bands[2] == [("even", "0", "20"), ("here", "20", "40"), ("even", "60", "40")]
     assert "1 <small>chunks 2 to 5</small>" in render()
+
+
+@pytest.mark.parametrize("positions", ["relative", "absolute", "random", "none"])
+def test_a_page_tells_of_intervals_and_positions_only_where_the_search_has_them(positions):
+    page = render(positions=positions)
+    names = Page(page, "dt").texts
+    assert ("picked in interval" in names) == (positions == "relative")
+    assert ("position" in names) == (positions != "none")
+    words = re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+    assert ("interval" in words) == ("eq. 6" in words) == (positions == "relative")
+    if positions != "relative":
+        # The ruler has one band a step, without a number, and the lines of the earlier picks.
+        assert re.findall(r'class="band (\w+)" x="([\d.]+)%" y="\d+" width="([\d.]+)%"', page) == [("even", "0", "100")] * 3
+        assert 'class="number"' not in page
+        assert page.count('<line class="cut') == 3 + 3, "a line a pick below the ruler; 0, 1 and 2 earlier picks in the curves"
+
+
+def test_documents_are_named_where_the_index_knows_them():
+    page = render()
+    # In the tab, the panel's table (its pick and its runner-up); the whole name on pointing, and in the panel's facts.
+    names = r'<span class="name" title="([^"]*)">([^<]*)</span>'
+    assert re.findall(names, page) == [
+        ("docs/story.txt", "story.txt"),
+        ("docs/story.txt", "story.txt"),
+        ("docs/other.txt", "other.txt"),
+    ]
+    assert Page(page, "dd").texts.count("docs/story.txt") == 1
+    assert page.count('<th scope="col" class="from">document</th>') == 1, "the other steps' chunks have no document"
+    assert Page(page, "dt").texts.count("searched") == 1
+    assert re.findall(r"</span><span>(chunk \d)</span>", page) == ["chunk 2", "chunk 6", "chunk 4"]
+
+
+def test_the_stop_threshold_is_named_beside_the_title_of_the_curve():
+    """Its name lay on the curve; nothing but numbered signs and ticks is written there."""
+    page = render()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert ["stop below 0.500" in caption for caption in captions] == [True] * 3
+    assert page.count("stop below") == 3
+    assert "stop below" not in render(threshold=None, steps=changed(2, stop=False))
 
 
 def test_known_chunks_are_marked_picked_or_missed():
@@ -155,7 +202,15 @@ def test_a_page_shows_every_step_without_a_script():
     assert [panel["id"] for panel in panels] == ["step-1", "step-2", "step-3"]
     assert all("hidden" not in panel for panel in panels)
     assert [a["href"] for tag, a in parsed.tags if tag == "a"] == ["#step-1", "#step-2", "#step-3"]
-    for words in ("story.txt:40-61", "250 ms", "2.25 s", "−0.250", "−1.050", "No runners-up", "equal stretches"):
+    for words in (
+        "1,040 to 1,061",
+        "250 ms",
+        "2.25 s <small>compiling left out</small>",
+        "−0.250",
+        "−1.050",
+        "No runners-up",
+        "equal stretches",
+    ):
         assert words in page
 
 
@@ -185,13 +240,14 @@ def test_text_is_text_wherever_it_stands(field):
         assert embedded(page)[field] == HOSTILE
     elif field == "pick":
         page = render(steps=changed(0, pick=Pick(2, HOSTILE, 0.9, 1.8, 1, 2, HOSTILE)))
-        assert Page(page, "dd").texts.count(f"{HOSTILE}:1-2") == 1
+        assert Page(page, "dd").texts.count(HOSTILE) == 1
         assert Page(page, "blockquote").texts[0] == HOSTILE
         assert embedded(page)["steps"][0]["pick"]["source"] == HOSTILE
     else:
         text = HOSTILE * (1 if field == "runner-up" else 3)  # a long one folds: its beginning stands in a summary
-        page = render(steps=changed(0, runners_up=(Candidate(6, text, 0.6),)))
+        page = render(steps=changed(0, runners_up=(Candidate(6, text, 0.6, 5, 13, HOSTILE),)))
         assert any(cell.endswith(text) for cell in Page(page, "td").texts)
+        assert HOSTILE.rpartition("/")[2] in Page(page, "td").texts
         assert embedded(page)["steps"][0]["runners_up"][0]["text"] == text
     folds = ["details", "summary", "span"] if field == "long runner-up" else []
     tags = [tag for tag, _ in Page(page).tags]
@@ -230,7 +286,14 @@ def test_one_chunk_one_step_and_equal_values():
 
 def test_written_whole_and_nothing_else(tmp_path):
     path = write_trace(
-        tmp_path / "deep" / "trace.html", question="Who?", steps=three_steps(), chunks=10, threshold=0.5, source="a", support=[2]
+        tmp_path / "deep" / "trace.html",
+        question="Who?",
+        steps=three_steps(),
+        chunks=10,
+        threshold=0.5,
+        positions="relative",
+        source="a",
+        support=[2],
     )
     assert path.read_text(encoding="utf-8") == render(question="Who?", source="a", support=[2])
     assert [file.name for file in path.parent.iterdir()] == ["trace.html"]
@@ -244,6 +307,7 @@ def test_written_whole_and_nothing_else(tmp_path):
         ({"support": (-1,)}, "support: chunk -1 is outside"),
         ({"chunks": 6}, r"steps\[0\].runners_up: chunk 6 is outside the document, 0\.\.5"),
         ({"threshold": NAN}, "threshold = nan: must be finite"),
+        ({"positions": "eq. 6"}, "positions = 'eq. 6': must be one of relative, absolute, random, none"),
         ({"threshold": None}, r"steps\[2\].stop is set, but threshold is None"),
         ({"steps": changed(1, curve=np.zeros(4, np.float32))}, r"curves of different lengths \[5, 4, 5\]"),
         ({"steps": changed(1, curve=None)}, r"curves of different lengths \[5, None, 5\]"),

@@ -17,6 +17,8 @@ from qrag_jax.retrieve.types import Candidate, Pick, Step
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (the test extra)")
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--window-size=1280,900")
 HOSTILE = "</script><script>document.title = 'broken'</script><img src=http://127.0.0.1:9/x> The end."
@@ -35,7 +37,16 @@ def make_page(path: Path) -> Path:
     steps = [
         Step(t, Pick(chunks[t], texts[t], qs[t], 1.0), (Candidate(5, "A runner-up. " * 20, 0.1),), t == 2, 0.01, curve) for t in range(3)
     ]
-    return write_trace(path, question="Where is the milk?", steps=steps, chunks=160, threshold=0.4, source="story.txt", support=(31, 97))
+    return write_trace(
+        path,
+        question="Where is the milk?",
+        steps=steps,
+        chunks=160,
+        threshold=0.4,
+        positions="relative",
+        source="story.txt",
+        support=(31, 97),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from qrag_jax.config import OptimConfig, RunConfig, TrainConfig
+from qrag_jax.config import OptimConfig
 from qrag_jax.rl.learner import clip_by_global_norm, learning_rate
 from qrag_jax.rl.rewards import support_reward
 from tests.support.oracles import rl_python as oracle
@@ -17,7 +17,7 @@ from tests.support.small import SMALL, changed, small_batch, small_learner
 
 def test_learning_rate_by_hand():
     # Warm-up of 4 updates to 1.0, then 6 more down to 0.1: the last update has 0.1 + 0.9 / 6 left.
-    rate = learning_rate(RunConfig(optim=OptimConfig(learning_rate=1.0, warmup=4, end_ratio=0.1), train=TrainConfig(steps=10)))
+    rate = learning_rate(OptimConfig(learning_rate=1.0, warmup=4, end_ratio=0.1), steps=10)
     np.testing.assert_allclose([rate(i) for i in range(10)], [0.25, 0.5, 0.75, 1.0, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25], rtol=1e-5)
 
 

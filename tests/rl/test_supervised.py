@@ -100,6 +100,7 @@ def test_raw_gradients_are_those_of_one_device(kind, count):
     assert found_metrics == pytest.approx(metrics, rel=1e-4)
 
 
+@pytest.mark.optimized
 def test_it_learns_to_rank_the_next_chunk_first():
     config = changed(CONFIG, data={"task": "qa1"}, qhead={"positions": "relative"}, optim={"learning_rate": 3e-3})
     learner, state = small_learner(config)

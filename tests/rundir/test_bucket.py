@@ -17,16 +17,22 @@ from typing import Any
 import pytest
 
 from experiments import evaluate
-from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
+from experiments.ablations import __main__ as ablations
+from experiments.sweep import __main__ as sweep_command
+from experiments.sweep import run as sweep_run
+from qrag_jax.config import RunConfig
+from qrag_jax.evaluate.results import write_results
 from qrag_jax.rundir import bucket
 from qrag_jax.rundir.bucket import Bucket, Mirror, home
 from qrag_jax.rundir.checkpoint import saved_steps
-from qrag_jax.train import window
+from qrag_jax.rundir.files import read_json, write_text
+from qrag_jax.rundir.log import RunLog
+from qrag_jax.train import training, window
+from tests.support import runs
 from tests.support.bucket import bucket_server
-from tests.support.runs import SMALL, assert_same_run, finish, start, wait_until
+from tests.support.runs import assert_same_run, start, wait_until
 
-RUN = (*SMALL, "--train.checkpoint-every", "5")
+OFTEN = ("--train.checkpoint-every", "5")
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +53,9 @@ def machine(tmp_path, monkeypatch):
     return move
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run in a folder."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert here(run_dir) == 0
-    return run_dir
-
-
 def here(run_dir: str | Path, *extra: str) -> int:
     """The command in this process."""
-    return main("babilong", BABI_TASKS, "qa2", "", [*RUN, "--run-dir", str(run_dir), *extra])
+    return runs.here(run_dir, *OFTEN, *extra)
 
 
 def whole_steps(url: str) -> list[int]:
@@ -89,15 +87,17 @@ def at_update_13(monkeypatch):
     return does
 
 
-def test_a_killed_run_goes_on_elsewhere_to_the_same_end(server, whole, machine):
+@pytest.mark.processes
+def test_a_killed_run_goes_on_elsewhere_to_the_same_end(server, whole, machine, capsys):
     url = f"{server}/runs/killed"
-    process = start(url, *RUN[len(SMALL) :])
+    process = start(url, *OFTEN)
     wait_until(lambda: bool(whole_steps(url)), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     machine("second")
-    output = finish(start(url, *RUN[len(SMALL) :]))
+    assert here(url) == 0
+    output = capsys.readouterr().out
     assert "resuming" in output
     assert f"everything is in {url}" in output
     assert_same_run(home(url) / "run", whole)
@@ -117,7 +117,7 @@ def test_a_half_sent_checkpoint_is_passed_over(server, whole, capsys):
     assert here(url) == 0
     output = capsys.readouterr().out
     assert f"skipping {url}/checkpoints/last/40: it was not sent whole" in output
-    assert "at update 35 of 40" in output
+    assert "at update 30 of 40" in output
     assert_same_run(home(url) / "run", whole)
     assert whole_steps(url) == [35, 40]
 
@@ -183,17 +183,98 @@ def test_files_arrive_to_the_last_byte(server, content, tmp_path):
     assert there.digests() == {"file": base64.b64encode(hashlib.md5(content).digest()).decode()}
 
 
-def test_only_pruned_checkpoints_are_removed(server):
-    url = f"{server}/mirror/pruned"
+@pytest.mark.parametrize("run", ["", "seed-1/", "trials/ab/"])
+def test_only_pruned_checkpoints_are_removed(server, run):
+    """``run``: where the run is in the folder."""
+    url = f"{server}/mirror/pruned-{len(run)}"
     names = ["config.json", "notes.txt", "checkpoints/last/1/contents.json", "checkpoints/last/1/state/x", "checkpoints/format.json"]
     with Mirror(url) as mirror:
         for name in names:
-            (mirror.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (mirror.folder / name).write_text(name)
+            (mirror.folder / run / name).parent.mkdir(parents=True, exist_ok=True)
+            (mirror.folder / run / name).write_text(name)
     with Mirror(url):
-        shutil.rmtree(mirror.folder / "checkpoints" / "last" / "1")
-        (mirror.folder / "notes.txt").unlink()
-    assert set(Bucket(url).digests()) == {"config.json", "notes.txt", "checkpoints/format.json"}
+        shutil.rmtree(mirror.folder / run / "checkpoints" / "last" / "1")
+        (mirror.folder / run / "notes.txt").unlink()
+    assert set(Bucket(url).digests()) == {f"{run}{name}" for name in ("config.json", "notes.txt", "checkpoints/format.json")}
+    # A run that has gone from this machine as a whole has not been pruned.
+    with Mirror(url):
+        (mirror.folder / run / "checkpoints" / "last" / "2").mkdir(parents=True)
+        (mirror.folder / run / "checkpoints" / "last" / "2" / "contents.json").touch()
+    with Mirror(url):
+        shutil.rmtree(mirror.folder / run)
+    assert f"{run}checkpoints/last/2/contents.json" in Bucket(url).digests()
+
+
+def test_a_half_sent_checkpoint_of_one_of_several_runs_is_passed_over(server, machine, capsys):
+    url = f"{server}/mirror/halves"
+    for name in ("seed-0/checkpoints/last/5/contents.json", "seed-0/checkpoints/last/5/state/x", "seed-1/checkpoints/last/5/state/x"):
+        Bucket(url).put(name, b"content")
+    with Mirror(url) as mirror:
+        found = [path.relative_to(mirror.folder).as_posix() for path in mirror.folder.rglob("*") if path.is_file()]
+    assert sorted(found) == ["seed-0/checkpoints/last/5/contents.json", "seed-0/checkpoints/last/5/state/x"]
+    assert f"skipping {url}/seed-1/checkpoints/last/5: it was not sent whole" in capsys.readouterr().out
+
+
+def test_what_makes_checkpoints_whole_is_sent_after_them():
+    of_best, of_last = (
+        [f"{run}checkpoints/{kind}/5/{name}" for run in ("", "a/") for name in ("contents.json", "state/x")] for kind in ("best", "last")
+    )
+    names = [*of_last, *of_best, "a/metrics.jsonl", "a/config.json", "config.json"]
+    order = bucket._in_order(names)
+    assert order[:3] == ["a/config.json", "config.json", "a/metrics.jsonl"]
+    assert set(order[3:7]) == set(of_best)
+    for part in (order[3:7], order[7:]):
+        assert [name.endswith("contents.json") for name in part] == [False, False, True, True]
+
+
+def ends_at_once(config: RunConfig, run_dir: Path, **_: Any) -> list[dict[str, Any]]:
+    """In place of a training run."""
+    named = {"benchmark": "babilong", "task": "qa1", "split": "test", "context_tokens": 1_000, "chunks": 9, "episodes": 8, "budget": 4}
+    scores = dict.fromkeys(("fact_em", "fact_f1", "fact_em_stopped", "fact_f1_stopped", "stop_threshold", "seconds_per_episode"), 0.5)
+    rows = [{**named, **scores, "answer_em": None, "answer_f1": None, "ci95": [0.2, 0.8], "checkpoint_step": 4}]
+    write_text(run_dir / "config.json", config.to_json())
+    RunLog(run_dir).record("validation", 4, fact_em=0.5)
+    write_results(run_dir, rows)
+    return rows
+
+
+def test_several_seeds_are_in_the_bucket(server, machine, monkeypatch, capsys):
+    url = f"{server}/runs/seeds"
+    monkeypatch.setattr(training, "run", ends_at_once)
+    assert here(url, "--seeds", "0", "1") == 0
+    machine("second")
+    monkeypatch.setattr(training, "run", lambda config, run_dir: ends_at_once(config, run_dir) if config.train.seed == 2 else 1 / 0)
+    assert here(url, "--seeds", "0", "2") == 0
+    found = Bucket(url).digests()
+    assert {"results.json", "seeds.json", "curves.png", *(f"seed-{seed}/results.json" for seed in range(3))} <= found.keys()
+    assert read_json(home(url) / "run" / "results.json")["seeds"] == [0, 1, 2]
+    assert f"everything is in {url}" in capsys.readouterr().out
+
+
+def test_ablations_are_in_the_bucket(server, monkeypatch, tmp_path):
+    url = f"{server}/runs/ablations"
+    monkeypatch.setattr(training, "run", ends_at_once)
+    assert ablations.main(["--task", "qa1", "--variants", "full", "--seeds", "0", "1", "--run-dir", url]) == 0
+    assert {"ablations.json", "ablations.md", "full-seed0/results.json", "full-seed1/results.json"} <= Bucket(url).digests().keys()
+
+
+def test_a_sweep_is_in_the_bucket(server, machine, monkeypatch, tmp_path):
+    url, spec = f"{server}/runs/sweep", tmp_path / "spec.yaml"
+    spec.write_text("{benchmark: babilong, task: qa1, method: grid, space: {rl.lam: {values: [0.25, 0.75]}}}")
+    ended: list[str] = []
+
+    def end(sweep: Any) -> None:
+        claim = sweep.next()
+        RunLog(claim.folder).record("validation", 4, fact_em=0.5, fact_f1_stopped=None)
+        sweep.finish(claim, "complete")
+        ended.append(claim.name)
+
+    monkeypatch.setattr(sweep_run, "run", end)
+    for name in ("second", "third"):
+        machine(name)
+        assert sweep_command.main([str(spec), "--run-dir", url]) == 0
+    assert len(set(ended)) == 2, "the second machine goes on with what the first had not tried"
+    assert {"spec.json", "journal.log", "sweep.md", *(f"trials/{name}/metrics.jsonl" for name in ended)} <= Bucket(url).digests().keys()
 
 
 def test_an_emptied_bucket_is_not_filled_again_unasked(server):
@@ -268,4 +349,4 @@ def test_other_commands_want_folders(capsys):
     from experiments import baselines
 
     assert baselines.main(["--run-dir", "gs://some-bucket/run"]) == 64
-    assert "run_dir = gs:/some-bucket/run: must be a folder of this machine" in capsys.readouterr().err
+    assert "run_dir = gs:/some-bucket/run: must be a place on this machine" in capsys.readouterr().err

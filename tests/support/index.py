@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from qrag_jax.export.folder import write_export
+from qrag_jax.export.folder import Export, write_export
 from qrag_jax.models.embedder import make_embedder
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.retrieve.retriever import Retriever
@@ -40,8 +40,7 @@ def small_retriever(key: int = 0) -> Retriever:
 def write_small_export(out: Path, threshold: float | None = None) -> Path:
     retriever = small_retriever()
     backbone = scratch_backbone(SMALL.model, retriever.tokenizer.vocab_size)
-    given = {"config": SMALL, "params": retriever.params, "tokenizer": retriever.tokenizer}
-    return write_export(out, backbone=backbone, threshold=threshold, step=1, rows=[], **given)
+    return write_export(out, Export(SMALL, backbone, retriever.params, retriever.tokenizer, "mean", threshold, step=1))
 
 
 def write_files(folder: Path) -> Path:

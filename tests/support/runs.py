@@ -1,9 +1,11 @@
-"""A small run of ``python -m experiments.babilong`` as a process of its own, and what it leaves behind."""
+"""The small run of ``python -m experiments.babilong``, in this process or in one of its own, and what it leaves behind.
+
+Started as a module, ``python -m tests.support.runs WORDS``, it is that command with a vocabulary that is trained in a moment.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,21 +18,30 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.conftest import ROOT
+from experiments.cli import main
+from qrag_jax.train import model
+from tests.support.processes import start_python
+from tests.support.small import options
 
-SMALL = (
-    *("--task", "qa1", "--steps", "40", "--data.chunks", "16", "--data.shared-noise", "8", "--model.layers", "1", "--model.width", "32"),
-    *("--model.heads", "2", "--model.mlp-width", "64", "--model.vocab-size", "600", "--model.max-positions", "64", "--optim.batch", "8"),
-    *("--train.log-every", "5", "--train.eval-every", "10", "--train.checkpoint-every", "10", "--train.eval-episodes", "8"),
-    *("--train.devices", "1", "--eval-tokens", "1k", "--eval-episodes", "8"),
-)
+SMALL = options(train={"devices": 1})
 TIMES = ("seconds", "transitions_per_second", "chunks_per_second", "seconds_per_episode")
 
 
-def start(run_dir: Path, *extra: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "-m", "experiments.babilong", *SMALL, "--run-dir", str(run_dir), *extra]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def here(run_dir: str | Path, *extra: str, small: tuple[str, ...] = SMALL) -> int:
+    """The small run in this process; its exit code."""
+    return command(*small, "--run-dir", str(run_dir), *extra)
+
+
+def command(*words: str) -> int:
+    """``python -m experiments.babilong WORDS`` in this process, with a vocabulary of few training documents."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "VOCABULARY_EXAMPLES", 64)
+        return main("babilong", "", words)
+
+
+def start(run_dir: str | Path, *extra: str) -> subprocess.Popen[str]:
+    """The small run as a process."""
+    return start_python("-m", "tests.support.runs", *SMALL, "--run-dir", str(run_dir), *extra)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -62,6 +73,11 @@ def last_state(run_dir: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
+def half_saved(run_dir: Path, name: str = "*") -> list[Path]:
+    """Folders of checkpoints 'last' or 'best' (both) that are not finished: a finished one is named by its update alone."""
+    return [path for path in (run_dir / "checkpoints").glob(f"{name}/*") if not path.name.isdigit()]
+
+
 def assert_same_run(found: Path, expected: Path) -> None:
     """Records, final train state, episodes and results, bit for bit; times apart."""
     assert records(found) == records(expected)
@@ -82,3 +98,7 @@ def assert_same_records(found: list[dict[str, Any]], expected: list[dict[str, An
         numbers = {name for name, value in theirs.items() if isinstance(value, float)}
         assert {name: ours[name] for name in numbers} == pytest.approx({name: theirs[name] for name in numbers}, rel=1e-4, abs=1e-6)
         assert {name: ours[name] for name in ours.keys() - numbers} == {name: theirs[name] for name in theirs.keys() - numbers}
+
+
+if __name__ == "__main__":
+    raise SystemExit(command(*sys.argv[1:]))

@@ -7,6 +7,7 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +25,40 @@ from qrag_jax.rl.supervised import make_learner
 from qrag_jax.train.batches import make_batch
 from qrag_jax.types import TaskBatch
 
+SIZES: dict[str, dict[str, Any]] = {
+    "data": {"task": "qa1", "chunks": 16, "shared_noise": 8},
+    "model": {"layers": 1, "width": 32, "heads": 2, "mlp_width": 64, "vocab_size": 600, "max_positions": 64},
+    "optim": {"batch": 8},
+    "train": {"steps": 40, "log_every": 5, "eval_every": 10, "checkpoint_every": 10, "eval_episodes": 8},
+    "eval": {"tokens": ("1k",), "episodes": 8},
+}
+"""The small model and its run: the only place that says how large they are. Section -> field -> value."""
+
 SMALL = RunConfig(
-    data=DataConfig(task="qa1", chunks=16, shared_noise=8, question_tokens=12, chunk_tokens=16, state_chunk_tokens=12),
-    model=ModelConfig(layers=1, width=32, heads=2, mlp_width=64, vocab_size=600, max_positions=64),
-    optim=OptimConfig(batch=8, warmup=2),
-    train=TrainConfig(steps=40, log_every=5, eval_every=10, checkpoint_every=10, eval_episodes=8),
-    eval=EvalConfig(tokens=("1k",), episodes=8),
+    data=DataConfig(**SIZES["data"], question_tokens=12, chunk_tokens=16, state_chunk_tokens=12),
+    model=ModelConfig(**SIZES["model"]),
+    optim=OptimConfig(**SIZES["optim"], warmup=2),
+    train=TrainConfig(**SIZES["train"]),
+    eval=EvalConfig(**SIZES["eval"]),
 )
 
 
 NEEDLE = re.compile(r"One of the special magic (numbers|words|uuids) for (\S+) is: (\S+)\.")
 """A needle of RULER: form, key, value."""
+
+
+def dotted(**changes: dict[str, object]) -> dict[str, Any]:
+    """``SIZES`` with changes, by dotted names, as a sweep's specification has them: ``dotted(train={"steps": 8})``."""
+    sections = {name: SIZES.get(name, {}) | changes.get(name, {}) for name in (*SIZES, *(changes.keys() - SIZES.keys()))}
+    return {f"{name}.{field}": value for name, fields in sections.items() for field, value in fields.items()}
+
+
+def options(**changes: dict[str, object]) -> tuple[str, ...]:
+    """The same as options of a command: ``--train.steps 8``."""
+    words = []
+    for name, value in dotted(**changes).items():
+        words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else (value,))]
+    return tuple(words)
 
 
 def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:

@@ -56,10 +56,9 @@ def test_help_names_every_setting(world, script):
         (["create.sh", "a"], {"POLL": "soon"}, "POLL = 'soon'"),
         (["run.sh", "a"], {}, "after NAME must come: -- COMMAND"),
         (["run.sh", "a", "python"], {}, "after NAME must come: -- COMMAND"),
-        (["run.sh", "a", *COMMAND], {"RUN_BUCKET": "s3://b"}, "RUN_BUCKET = 's3://b'"),
-        (["run.sh", "a", *COMMAND], {"SYNC_SECONDS": "0"}, "SYNC_SECONDS = '0'"),
+        (["run.sh", "a", *COMMAND], {"RUN_BUCKET": "gs://b/r"}, "RUN_BUCKET is no longer used; give the command --run-dir"),
         (["babysit.sh", "a", *COMMAND], {"MAX_FAILURES": "-1"}, "MAX_FAILURES = '-1'"),
-        (["babysit.sh", "a", *COMMAND], {"DELETE_WHEN_DONE": "1"}, "needs RUN_BUCKET"),
+        (["babysit.sh", "a", *COMMAND], {"DELETE_WHEN_DONE": "1"}, "DELETE_WHEN_DONE = 1: needs --run-dir gs://"),
     ],
 )
 def test_bad_use_is_refused_by_name(world, words, settings, expected):
@@ -71,7 +70,7 @@ def test_bad_use_is_refused_by_name(world, words, settings, expected):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_dry_run_touches_nothing_and_can_be_pasted(world, script):
     words = COMMAND if script in ("run.sh", "babysit.sh") else ()
-    printed = world.call(script, "qrag", *words, DRY_RUN="1", RUN_BUCKET="gs://b/r")
+    printed = world.call(script, "qrag", *words, DRY_RUN="1")
     assert world.calls() == []
     pasted = [line for line in printed.splitlines() if line.startswith("gcloud")]
     assert pasted

@@ -25,6 +25,7 @@ from tests.support.small import SMALL, changed, last_place, small_batch, small_l
 KINDS = [("jit", 1), ("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 1), ("shard_map", 2), ("shard_map", 4)]
 # One update drawn at random, then by the policy, so that both paths are seen; two slices, so that accumulation is.
 CONFIG = changed(SMALL, rl={"random_updates": 1, "budget": 2}, model={"tile_tokens": 64})
+SLOW = pytest.mark.slow
 OPTIMIZERS = {"adamw": None, "sgd": optax.sgd(1.0)}
 
 
@@ -69,16 +70,36 @@ def assert_close(found, expected, tolerance):
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # the state is given away for its gradients
-@pytest.mark.parametrize(("kind", "count"), KINDS[1:])
+@pytest.mark.parametrize(("kind", "count"), [("pmap", 2), ("pmap", 4), ("shard_map", 4)])
 def test_raw_gradients_are_those_of_one_device(kind, count):
+    assert_raw_gradients(kind, count)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+@pytest.mark.parametrize(("kind", "count"), KINDS[1:])
+def test_raw_gradients_of_optimized_programs(kind, count):
+    assert_raw_gradients(kind, count)
+
+
+def assert_raw_gradients(kind, count):
     expected = raw_gradients("jit", 1)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-4
     assert_close(raw_gradients(kind, count), expected, 1e-7)
 
 
+def test_parameters_and_metrics_are_those_of_one_device():
+    assert_same_updates("shard_map", 4, "sgd")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("kind", "count"), KINDS[1:])
-def test_parameters_and_metrics_are_those_of_one_device(kind, count, optimizer):
+def test_parameters_and_metrics_of_optimized_programs(kind, count, optimizer):
+    assert_same_updates(kind, count, optimizer)
+
+
+def assert_same_updates(kind, count, optimizer):
     state, metrics = three_updates(kind, count, optimizer)
     expected, expected_metrics = three_updates("jit", 1, optimizer)
     assert_close(state.params, expected.params, 1e-5)
@@ -121,7 +142,7 @@ def answer_updates(kind: str, count: int):
     return plain.fetch(state), metrics, rewards
 
 
-@pytest.mark.parametrize(("kind", "count"), [("auto", 2), ("pmap", 4), ("shard_map", 4)])
+@pytest.mark.parametrize(("kind", "count"), [pytest.param("auto", 2, marks=SLOW), pytest.param("pmap", 4, marks=SLOW), ("shard_map", 4)])
 def test_an_update_from_answers_is_that_of_one_device(kind, count):
     state, metrics, rewards = answer_updates(kind, count)
     expected, expected_metrics, expected_rewards = answer_updates("jit", 1)

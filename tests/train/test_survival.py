@@ -16,26 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cli import main
-from qrag_jax.config import BABI_TASKS
 from qrag_jax.rundir.checkpoint import saved_steps
 from qrag_jax.train import training, window
-from tests.support.runs import SMALL, assert_same_records, assert_same_run, finish, records, start, wait_until
+from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 
-# Small steps, so that a run killed ten times gets on.
+# Checkpoints often, so that a run killed ten times gets on.
 OFTEN = ("--train.checkpoint-every", "5")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(run_dir))
-    return run_dir
-
-
-def here(run_dir: Path, *extra: str) -> int:
-    """The command in this process."""
-    return main("babilong", BABI_TASKS, "qa2", "", [*SMALL, "--run-dir", str(run_dir), *extra])
 
 
 def rewritten(path: Path) -> Callable[[], bool]:
@@ -84,7 +70,7 @@ class Moments:
         time.sleep(self._chance.uniform(0, 0.3))
 
     def _unfinished(self, name: str) -> list[Path]:
-        return list((self._run / "checkpoints" / name).glob("*-tmp"))
+        return half_saved(self._run, name)
 
     def _lines(self) -> int:
         return (self._run / "metrics.jsonl").read_text().count("\n")
@@ -94,6 +80,33 @@ class Moments:
         return json.loads(lines[-1]) if lines else {"kind": None, "step": 0}
 
 
+def killed(run_dir: Path, until: Callable[[subprocess.Popen[str]], None]) -> bool:
+    """Starts the run and kills it; whether that left half a checkpoint."""
+    process = start(run_dir, *OFTEN)
+    until(process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (run_dir / "results.json").exists()
+    return bool(half_saved(run_dir))
+
+
+@pytest.mark.processes
+def test_killed_in_a_save_and_in_the_evaluation_equals_uninterrupted(whole, tmp_path, capsys):
+    """tests/rundir/test_checkpoint.py looks at every moment of a save; here are two real kills of a real run."""
+    run_dir = tmp_path / "run"
+    moments = Moments(run_dir, random.Random(0))
+    killed(run_dir, lambda process: moments.saving("last", process))
+    killed(run_dir, moments.evaluation)
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')  # as if killed while writing a line
+    assert here(run_dir, *OFTEN) == 0
+    assert "skipping" not in capsys.readouterr().out
+    assert_same_run(run_dir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 def test_ten_times_killed_equals_uninterrupted(whole, tmp_path):
     run_dir = tmp_path / "run"
     moments = Moments(run_dir, random.Random(0))
@@ -109,15 +122,7 @@ def test_ten_times_killed_equals_uninterrupted(whole, tmp_path):
         lambda process: moments.within(1.0, process),
         moments.evaluation,
     ]
-    halves = 0
-    for until in plan:
-        process = start(run_dir, *OFTEN)
-        until(process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        halves += any((run_dir / "checkpoints").glob("*/*-tmp"))
-        assert not (run_dir / "results.json").exists()
+    halves = sum(killed(run_dir, until) for until in plan)
     assert halves >= 2  # kills that did hit a save
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')  # as if killed while writing a line
@@ -158,6 +163,8 @@ def test_sigterm_during_the_final_evaluation_exits_75_too(whole, tmp_path, monke
     assert_same_run(run_dir, whole)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_disk_that_fails_stops_the_run_with_the_checkpoint_before_intact(whole, tmp_path):
     """No file may be larger than 20 kB after the first checkpoint: some file of the next one is."""
     run_dir = tmp_path / "run"
@@ -166,7 +173,7 @@ def test_a_disk_that_fails_stops_the_run_with_the_checkpoint_before_intact(whole
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     output = finish(process, 74)
     (saved, *_) = saved_steps(run_dir)
-    told = f"error: {run_dir}: cannot be written to (File too large); the checkpoint of update {saved} is whole"
+    told = f"error: {run_dir}: cannot be written to (File too large); the checkpoint of update {saved} is undamaged"
     assert told in output
     # Threads of tensorstore, which writes checkpoints, may still say that they were left; none of our code does.
     assert not re.search(r"qrag_jax/\w+\.py", output.partition(told)[2])
@@ -190,7 +197,7 @@ def test_a_full_disk_stops_the_run(small_disk, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "cannot be written to (No space left on device)" in error
     (saved, *_) = saved_steps(small_disk / "run")
-    assert f"the checkpoint of update {saved} is whole" in error
+    assert f"the checkpoint of update {saved} is undamaged" in error
     assert not list((small_disk / "run").rglob("*tmp"))
     shutil.copytree(small_disk / "run", tmp_path / "roomy")
     assert here(tmp_path / "roomy", "--steps", "15") == 0
@@ -203,8 +210,8 @@ def test_nan_stops_the_run_and_leaves_the_update_to_be_looked_at(tmp_path, capsy
     error = capsys.readouterr().err
     (path,) = (run_dir / "nan").glob("*.npz")
     step = int(path.stem.removeprefix("step-"))
-    assert f"error: update {step}: not a number in {{" in error
-    assert f"{path} holds it; lower optim.learning_rate" in error
+    assert f"error: update {step} gave a number that is not finite: {{" in error
+    assert f"its batch and state are in {path}; lower optim.learning_rate" in error
     found = np.load(path)
     assert found["state/step"] == step - 1
     assert not np.isfinite(found["metrics/loss"])

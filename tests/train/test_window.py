@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qrag_jax.rundir.checkpoint import Progress
 from qrag_jax.rundir.log import Preempted
 from qrag_jax.train.stop import stop_requests
 from qrag_jax.train.window import Window
@@ -24,7 +25,8 @@ def test_a_window_that_was_saved_has_the_same_means_to_the_last_bit():
     for i in range(7):
         straight.add(metrics(i), 5)
         carried.add(metrics(i), 5)
-        carried = Window(json.loads(json.dumps(carried.to_json())))
+        text = json.dumps(Progress(window=carried.saved()).to_json())
+        carried = Window(Progress.from_json(json.loads(text)).window)
     assert len(carried) == 7
     assert carried.texts == 35
     assert carried.means() == straight.means()

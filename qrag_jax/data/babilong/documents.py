@@ -14,7 +14,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from qrag_jax.config import DataConfig
+from qrag_jax.config import DataConfig, lengths
 from qrag_jax.data.babilong.simulator import FEWEST_FACTS, QUESTIONS, simulate_story
 from qrag_jax.data.babilong.stories import BabiQuestion, Story, check_task, load_stories
 from qrag_jax.data.splits import SPLITS, Split, check_split
@@ -184,6 +184,11 @@ class BabiLong(Sequence[QAExample]):
             return pool[:count]
         order = draw.permutation(np.resize(draw.permutation(len(pool)), count))
         return [pool[k] for k in order]
+
+
+def context_chunks(task: str, tokens: int) -> int:
+    """Chunks that fill a context of ``tokens`` tokens, whatever the task."""
+    return lengths.context_chunks(tokens)
 
 
 def load(

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qrag_jax.config import BABI_TASKS
-from qrag_jax.data.babilong.stories import BabiQuestion, Story, check_task
+from qrag_jax.data.babilong.stories import BABI_TASKS, BabiQuestion, Story, check_task
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")

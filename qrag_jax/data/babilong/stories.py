@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.config import BABI_TASKS
+from qrag_jax.config import benchmarks
 from qrag_jax.data.prepared import prepared_folder, read_records
 from qrag_jax.data.splits import Split, check_split, hashed_split
 
+BABI_TASKS = benchmarks.find("babilong").names
 TASK_FILES = {
     "qa1": "qa1_single-supporting-fact",
     "qa2": "qa2_two-supporting-facts",
@@ -46,8 +47,8 @@ class Story:
 
 
 def check_task(task: str) -> None:
-    if task not in BABI_TASKS:
-        raise ValueError(f"task = {task!r}: unknown bAbI task; known: {', '.join(BABI_TASKS)}")
+    """Raises ValueError on an unknown task."""
+    benchmarks.task("babilong", task)
 
 
 def babi_path(data_dir: str | Path, task: str, split: str) -> Path:

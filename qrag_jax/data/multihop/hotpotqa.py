@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
 from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get_text, make_record, read_json_list, rows
 
-TYPES = ("bridge", "comparison")
+TYPES = BENCHMARKS["hotpotqa"].types
 
 
 def read_hotpotqa(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
@@ -51,7 +52,6 @@ HOTPOTQA = multihop.QuestionFiles(
     folder="hotpotqa",
     files=(("hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"), ("hotpot_fit.json", "hotpot_eval.json")),
     home="https://hotpotqa.github.io",
-    types=TYPES,
     read=read_hotpotqa,
     after_title=" ",
     downloads=(

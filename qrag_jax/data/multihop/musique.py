@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
 from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, make_record, read_jsonl
 
-TYPES = ("2hop", "3hop", "4hop")
+TYPES = BENCHMARKS["musique"].types
 
 
 def read_musique(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
@@ -47,7 +48,6 @@ MUSIQUE = multihop.QuestionFiles(
     folder="musique",
     files=(("musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_dev.jsonl"), ("musique_fit.jsonl", "musique_eval.jsonl")),
     home="https://github.com/StonyBrookNLP/musique (musique_v1.0.zip)",
-    types=TYPES,
     read=read_musique,
 )
 load = partial(multihop.load, MUSIQUE)

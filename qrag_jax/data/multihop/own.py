@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.config import DataConfig
-from qrag_jax.data.multihop.questions import MultihopQuestions, check_disjoint, check_room, check_task, read_and_say
+from qrag_jax.config import DataConfig, benchmarks
+from qrag_jax.data.multihop.questions import MultihopQuestions, check_disjoint, check_room, read_and_say
 from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, get_text, read_jsonl
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 
@@ -66,7 +66,7 @@ def load(
     ``chunks``, ``group`` and ``haystacks`` change nothing. Raises ValueError on missing or broken files.
     """
     check_split(split)
-    check_task("own", config.task, ())
+    benchmarks.task("own", config.task)
     if config.data_dir is None:
         raise ValueError("data.data_dir: give your questions, a .jsonl file or a folder with train.jsonl, validation.jsonl and test.jsonl")
     records = _read(config.data_dir, config.skip_bad)[split]

@@ -14,29 +14,26 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from qrag_jax.config import DataConfig
+from qrag_jax.config import DataConfig, benchmarks
 from qrag_jax.data.multihop.records import ReadReport, Record
 from qrag_jax.data.prepared import prepared_folder, read_records
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 from qrag_jax.rundir.log import say
 from qrag_jax.types import QAExample
 
-ALL = "all"
-"""The task of all questions, of whatever type."""
 _ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random streams
 
 
 @dataclass(frozen=True)
 class QuestionFiles:
     """Where a benchmark's files are and how they are read. ``files``: pairs of a training and a test file, those to prefer first;
-    ``types``: of its questions; ``downloads``: addresses of the first pair, where they are plain files;
-    ``after_title``: what the reference code puts between title and text of a chunk."""
+    ``downloads``: addresses of the first pair, where they are plain files; ``after_title``: what the reference code puts between title and
+    text of a chunk."""
 
     name: str
     folder: str
     files: tuple[tuple[str, str], ...]
     home: str
-    types: tuple[str, ...]
     read: Callable[..., tuple[tuple[Record, ...], ReadReport]]
     downloads: tuple[str, str] | None = None
     after_title: str = ". "
@@ -109,19 +106,14 @@ def load(
     Raises ValueError on missing or broken files, and in training on documents of more than ``config.chunks`` paragraphs.
     """
     check_split(split)
-    check_task(benchmark.name, config.task, benchmark.types)
+    benchmarks.task(benchmark.name, config.task)
     if config.data_dir is None:
         raise ValueError(f"data.data_dir: {benchmark.name} is read from files, so give their folder; {benchmark.wanted}")
-    records = [r for r in read_split(benchmark, config.data_dir, split, config.skip_bad) if config.task in (ALL, r.type)]
+    records = [r for r in read_split(benchmark, config.data_dir, split, config.skip_bad) if config.task in (benchmarks.ALL, r.type)]
     if split == "train":
         check_room(records, config.chunks)
     after_title = benchmark.after_title if config.chunk_text == "reference" else ". "
     return MultihopQuestions(benchmark.name, records, split, seed=seed, shuffle=split == "train", after_title=after_title)
-
-
-def check_task(name: str, task: str, types: Sequence[str]) -> None:
-    if task not in (ALL, *types):
-        raise ValueError(f"data.task = {task!r}: unknown task of {name}; known: {', '.join((ALL, *types))}")
 
 
 def check_room(records: Sequence[Record], chunks: int) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
 from qrag_jax.data.multihop.hotpotqa import parse
 from qrag_jax.data.multihop.records import ReadReport, Record, read_json_list
 
-TYPES = ("compositional", "comparison", "bridge_comparison", "inference")
+TYPES = BENCHMARKS["twowiki"].types
 
 
 def read_twowiki(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
@@ -25,7 +26,6 @@ TWOWIKI = multihop.QuestionFiles(
     folder="2wikimultihopqa",
     files=(("train.json", "dev.json"), ("2wiki_fit.json", "2wiki_eval.json")),
     home="https://github.com/Alab-NII/2wikimultihop (data_ids_april7.zip)",
-    types=TYPES,
     read=read_twowiki,
     after_title=" ",
 )

@@ -46,16 +46,6 @@ NIAH = {
     "niah_multivalue": NiahTask("essays", values=4),
     "niah_multiquery": NiahTask("essays", keys=4, queries=4),
 }
-ALIASES = {
-    "niah_s1": "niah_single_1",
-    "niah_s2": "niah_single_2",
-    "niah_s3": "niah_single_3",
-    "niah_mk1": "niah_multikey_1",
-    "niah_mk2": "niah_multikey_2",
-    "niah_mk3": "niah_multikey_3",
-    "niah_mv": "niah_multivalue",
-    "niah_mq": "niah_multiquery",
-}
 
 
 def needle(kind: Kind, key: str, value: str) -> str:

@@ -13,12 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.config import DataConfig, lengths
+from qrag_jax.config import DataConfig, benchmarks, lengths
 from qrag_jax.data.babilong.documents import ENDLESS, HAYSTACK_SENTENCES, ContiguousNoise, SharedNoise
 from qrag_jax.data.mixture import Mixture
 from qrag_jax.data.ruler.documents import Documents, NoiseSource, TextHaystack
 from qrag_jax.data.ruler.files import official_path, read_official
-from qrag_jax.data.ruler.needles import ALIASES, NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions
+from qrag_jax.data.ruler.needles import NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions
 from qrag_jax.data.ruler.qa import QA_TASKS, load_qa
 from qrag_jax.data.splits import Split, check_split, stable_fraction
 from qrag_jax.data.text.haystack import book_sentences, load_haystack
@@ -26,16 +26,14 @@ from qrag_jax.types import QAExample
 
 ALL_NEEDLES = "niah"
 """The eight needle tasks in equal parts, for one retriever that does them all; evaluated one by one."""
-TASKS = (*ALIASES, *NIAH, *QA_TASKS, ALL_NEEDLES)
 CHUNK_TOKENS = {"niah_multikey_2": 18, "niah_multikey_3": 68, "qa_sh": 150, "qa_mh": 120}
 """Tokens of a chunk, where it is no sentence of 25: needles by the lengths in RULER's own files, paragraphs by their words and marks."""
 
 
 def full_name(task: str) -> str:
     """'niah_mk3' -> 'niah_multikey_3'; a full name stays. Raises ValueError on an unknown task."""
-    if task not in TASKS:
-        raise ValueError(f"data.task = {task!r}: unknown task of ruler; known: {', '.join(TASKS)}")
-    return ALIASES.get(task, task)
+    benchmarks.task("ruler", task)
+    return benchmarks.find("ruler").aliases.get(task, task)
 
 
 def context_chunks(task: str, tokens: int) -> int:

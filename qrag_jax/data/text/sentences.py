@@ -1,9 +1,17 @@
-"""Running English text -> sentences, by rules. Used to make haystacks, so a doubtful sentence is dropped, not repaired."""
+"""Running text -> sentences, by rules: the one splitter, for the haystacks of training and for the documents of a user.
+
+:func:`sentence_spans` gives places in the text as it is. What a script or a language needs is a value of :class:`Rules`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+Span = tuple[int, int]
+"""First character, and the one after the last."""
 
 MIN_TOKENS, MAX_TOKENS = 10, 64
 PLAIN_SHARE = 0.4
@@ -11,14 +19,6 @@ PLAIN_SHARE = 0.4
 HEADER_CHARACTERS = 200
 """A shorter paragraph that begins like "Chapter 3." is a heading as a whole, whatever sentences it seems to hold."""
 
-_TOKEN = re.compile(r"\w+|[^\w\s]")
-_PARAGRAPH = re.compile(r"\n[ \t]*\n")
-# The end of a sentence: marks, closing quotes, white space, and a capital or a digit after opening quotes.
-_CLOSE = r"""["'\u201d\u2019)\]*_]*"""
-_OPEN = r"""["'\u201c\u2018(\[*_]*"""
-_END = re.compile(rf"(?P<mark>[.!?\u2026]+){_CLOSE}\s+(?={_OPEN}(?P<next>[A-Z0-9]))")
-_CLOSED = re.compile(rf"[.!?\u2026]{_CLOSE}$")
-_LAST_WORD = re.compile(r"[\w.]+$")
 _ABBREVIATIONS = frozenset(
     (
         *("mr", "mrs", "messrs", "mme", "mlle", "dr", "st", "rev", "hon", "prof", "jr", "sr", "esq"),
@@ -29,6 +29,107 @@ _ABBREVIATIONS = frozenset(
     )
 )
 _NUMBER = frozenset(("no", "nos"))  # "No. 5", but "No. He stayed."
+_LONGEST = 12  # characters before a full stop that are looked at; every abbreviation is shorter
+
+_MARKS = r".!?\u2026"
+_CLOSE = r"""["'\u201d\u2019)\]*_]"""
+_CLOSE_WIDE = r"""["'\u201d\u2019)\]*_\u300d\u300f\uff09\u3011\u300b]"""
+_OPEN = r"""["'\u201c\u2018(\[*_]"""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What ends a sentence, beside the end of its paragraph.
+
+    A run of the marks . ! ? … ends one before white space (closing quotes and brackets may stand between) if the next character, after
+    opening quotes and brackets, is of the class ``begins`` of a regular expression. A run that holds a mark of ``wide`` needs nothing after
+    it. Small letters begin a sentence only in a paragraph without capitals. A full stop after one of ``abbreviations`` or an initial ends
+    none.
+    """
+
+    begins: str
+    wide: str = ""
+    abbreviations: frozenset[str] = _ABBREVIATIONS
+
+    @cached_property
+    def end(self) -> re.Pattern[str]:
+        """Matches a possible end with the white space after it. ``mark`` and ``next`` are None after a wide mark.
+
+        Linear in the text: a run of marks is entered at its first one only (the lookbehind), and no run gives characters back (possessive
+        quantifiers), so a character is read at most once as a mark, as a closing quote, as white space and as an opening quote.
+        """
+        marks = _MARKS + self.wide
+        spaced = rf"(?P<mark>[{_MARKS}]++){_CLOSE}*+\s++(?={_OPEN}*+(?P<next>{self.begins}))"
+        wide = rf"|[{_MARKS}]*+[{self.wide}][{marks}]*+{_CLOSE_WIDE}*+\s*+" if self.wide else ""
+        return re.compile(rf"(?<![{marks}])(?:{spaced}{wide})")
+
+
+BOOKS = Rules(begins="[A-Z0-9]")
+"""English prose. The haystacks of training are cut by it, so a change of it changes the benchmark."""
+DOCUMENTS = Rules(begins=r"[^.,;:!?\u2026\u3002\uff01\uff1f)\]}\u2013\u2014]", wide=r"\u3002\uff01\uff1f")
+"""Whatever a user gives: letters of any script begin a sentence, and signs such as £, # or -; marks that only continue one do not."""
+
+_EMPTY_LINE = re.compile(r"\n[^\S\n]*+\n\s*+")
+_LAST_WORD = re.compile(r"[\w.]+\Z")
+
+
+def sentence_spans(text: str, rules: Rules = DOCUMENTS) -> list[Span]:
+    """Where the sentences of ``text`` are, in order and without the white space around them.
+
+    Every character that is not white space is in exactly one of them. An empty line ends a sentence. Takes time in proportion to the text.
+    """
+    found: list[Span] = []
+    start = 0
+    for gap in _EMPTY_LINE.finditer(text):
+        found += _in_paragraph(text, start, gap.start(), rules)
+        start = gap.end()
+    return [*found, *_in_paragraph(text, start, len(text), rules)]
+
+
+def stripped(text: str, start: int, stop: int) -> Span | None:
+    """The place of ``text[start:stop].strip()``; None where that is empty."""
+    piece = text[start:stop]
+    body = piece.lstrip()
+    start += len(piece) - len(body)
+    return (start, start + len(body.rstrip())) if body else None
+
+
+def _in_paragraph(text: str, start: int, stop: int, rules: Rules) -> Iterator[Span]:
+    begin = start
+    capitals: bool | None = None  # looked for when it first matters
+    for end in rules.end.finditer(text, start, stop):
+        if end["mark"] is not None:
+            if end["next"].islower():
+                if capitals is None:
+                    paragraph = text[start:stop]
+                    capitals = paragraph != paragraph.lower()
+                if capitals:
+                    continue
+            if end["mark"] == "." and _abbreviates(text, end.start(), end["next"], rules.abbreviations):
+                continue
+        if (span := stripped(text, begin, end.end())) is not None:
+            yield span
+        begin = end.end()
+    if (span := stripped(text, begin, stop)) is not None:
+        yield span
+
+
+def _abbreviates(text: str, dot: int, following: str, abbreviations: frozenset[str]) -> bool:
+    """Whether the full stop at ``dot`` belongs to an abbreviation ('Mr.') or an initial ('J. S. Bach', but not '... and I.')."""
+    word = _LAST_WORD.search(text, max(0, dot - _LONGEST), dot)
+    if word is None:
+        return False
+    lower = word[0].lower()
+    if len(lower) == 1 and word[0].isupper() and lower != "i":
+        return True
+    return lower in abbreviations or (lower in _NUMBER and following.isdigit())
+
+
+# The prose of a haystack: a doubtful sentence is dropped, not repaired ---------------------------------------------------------------
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_CLOSED = re.compile(rf"[{_MARKS}]{_CLOSE}*$")
 _HEADER = re.compile(r"(?:chapter|book|part|volume|section|letter|act|scene|canto|appendix)\s+(?:[ivxlcdm]+|\d+|the)\b", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"\b[a-z]{2,}\b")
 _TABLE = re.compile(r"\||\.{4}|_{3}|={2}|-{4}|\*{3}|\t|\d\s+\d+\s+\d")
@@ -54,25 +155,8 @@ def split_sentences(text: str) -> list[str]:
 
 
 def cut_sentences(paragraph: str) -> Iterator[str]:
-    start = 0
-    for end in _END.finditer(paragraph):
-        if end["mark"] == "." and _abbreviates(paragraph, end.start(), end["next"]):
-            continue
-        yield paragraph[start : end.end()].rstrip()
-        start = end.end()
-    if start < len(paragraph):
-        yield paragraph[start:]
-
-
-def _abbreviates(paragraph: str, dot: int, following: str) -> bool:
-    """Whether the full stop at ``dot`` belongs to an abbreviation ('Mr.') or an initial ('J. S. Bach', but not '... and I.')."""
-    word = _LAST_WORD.search(paragraph, max(0, dot - 12), dot)
-    if word is None:
-        return False
-    text = word[0].lower()
-    if len(text) == 1 and word[0].isupper() and text != "i":
-        return True
-    return text in _ABBREVIATIONS or (text in _NUMBER and following.isdigit())
+    """All sentences of English prose, by the rules ``BOOKS``."""
+    return (paragraph[start:end] for start, end in sentence_spans(paragraph, BOOKS))
 
 
 def _is_prose(sentence: str) -> bool:

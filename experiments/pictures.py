@@ -1,0 +1,46 @@
+"""Redraws the committed pictures of docs/results from the data beside them; :mod:`experiments.report` calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from experiments import tables
+from experiments.ablations import report as ablations
+from experiments.paper.plots import draw_context
+from experiments.speed.plots import speed
+from qrag_jax.rundir.files import read_json
+
+Draw = Callable[[Path], None]
+
+
+def redraw(results: Path) -> int:
+    """Redraws every picture in a folder of ``results`` whose data is there; returns how many. Raises ValueError on data it cannot read."""
+    drawn = [(path, draw) for path, draw in drawings(results).items() if path.is_file()]
+    for path, draw in drawn:
+        draw(path)
+    return len(drawn)
+
+
+def without_data(results: Path) -> list[Path]:
+    """Pictures in a folder of ``results`` that no data there gives."""
+    return sorted(set(results.glob("*/*.png")) - drawings(results).keys())
+
+
+def drawings(results: Path) -> dict[Path, Draw]:
+    """Every picture that the data in the folders of ``results`` can give: path -> what draws it there."""
+    found: dict[Path, Draw] = {}
+    for path in sorted(results.glob("*/results.json")):
+        found[path.with_name("context.png")] = partial(draw_context, read_json(path)["rows"])
+    for path in sorted(results.glob("*/ablations.json")):
+        found[path.with_name("ablations.png")] = partial(ablations.draw, ablations.read_ablations(path))
+    for path in sorted(results.glob("*/speed.json")):
+        found[path.with_name("speed.png")] = partial(speed, read_json(path))
+    for path in sorted(results.glob("*/tables.json")):
+        found |= tables.drawings(path.parent)
+    for path in sorted(results.glob("*/sweep.json")):
+        from experiments.sweep import report as sweeps  # needs the sweep extra
+
+        found |= sweeps.drawings(path.parent)
+    return found

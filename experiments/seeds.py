@@ -1,0 +1,262 @@
+"""Several seeds of one experiment: a run directory for each, and their mean and spread.
+
+    RUN_DIR/seed-0/, seed-1/, ...   a run of its own for each seed, as without --seeds
+    RUN_DIR/config.json             the settings of all of them; train.seed is that of the first
+    RUN_DIR/seeds.json              schema 1: the seeds whose runs have ended
+    RUN_DIR/results.json            schema 1: each row holds means; ``values``, ``spread`` and ``seeds`` say what they are made of
+    RUN_DIR/results.md, comparison.md, curves.png, context.png
+
+The spread is the sample standard deviation over seeds (divided by n - 1), and null for one seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from experiments.paper.compare import markdown, write_comparison
+from experiments.paper.plots import draw_context
+from qrag_jax.config import RunConfig
+from qrag_jax.evaluate import plots
+from qrag_jax.evaluate.results import SCHEMA
+from qrag_jax.rundir.files import is_unfinished, read_json, write_json, write_text
+from qrag_jax.rundir.log import RunLog, say
+
+SAME = ("benchmark", "task", "split", "context_tokens")
+"""Columns of results.json that say which rows of two runs belong together."""
+NOT_AVERAGED = (*SAME, "chunks", "episodes", "budget", "ci95", "checkpoint_step")
+"""All others are metrics."""
+TITLES = {"seconds_per_episode": "s / episode"}
+"""Of metrics in results.md, where their name does not tell."""
+FOLDER = re.compile(r"seed-(0|[1-9]\d*)")
+COMPARISON = "comparison.md"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of each metric: its value for each seed, their mean, and their sample standard deviation.
+
+    All are None where a seed has no value; the spread of one seed is None, too.
+    """
+
+    values: dict[str, list[float] | None]
+    mean: dict[str, float | None]
+    spread: dict[str, float | None]
+
+
+def statistics(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Statistics:
+    """``rows``: the same row of results.json, one for each seed."""
+    found: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in metrics}
+    values = {name: None if None in of_seeds else of_seeds for name, of_seeds in found.items()}
+    return Statistics(
+        values,
+        {name: None if known is None else mean(known) for name, known in values.items()},
+        {name: None if known is None or len(known) < 2 else stdev(known) for name, known in values.items()},
+    )
+
+
+def cell(value: float | None, spread: float | None = None) -> str:
+    """``0.950 ± 0.010`` for a table; a dash for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
+
+
+def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """The same settings with another seed. Raises ValueError on one below 0."""
+    return replace(config, train=replace(config.train, seed=seed))
+
+
+def check_seeds(config: RunConfig, seeds: Sequence[int]) -> None:
+    """Raises ValueError unless there are one or more, each once, and none below 0."""
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds = {tuple(seeds)}: must be one or more, each once")
+    for seed in seeds:
+        with_seed(config, seed)
+
+
+def run(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
+    """Trains, evaluates and exports with each seed, and reports on all seeds of the folder; called by all processes.
+
+    Runs that have ended are only read; one that was stopped resumes. Raises what :func:`qrag_jax.train.training.run` does, and ValueError,
+    before anything is trained, when ``run_dir`` holds something else than runs with these settings.
+    """
+    import jax
+
+    from qrag_jax.train import training
+    from qrag_jax.train.hosts import from_leader
+    from qrag_jax.train.stop import stop_requests
+
+    def one_seed(config: RunConfig, folder: Path) -> None:
+        rows = from_leader(lambda: finished(config, folder))
+        if rows is None:
+            from_leader(lambda: forget(folder))
+            rows = training.run(config, folder)
+            jax.clear_caches()  # the runs share one process
+        else:
+            say("this run has ended with these settings; it is only read")
+        if not from_leader(lambda: (folder / COMPARISON).exists()):
+            from_leader(lambda: write_comparison(folder, rows or (), config, config))
+
+    with stop_requests():
+        from_leader(lambda: check_folder(config, run_dir, seeds))
+        for number, seed in enumerate(seeds, 1):
+            say(f"\n[{number}/{len(seeds)}] seed {seed}: {run_dir / f'seed-{seed}'}")
+            one_seed(with_seed(config, seed), run_dir / f"seed-{seed}")
+            from_leader(lambda: write_seeds(config, run_dir))
+        from_leader(lambda: tell(config, run_dir))
+
+
+def check_folder(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
+    """Raises ValueError when the folder, or that of a seed, holds something else than runs with these settings."""
+    from qrag_jax.train.training import SEEDS, check_run_dir
+
+    if run_dir.is_file():
+        raise ValueError(f"{run_dir}: is a file; choose another --run-dir")
+    if run_dir.exists() and not (run_dir / SEEDS).exists():
+        if (run_dir / "config.json").exists():
+            raise ValueError(f"{run_dir}: holds a run of one seed; leave out --seeds to resume it, or choose another --run-dir")
+        if others := sorted(path.name for path in run_dir.iterdir() if not (FOLDER.fullmatch(path.name) or is_unfinished(path))):
+            raise ValueError(f"{run_dir}: holds {others[0]}, which is not the run of a seed; choose another --run-dir")
+    for seed in {*seeds, *seeds_in(run_dir)}:
+        check_run_dir(with_seed(config, seed), run_dir / f"seed-{seed}")
+
+
+def seeds_in(run_dir: Path) -> list[int]:
+    """The seeds that have a folder, in order."""
+    names = [path.name for path in run_dir.glob("seed-*")]
+    return sorted(int(match[1]) for name in names if (match := FOLDER.fullmatch(name)))
+
+
+def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
+    """Rows of a run that has ended with exactly these settings; None when something is left to do, a new evaluation included."""
+    results = run_dir / "results.json"
+    if not results.exists() or RunConfig.from_json((run_dir / "config.json").read_text(encoding="utf-8")) != config:
+        return None
+    return list(read_json(results)["rows"])
+
+
+def forget(run_dir: Path) -> None:
+    """Removes the results of a run that is about to be tested with other settings: should it be killed, they are not taken for new ones."""
+    for name in ("results.json", COMPARISON):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def ended(config: RunConfig, run_dir: Path) -> dict[int, list[dict[str, Any]]]:
+    """Seed -> rows, of the folder's runs that have ended with these settings."""
+    found = {seed: finished(with_seed(config, seed), run_dir / f"seed-{seed}") for seed in seeds_in(run_dir)}
+    return {seed: rows for seed, rows in found.items() if rows is not None}
+
+
+def mean_rows(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of results.json, each the mean of the same row of several seeds.
+
+    ``values`` holds the metrics of each seed in the order of ``seeds``, ``spread`` their sample standard deviation. ``ci95`` is null: it is
+    the interval of one run's questions. ``checkpoint_step`` is null where the seeds differ.
+    """
+    groups: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
+    for seed, rows in runs.items():
+        for row in rows:
+            groups.setdefault(tuple(row[name] for name in SAME), {})[seed] = row
+    found = []
+    for group in groups.values():
+        rows = list(group.values())
+        known = statistics(rows, [name for name in rows[0] if name not in NOT_AVERAGED])
+        steps = [row["checkpoint_step"] for row in rows]
+        found.append(
+            {
+                **rows[0],
+                **known.mean,
+                "chunks": max(row["chunks"] for row in rows),
+                "ci95": None,
+                "checkpoint_step": steps[0] if len(set(steps)) == 1 else None,
+                "seeds": list(group),
+                "values": {**known.values, "checkpoint_step": steps},
+                "spread": known.spread,
+            }
+        )
+    return found
+
+
+def write_seeds(config: RunConfig, run_dir: Path) -> None:
+    """What the folder of several seeds holds beside their runs, of those that have ended."""
+    from qrag_jax.train.training import SEEDS
+
+    runs = ended(config, run_dir)
+    rows = mean_rows(runs)
+    write_json(run_dir / SEEDS, {"schema": SCHEMA, "seeds": list(runs)})
+    write_text(run_dir / "config.json", with_seed(config, next(iter(runs))).to_json())
+    write_json(run_dir / "results.json", {"schema": SCHEMA, "seeds": list(runs), "rows": rows})
+    write_text(run_dir / "results.md", table(rows) + "\n")
+    validations = {seed: [record for record in RunLog(run_dir / f"seed-{seed}").read() if record["kind"] == "validation"] for seed in runs}
+    draw(validations, run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}, validation questions")
+    draw_context(rows, run_dir / "context.png")
+
+
+def tell(config: RunConfig, run_dir: Path) -> None:
+    """Shows the report for whoever waits, and says which seeds of the folder are not in it."""
+    results = read_json(run_dir / "results.json")
+    say(f"\n{table(results['rows'])}")
+    write_comparison(run_dir, results["rows"], config, config)
+    if left := [str(seed) for seed in seeds_in(run_dir) if seed not in results["seeds"]]:
+        say(f"\nseeds {' '.join(left)}: have a folder, but did not end with these settings; --seeds {' '.join(left)} includes them")
+    say(f"\nresults are in {run_dir}")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """results.md: the means with their spread, and Fact EM of each seed."""
+    seeds = list(dict.fromkeys(seed for row in rows for seed in row["seeds"]))
+    several = len({row["benchmark"] for row in rows}) > 1
+
+    def names(row: Mapping[str, Any]) -> list[str]:
+        task = f"{row['benchmark']} {row['task']}" if several else row["task"]
+        return [task, row["split"], "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}"]
+
+    metrics = dict.fromkeys(name for row in rows for name in row["spread"])
+    measured = [name for name in metrics if any(row[name] is not None for row in rows)]
+    titles = [TITLES.get(name, name.replace("_", " ").replace("fact em", "Fact EM").replace("fact f1", "Fact F1")) for name in measured]
+    means = [
+        [
+            *(*names(row), f"{row['chunks']:,}", f"{row['episodes']:,}", str(row["budget"]), str(len(row["seeds"]))),
+            *(cell(row[name], row["spread"][name]) for name in measured),
+        ]
+        for row in rows
+    ]
+    each = [
+        [*names(row), *(cell(dict(zip(row["seeds"], row["values"]["fact_em"], strict=True)).get(seed)) for seed in seeds)] for row in rows
+    ]
+    heads = ("task", "split", "tokens")
+    counted = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    return "\n\n".join(
+        (
+            f"Mean ± spread (sample standard deviation) over {counted}:",
+            markdown((*heads, "chunks", "episodes", "budget", "seeds", *titles), means),
+            "Fact EM of each seed:",
+            markdown((*heads, *(f"seed {seed}" for seed in seeds)), each),
+        )
+    )
+
+
+def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+    """Fact EM on validation against updates: a thin line for each seed, and their mean with its spread, as a PNG.
+
+    ``validations``: records of metrics.jsonl. The mean is of the updates at which every seed was validated.
+    """
+    figure, axes = plots.subplots(1)
+    axis = axes[0, 0]
+    scores = {seed: {record["step"]: record["fact_em"] for record in records} for seed, records in validations.items()}
+    for number, of_seed in enumerate(scores.values()):
+        axis.plot(list(of_seed), list(of_seed.values()), color=plots.BLACK, linewidth=0.8, alpha=0.5, label="" if number else "each seed")
+    steps = sorted(set.intersection(*map(set, scores.values())))
+    known = [statistics([{"fact_em": of_seed[step]} for of_seed in scores.values()], ("fact_em",)) for step in steps]
+    middle = [found.mean["fact_em"] or 0.0 for found in known]
+    apart = [found.spread["fact_em"] or 0.0 for found in known]
+    axis.errorbar(steps, middle, yerr=apart, color=plots.BLUE, marker="o", capsize=3, label=f"mean ± spread, n = {len(scores)}")
+    axis.set(xlabel="updates", ylabel="Fact EM", ylim=(-0.02, 1.02), xlim=(0, None), title=title)
+    axis.grid(alpha=0.3)
+    plots.legend(axis)
+    plots.save(figure, path)

@@ -1,0 +1,144 @@
+"""Command lines: words to a dataclass, every mistake in one line, and how a command ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from errno import EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+DONE, DIFFERS, BAD_INPUT = 0, 1, 64
+HELP = ("-h", "--help")
+UNUSABLE = (ENOENT, EPERM, EACCES, EROFS, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG)  # of a place that a user named
+WIDE = "10000"  # columns: no name in an error message is broken over two lines
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+SHOW_NAMES = tyro.conf.PositionalMetavarFromFieldName
+RULE = "-\u2500\u256d\u256e\u2570\u256f"  # lines and corners of a box
+
+
+def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str | None = None, default: T | None = None) -> T:
+    """A command line -> the dataclass ``kind``.
+
+    Args:
+        kind: has a field for each option; those that are marked as positional are given by their place.
+        words: the command line; None: the one that this process was started with.
+        prog: the name of the command, for messages and help.
+        description: stands at the top of the help; None: the docstring of ``kind``.
+        default: values of the options that are not given.
+
+    Raises ValueError, in one line, on anything it cannot read. ``--help`` prints and raises SystemExit(0).
+    """
+    words = sys.argv[1:] if words is None else words
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown), contextlib.nullcontext() if set(words) & set(HELP) else _wide():
+            return tyro.cli(kind, args=words, prog=prog, description=description, config=(SHOW_NAMES,), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(in_one_line(shown.getvalue())) from None
+
+
+def in_one_line(box: str) -> str:
+    """The text of tyro's error box in one line: no frame and no title, semicolons between its parts."""
+    parts: list[list[str]] = [[]]
+    for line in COLOUR.sub("", box).splitlines():
+        text = line.strip(" \u2502")
+        if text.startswith("\u256d") or not text.strip(RULE):
+            parts.append([])
+        else:
+            parts[-1] += text.split()
+    return "; ".join(" ".join(part).rstrip(".") for part in parts[1:] if part)
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDE
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, description: str) -> Any:
+    """The words of one of several commands, as "ask" or "index build" -> the dataclass of that command.
+
+    Raises ValueError, in one line, on anything it cannot read: of unknown commands and options it lists the known ones and guesses the
+    one that was meant. ``--help`` prints and raises SystemExit(0).
+    """
+    known = list(dict.fromkeys(name.split()[0] for name in commands))
+    if not words:
+        raise ValueError(f"{prog}: give a command: {', '.join(known)}; `{prog} --help` says what each does")
+    name, *rest = words
+    if name in HELP:
+        sys.stdout.write(_overview(commands, prog, description))
+        raise SystemExit(DONE)
+    _check_known("command", name, known, prog)
+    prog = f"{prog} {name}"
+    if name not in commands:
+        inner = {full.partition(" ")[2]: kind for full, kind in commands.items() if full.split()[0] == name}
+        return read_command(inner, rest, prog, description)
+    options = [
+        f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(commands[name]) if field.default is not dataclasses.MISSING
+    ]
+    for word in rest:
+        if word.startswith("--") and word not in HELP:
+            _check_known("option", word.partition("=")[0].replace("_", "-"), options, prog)
+    return read(commands[name], rest, prog)
+
+
+def _overview(commands: Mapping[str, type], prog: str, description: str) -> str:
+    width = max(map(len, commands)) + 2
+    lines = [f"usage: {prog} COMMAND ...", "", description.strip(), "", "commands:"]
+    for name, kind in commands.items():
+        about = " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
+        lines += textwrap.wrap(about, 79, initial_indent=f"  {name:{width}}", subsequent_indent=" " * (width + 2))
+    return "\n".join([*lines, "", f"For the options and an example of each: {prog} COMMAND --help", ""])
+
+
+def _check_known(what: str, name: str, known: Sequence[str], prog: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{prog} {name}: no such {what}; known: {', '.join(known) or 'none'}{guess}")
+
+
+def refuse_urls(command: object, advice: str = "") -> None:
+    """Raises ValueError, naming the option, when a path among a command's fields is a URL. ``advice`` ends the message."""
+    for name, value in vars(command).items():
+        if isinstance(value, Path) and re.fullmatch(r"[a-z]\w+:", value.parts[0] if value.parts else ""):
+            raise ValueError(f"{name} = {value}: must be a place on this machine{advice}")
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """What ``run`` returns; 0 after ``--help``; 64, with one line on stderr, for a ValueError and for a place that cannot be used."""
+    try:
+        return run()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+        return DONE
+    except ValueError as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno not in UNUSABLE or error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}; choose another place"
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return BAD_INPUT

@@ -1,0 +1,93 @@
+"""A configuration for other questions: another benchmark, task or data folder, or another test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from qrag_jax.config import DataConfig, EvalConfig, RunConfig, benchmarks
+
+GENERATED = "none"
+"""What a user types for a data folder to have generated questions."""
+
+
+def retarget(
+    config: RunConfig,
+    *,
+    benchmark: str | None = None,
+    task: str | None = None,
+    data_dir: str | None = None,
+    chunks: int | None = None,
+    seed: int | None = None,
+) -> RunConfig:
+    """``config`` with other questions. What is None stays, but another benchmark without a task gets its usual one. Another benchmark or
+    task is tested alone, without the other benchmarks that the old one was tested with.
+
+    ``data_dir`` "none": generated questions. Raises ValueError on an unknown benchmark or task.
+    """
+    old = config.data
+    if benchmark is not None and benchmark != old.benchmark:
+        usual = old.task if "+" in benchmark else benchmarks.find(benchmark).default_task
+    else:
+        benchmark, usual = old.benchmark, old.task
+    new = replace(
+        old,
+        benchmark=benchmark,
+        task=usual if task is None else task,
+        data_dir=old.data_dir if data_dir is None else typed_folder(data_dir),
+        chunks=old.chunks if chunks is None else chunks,
+    )
+    test = config.eval
+    if (new.benchmark, new.task) != (old.benchmark, old.task):
+        benchmarks.task(new.benchmark, new.task)
+        test = replace(test, benchmarks=())
+    return replace(config, data=new, eval=test, train=config.train if seed is None else replace(config.train, seed=seed))
+
+
+def typed_folder(data_dir: str | None) -> str | None:
+    """A data folder as it is typed -> as ``DataConfig.data_dir``: "none" is None."""
+    return None if data_dir is None or data_dir.lower() == GENERATED else data_dir
+
+
+def retest(test: EvalConfig, **changes: Any) -> EvalConfig:
+    """``test`` with the fields of ``changes`` that are not None. Raises ValueError on bad values.
+
+    What would no longer fit is adapted, unless it is given as well: there are at most as many haystacks as questions, and without a reader
+    that runs here nothing is said about its devices and type.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if not given.get("reader", test.reader).startswith("flax:"):
+        given = {"reader_devices": EvalConfig.reader_devices, "reader_dtype": EvalConfig.reader_dtype} | given
+    if "haystacks" not in given:
+        given["haystacks"] = min(test.haystacks, max(1, given.get("episodes", test.episodes)))
+    return replace(test, **given)
+
+
+def only_tested(config: RunConfig, test: EvalConfig) -> RunConfig:
+    """``config`` for ``test`` alone. What is about training and would be refused or read in vain is left out: the curriculum and, without a
+    reader, rewards from answers."""
+    rl = config.rl if test.reader != "none" else replace(config.rl, reward="support")
+    return replace(config, rl=rl, train=replace(config.train, curriculum=()), eval=test)
+
+
+def parts(data: DataConfig) -> list[DataConfig]:
+    """What is tested one by one: the benchmarks of a mixture, and the tasks of one that stands for several."""
+    each = [replace(data, benchmark=name) for name in benchmarks.weights(data.benchmark)]
+    return [replace(one, task=task) for one in each for task in benchmarks.task(one.benchmark, one.task).parts or (one.task,)]
+
+
+def others(data: DataConfig, names: Sequence[str]) -> list[DataConfig]:
+    """``data`` for other benchmarks, each BENCHMARK or BENCHMARK/TASK.
+
+    Raises ValueError on unknown ones, repeated ones, and those that ``data`` is of.
+    """
+    known = {(part.benchmark, part.task) for part in parts(data)}
+    found = []
+    for name in names:
+        one = benchmarks.named(name)
+        if one in known:
+            raise ValueError(f"eval.benchmarks: {'/'.join(one)} is tested already; name each benchmark and task once")
+        known.add(one)
+        found.append(replace(data, benchmark=one[0], task=one[1]))
+    return found

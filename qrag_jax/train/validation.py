@@ -1,0 +1,53 @@
+"""Validation during training: the search of the final evaluation on fewer questions. It chooses the checkpoint "best"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qrag_jax.config import RunConfig
+from qrag_jax.evaluate.episodes import read_answers, run_episodes, summary, threshold_of
+from qrag_jax.evaluate.sets import EvaluationSet
+from qrag_jax.reader.protocol import Reader
+from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.rl.learner import TrainState
+from qrag_jax.rundir.checkpoint import Checkpoints, Progress
+from qrag_jax.rundir.log import RunLog
+from qrag_jax.train.model import Model
+from qrag_jax.train.parallel import Parallel
+from qrag_jax.types import QAExample
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validates a run on ``questions``. Process 0 alone calls it."""
+
+    config: RunConfig
+    model: Model
+    parallel: Parallel
+    questions: EvaluationSet
+    examples: list[QAExample]
+    """Those of all groups of ``questions``."""
+    reader: Reader | None
+    """Answers the questions where answers are the reward; None: runs are compared by Fact EM."""
+    log: RunLog
+    checkpoints: Checkpoints
+
+    def __call__(self, state: TrainState, step: int, progress: Progress) -> Progress:
+        """Records how good the parameters are after ``step`` updates; saves them as "best" if no validation before was better."""
+        params = self.parallel.fetch(state.params)
+        retriever = Retriever(self.config, self.model.embedder, params, self.model.tokenizer)
+        records = run_episodes(retriever, self.examples, self.config.eval.budget, beam=self.config.eval.beam)
+        threshold = threshold_of(records)
+        if self.reader is not None:
+            records = read_answers(self.reader, records, self.questions, "retrieved", self.examples)
+        found = summary(records, threshold)
+        self.log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped", "answer_em")})
+        target = self.config.train.stop_at
+        reached = progress.reached + 1 if target is not None and found["fact_em"] >= target else 0
+        progress = replace(progress, threshold=threshold, reached=reached)
+        # The stopped F1 breaks ties: it is high only where the values of finished episodes are low.
+        score = found["fact_em" if self.reader is None else "answer_em"] + 1e-3 * (found["fact_f1_stopped"] or 0.0)
+        if score < progress.best:
+            return progress
+        self.checkpoints.save_best(step, params, threshold)
+        return replace(progress, best=score, best_step=step)

@@ -1,0 +1,101 @@
+"""Command lines: every mistake in one line, whatever the terminal, and how a command ends."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tyro
+
+from qrag_jax.config.command_line import exit_code, in_one_line, read, read_command, refuse_urls
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pack a folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """What to pack."""
+    level: int = 3
+    """How hard."""
+
+
+class Terminal(io.StringIO):
+    """A standard output that is a terminal with an encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("columns", ["20", "80"])
+def test_a_mistake_is_one_line_without_frame_or_colour(encoding: str, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal(encoding))
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
+    long = "a-name-of-many-letters-" * 8
+    with pytest.raises(ValueError, match="Unrecognized") as error:
+        read(Pack, ["a", long], "pack")
+    assert str(error.value) == f"Unrecognized options: {long}; For full helptext, run pack --help"
+    assert os.environ["COLUMNS"] == columns
+    with pytest.raises(ValueError, match=r"^Missing from pack: FOLDER What to pack"):
+        read(Pack, [], "pack")
+
+
+def test_text_of_a_message_that_looks_like_a_frame_is_kept() -> None:
+    box = "╭─ Title ──╮\n│ a --- b  │\n│ ──────── │\n│ c │ d    │\n╰──────────╯\n"
+    assert in_one_line(box) == "a --- b; c │ d"
+
+
+def test_what_can_be_read_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert read(Pack, ["a", "--level", "4"], "pack") == Pack(Path("a"), 4)
+    assert read(Pack, ["a"], "pack", default=Pack(Path("b"), 5)) == Pack(Path("a"), 5)
+    assert read_command({"pack": Pack, "show all": Pack}, ["show", "all", "b"], "p", "") == Pack(Path("b"))
+    monkeypatch.setattr(sys, "argv", ["pack", "c"])
+    assert read(Pack, None, "pack") == Pack(Path("c"))
+    assert "COLUMNS" not in os.environ
+
+
+def test_urls_are_no_places_on_this_machine() -> None:
+    with pytest.raises(ValueError, match=r"^folder = gs:/b/c: must be a place on this machine; try cp$"):
+        refuse_urls(Pack(Path("gs://b/c")), "; try cp")
+    for name in ("notes:2024.txt", "a/gs:/b", "/gs:/b", ".", "C:/x"):
+        refuse_urls(Pack(Path(name)))
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def raising(error: Exception) -> Callable[[], int]:
+        def run() -> int:
+            raise error
+
+        return run
+
+    def helped() -> int:
+        return read(Pack, ["--help"], "pack").level
+
+    assert exit_code(lambda: 1) == 1
+    assert exit_code(raising(ValueError("a\n  b"))) == 64
+    assert capsys.readouterr() == ("", "error: a b\n")
+    (tmp_path / "file").touch()
+    assert exit_code(lambda: len(os.listdir(tmp_path / "file"))) == 64
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: Not a directory; choose another place\n"
+    for error in (OSError(errno.ENOSPC, "disk full", "x"), OSError("no file in it"), KeyError("a fault")):
+        with pytest.raises(type(error)):
+            exit_code(raising(error))
+    assert exit_code(helped) == 0
+    assert "usage: pack [-h] FOLDER" in capsys.readouterr().out

@@ -1,0 +1,38 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qrag_jax.rundir.files import is_unfinished, whole_file, whole_folder
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".out.new.tmp" / "left by a killed process").mkdir(parents=True)
+    for text in ("first", "second"):
+        with whole_folder(out) as new:
+            assert is_unfinished(new)
+            assert not list(new.iterdir())
+            (new / text).write_text(text)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["second"]
+
+
+def test_a_failure_leaves_file_and_folder_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    (tmp_path / "file").write_text("old")
+
+    def stopped_half_way(written: Path) -> None:
+        written.write_text("new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "folder") as new:
+        stopped_half_way(new / "new")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "file") as new:
+        stopped_half_way(new)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "folder", "folder/old"]
+    assert (tmp_path / "file").read_text() == "old"

@@ -1,0 +1,67 @@
+"""Python in processes of its own. A start that imports JAX costs 5 to 10 seconds: docs/testing.md says who may have one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+
+from qrag_jax.train import hosts
+from tests.conftest import ROOT
+
+
+def environment() -> dict[str, str]:
+    """This process's, with compilation as the test has it: the same cache, and optimised or not."""
+    unoptimized = jax.config.read("jax_disable_most_optimizations")
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(unoptimized)),
+    }
+
+
+def start_python(*words: str, **variables: str) -> subprocess.Popen[str]:
+    """``python WORDS`` at the root of the repository; what it says goes to one pipe."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment() | variables, **pipes)
+
+
+@contextmanager
+def processes(*commands: tuple[str, ...]) -> Iterator[list[subprocess.Popen[str]]]:
+    """``python COMMAND`` for each, in processes that know of each other, on four simulated devices in all."""
+    count = len(commands)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+    started = []
+    try:
+        for number, words in enumerate(commands):
+            several = dict(zip(hosts.VARIABLES, (address, str(count), str(number)), strict=True)) if count > 1 else {}
+            started.append(start_python(*words, **devices, **several))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()  # also closes its pipe
+
+
+def finish_all(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
+    """What each of them said, when all have ended with this exit code."""
+    outputs = [process.communicate(timeout=1200)[0] for process in started]
+    assert [process.returncode for process in started] == [code] * len(started), "\n".join(outputs)
+    return outputs
+
+
+def wait_for_all(happened: Callable[[], bool], started: list[subprocess.Popen[str]]) -> None:
+    """Looks every 20 ms, for as long as all of them live."""
+    while not happened():
+        assert all(process.poll() is None for process in started), finish_all(started)
+        time.sleep(0.02)

@@ -197,11 +197,14 @@ class RLConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and linear decay."""
+    """AdamW with linear warm-up and a decay."""
 
     learning_rate: float = 7e-4
     end_ratio: float = 0.1
     """Learning rate at the last step as a share of the highest."""
+    schedule: Literal["linear", "quarter_cosine"] = "linear"
+    """How the learning rate falls after the warm-up. quarter_cosine: as a quarter of a cosine wave, slowly at first (the reference code's
+    e5 configurations)."""
     warmup: int = 50
     b1: float = 0.9
     b2: float = 0.98

@@ -92,7 +92,7 @@ def subject(name: str, batch: int = 0) -> Subject:
     if name in REFERENCES:
         # A vocabulary counted on these texts is smaller; the table is as large as the reference's all the same.
         model = scratch_model(config, model.tokenizer, config.model.vocab_size)
-    layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
+    layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
     learner = make_learner(model.embedder, config, layout)
     state = learner.init(jax.random.key(config.train.seed), model.params)
     share = Share(jax.process_index(), jax.process_count(), len(devices))

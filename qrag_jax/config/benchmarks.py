@@ -39,6 +39,11 @@ class Task:
         return "tokens" if self.documents == "paragraphs" else "sentence"
 
     @property
+    def reference_state_order(self) -> Literal["document", "picked"]:
+        """How the reference code lists the picked chunks in a state."""
+        return "document" if self.documents == "stories" else "picked"
+
+    @property
     def positions(self) -> Literal["relative", "none"]:
         """What our own presets give Q. A needle is told by its words alone, and without positions it is learned in a tenth of the updates.
         The paper's presets have relative positions for needles, too."""

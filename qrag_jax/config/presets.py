@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,7 +87,7 @@ def minilm(benchmark: str, task: str) -> RunConfig:
         sizes |= {"chunk_tokens": 24, "state_chunk_tokens": 16}
     return replace(
         config,
-        data=replace(config.data, **sizes),
+        data=replace(config.data, state_order="document", chunk_text=DataConfig.chunk_text, **sizes),
         qhead=QHeadConfig(positions=facts.positions),
         rl=replace(config.rl, alpha=0.05, alpha_end=0.05, lam=0.5, tau=0.05, random_updates=20),
         optim=replace(config.optim, learning_rate=1e-4, weight_decay=1e-3, warmup=20, batch=16),
@@ -100,7 +101,7 @@ def contriever(benchmark: str, task: str) -> RunConfig:
     config = _paper(benchmark, task, "contriever", chunk_tokens=64, budget=6)
     return replace(
         config,
-        rl=replace(config.rl, alpha=0.01, alpha_end=0.01, lam=0.65, tau=0.1),
+        rl=replace(config.rl, alpha=0.01, alpha_end=0.01, lam=0.65, tau=0.1, random_updates=_random_updates(16 * 6)),
         # 64 transitions in 1 to 2 batches: 16 episodes of 6.
         optim=replace(config.optim, learning_rate=5e-5, end_ratio=0.0, weight_decay=1e-2, batch=16),
         train=replace(config.train, steps=50_000),
@@ -114,7 +115,8 @@ def e5(benchmark: str, task: str) -> RunConfig:
     config = _paper(benchmark, task, "e5", chunk_tokens=longest, budget=budget)
     return replace(
         config,
-        optim=replace(config.optim, learning_rate=1.5e-5, weight_decay=5e-4, batch=96 // budget),
+        rl=replace(config.rl, random_updates=_random_updates(96)),
+        optim=replace(config.optim, learning_rate=1.5e-5, schedule="quarter_cosine", weight_decay=5e-4, batch=96 // budget),
         train=replace(config.train, steps=10_000),
         eval=replace(config.eval, budget=budget),
     )
@@ -125,7 +127,7 @@ def gte(benchmark: str, task: str) -> RunConfig:
     config = _paper(benchmark, task, "gte", chunk_tokens=256, budget=6)
     return replace(
         config,
-        rl=replace(config.rl, alpha=0.005, alpha_end=0.005, lam=0.6, tau=0.02),
+        rl=replace(config.rl, alpha=0.005, alpha_end=0.005, lam=0.6, tau=0.02, random_updates=_random_updates(6 * 6)),
         # 32 transitions in two batches of 16: 6 episodes of 6.
         optim=replace(config.optim, learning_rate=5e-6, weight_decay=1e-3, batch=6),
         train=replace(config.train, steps=50_000),
@@ -146,6 +148,8 @@ def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budge
             benchmark=benchmark,
             task=task,
             chunk_by=facts.chunk_by,
+            chunk_text="reference",
+            state_order=facts.reference_state_order,
             chunks=160,
             shared_noise=256,
             question_tokens=64,
@@ -154,10 +158,15 @@ def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budge
         ),
         model=ModelConfig(embedder=embedder, tile_tokens=512 if embedder == "minilm" else 16384),
         qhead=QHeadConfig(positions="relative" if facts.ordered else "none"),
-        rl=RLConfig(budget=budget, random_updates=200),
+        rl=RLConfig(budget=budget),
         optim=OptimConfig(warmup=1000),
         train=TrainConfig(log_every=50, eval_every=500, checkpoint_every=500, eval_episodes=300),
     )
+
+
+def _random_updates(transitions: int) -> int:
+    """Updates of ``transitions`` each in the random phase of the reference code, which lasts for some 400 transitions."""
+    return math.ceil(400 / transitions)
 
 
 PRESETS: dict[str, Callable[[str, str], RunConfig]] = {

@@ -41,12 +41,21 @@ class DataConfig:
     chunk_by: Literal["sentence", "tokens"] = "sentence"
     """What a chunk of a user's own text is: a sentence, as in BabiLong's documents, or whole sentences packed to data.chunk_tokens. Ask in
     the kind of chunk that was trained on."""
+    chunk_text: Literal["title. text", "reference"] = "title. text"
+    """How a paragraph with a title is written as a chunk. reference: as the reference code writes the benchmark's chunks, which is
+    "title text" for HotpotQA and 2WikiMultihopQA. A trained retriever needs the form it was trained with."""
     question_tokens: int = 16
     """Longest question, in tokens with the special ones; the rest is cut off."""
     chunk_tokens: int = 24
     """Longest chunk as an action."""
     state_chunk_tokens: int = 16
     """Longest chunk inside a state."""
+    state_order: Literal["document", "picked"] = "document"
+    """How a state lists the picked chunks: in document order (the paper, BabiLong), or in the order in which they were picked (the
+    reference code on HotpotQA, MuSiQue, 2Wiki and needles). A trained retriever needs the order it was trained with."""
+    reference_state_spaces: bool = False
+    """Parity: in a state each text but the last ends with a space, as in the reference code (docs/deviations.md, 7). It shows only with
+    tokenizers that give such a space a token."""
     state_tokens: int = 0
     """Longest state (question and picked chunks); what is past it is cut off. 0: long enough for everything."""
 
@@ -188,11 +197,14 @@ class RLConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and linear decay."""
+    """AdamW with linear warm-up and a decay."""
 
     learning_rate: float = 7e-4
     end_ratio: float = 0.1
     """Learning rate at the last step as a share of the highest."""
+    schedule: Literal["linear", "quarter_cosine"] = "linear"
+    """How the learning rate falls after the warm-up. quarter_cosine: as a quarter of a cosine wave, slowly at first (the reference code's
+    e5 configurations)."""
     warmup: int = 50
     b1: float = 0.9
     b2: float = 0.98

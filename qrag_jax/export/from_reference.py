@@ -19,7 +19,7 @@ import numpy as np
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
 from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.export.folder import Export, write_export
-from qrag_jax.export.hydra import HydraConfig
+from qrag_jax.export.hydra import HydraConfig, boolean
 from qrag_jax.export.reference_layout import ACTION, DIVISOR, HALVES, SPANS, STATE, THETA, rotary_table
 from qrag_jax.models.embedder import make_embedder, pair
 from qrag_jax.models.folder import read_backbone, read_tokenizer
@@ -80,7 +80,8 @@ def read_reference(
     params = target = run = None
     if critic and backbone:
         params = attempt(lambda: _both(critic, critic, backbone, f"{checkpoint}: critic"))
-        run = attempt(lambda: _run_config(settings, critic, backbone)) if settings else None
+        opening = len(tokenizer.prefix) if tokenizer else 1
+        run = attempt(lambda: _run_config(settings, critic, backbone, opening)) if settings else None
     if tree and backbone and {"v_net_target", "action_embed_target"} <= set(tree):
         states, actions = (attempt(partial(_part, tree, name, checkpoint)) for name in ("v_net_target", "action_embed_target"))
         target = attempt(lambda: _both(states, actions, backbone, f"{checkpoint}: targets")) if states and actions else None
@@ -151,14 +152,17 @@ def _check_tokenizer(critic: Mapping[str, np.ndarray], tokenizer: TextTokenizer,
             raise ValueError(f"{folder}: its tokenizer's {name} is {ids}, the checkpoint's was {trained}; give the right --base-model")
 
 
-def _run_config(settings: HydraConfig, critic: Mapping[str, np.ndarray], backbone: BackboneConfig) -> RunConfig:
-    """The run's configuration: what the reference code's Q values depend on, and the hyperparameters of its value function."""
-    text = settings.get("max_action_length_in_memory", int)
+def _run_config(settings: HydraConfig, critic: Mapping[str, np.ndarray], backbone: BackboneConfig, opening: int) -> RunConfig:
+    """The run's configuration: what the reference code's Q values depend on, and the hyperparameters of its value function.
+
+    ``opening``: special tokens before a text.
+    """
+    # At evaluation the reference code cuts the texts of a state to the algorithm's own setting, not to that of the environments.
+    text = settings.first(("algo.pqn.hyperparams.max_action_length_in_memory", "max_action_length_in_memory"), int)
     budget = settings.get("envs.test_env.max_steps", int)
     train_budget = settings.get("envs.max_steps", int, budget)
     target = settings.get("envs.train_dataset._target_", str, "").lower()
     task = settings.get("envs.task", str, "")
-    full = text + (max(budget, train_budget) - 1) * text
     data = DataConfig(
         benchmark=next((name for name, one in BENCHMARKS.items() if one.reference and one.reference in target), "reference"),
         task=task.split("_")[0],
@@ -166,19 +170,24 @@ def _run_config(settings: HydraConfig, critic: Mapping[str, np.ndarray], backbon
         chunk_by="sentence" if "babilong" in target or "niah" in task else "tokens",
         question_tokens=text,
         chunk_tokens=settings.get("max_action_length", int),
-        state_chunk_tokens=text,
-        state_tokens=backbone.max_tokens if full > backbone.max_tokens else 0,
+        state_chunk_tokens=text - opening,  # cut first, then joined without its opening token
+        # Any budget may be asked for; what a state has beyond the encoder's limit is cut, and said.
+        state_tokens=backbone.max_tokens,
+        state_order="document" if settings.first(SORTED, boolean) else "picked",
+        chunk_text="reference",
+        reference_state_spaces=True,
     )
     rl = RLConfig(
         budget=train_budget,
         **{ours: settings.get(f"algo.pqn.hyperparams.{theirs}", float) for ours, theirs in HYPERPARAMETERS.items()},
         alpha_end=settings.get("algo.pqn.hyperparams.alpha", float),
-        penalize_extra_steps=settings.get("feedback.ground_truth.penalize_extra_steps", bool, False),
+        penalize_extra_steps=settings.get("feedback.ground_truth.penalize_extra_steps", boolean, False),
     )
     model = ModelConfig(embedder=settings.get("algo.model.model_name", str), divisor=DIVISOR)
     return RunConfig(data=data, model=model, qhead=_qhead(settings, critic, backbone), rl=rl, eval=EvalConfig(budget=budget))
 
 
+SORTED = ("envs.test_env.sort_by_index", "envs.env.sort_by_index", "envs.sort_by_index")
 HYPERPARAMETERS = {"gamma": "gamma", "alpha": "alpha", "lam": "Lambda", "tau": "tau"}
 
 

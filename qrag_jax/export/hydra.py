@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,13 @@ import yaml
 
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 _ABSENT = object()
+
+
+def boolean(value: Any) -> bool:
+    """True or false, and nothing that Python takes for them."""
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
 
 
 class HydraConfig:
@@ -38,6 +45,13 @@ class HydraConfig:
             return kind(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: {name} = {value!r}: must be of type {getattr(kind, '__name__', kind)}") from error
+
+    def first(self, names: Sequence[str], kind: Callable[[Any], Any]) -> Any:
+        """The value at the first of ``names`` that is there. Raises ValueError, naming all, when none is."""
+        for name in names:
+            if (value := self.get(name, kind, None)) is not None:
+                return value
+        raise ValueError(f"{self.path}: {' or '.join(names)} is missing")
 
     def _find(self, name: str, seen: tuple[str, ...]) -> Any:
         if name in seen:

@@ -134,7 +134,8 @@ def reference_settings(export: Export) -> dict[str, Any]:
                 "random": {"_target_": "envs.text_env.RandomPositionProcessor", "max_chunks_count": config.qhead.max_offset},
                 "relative": {"_target_": "envs.text_env.RelativePositionProcessor", "step_size": 20},
             },
-            "test_env": {"max_steps": config.eval.budget},
+            "sort_by_index": config.data.state_order == "document",
+            "test_env": {"max_steps": config.eval.budget, "sort_by_index": "${envs.sort_by_index}"},
         },
         "algo": {
             "model": {"model_name": "base_model", "predictor": {"max_seq_len": 5000, "interpolate_factor": 1}},
@@ -164,5 +165,5 @@ def reference_settings(export: Export) -> dict[str, Any]:
             },
         },
         "max_action_length": config.data.chunk_tokens,
-        "max_action_length_in_memory": max(config.data.question_tokens, config.data.state_chunk_tokens),
+        "max_action_length_in_memory": max(config.data.question_tokens, config.data.state_chunk_tokens + len(export.tokenizer.prefix)),
     }

@@ -33,6 +33,8 @@ class TextTokenizer:
         start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         self.prefix: tuple[int, ...] = tuple(full[:start])
         self.suffix: tuple[int, ...] = tuple(full[start + len(bare) :])
+        # The tokens that a space at the end of a text adds; most tokenizers drop it.
+        self.space: tuple[int, ...] = tuple(tokenizer.encode("a ", add_special_tokens=False).ids[len(bare) :])
         if not self.suffix:
             raise ValueError("the tokenizer puts no special token after a text; states need one to separate their chunks")
 

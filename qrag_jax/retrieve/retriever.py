@@ -23,6 +23,7 @@ from qrag_jax.retrieve.search import Scorer, SearchPath, check_budget, search, s
 from qrag_jax.retrieve.sources import ChunkStream
 from qrag_jax.retrieve.types import Candidate, Document, MemoryDocument, Pick, PoolRows, Step, Trajectory
 from qrag_jax.rl.env import StateLayout, state_row
+from qrag_jax.rundir.log import say
 from qrag_jax.types import PAD, QAExample
 
 STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compiles
@@ -64,6 +65,7 @@ class Retriever:
         self.tokenizer = tokenizer
         self.threshold = threshold
         self.step = step
+        self._told = False  # of states that are cut
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
@@ -178,13 +180,15 @@ class Retriever:
         return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, label=label)
 
     def embed_states(self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int) -> Float[np.ndarray, "P D"]:
-        """State embeddings: each a question and its picked chunks' texts, in document order. ``budget`` sets how long a state may be."""
+        """State embeddings: each a question and its picked chunks' texts, in the order of ``data.state_order``. ``budget`` sets the
+        longest state."""
         data = self.config.data
-        layout = StateLayout.make(data, budget, self.tokenizer.prefix, self.tokenizer.suffix)
+        layout = StateLayout.make(data, budget, self.tokenizer)
         asked = self.tokenizer.rows(questions, data.question_tokens)
         taken = np.array([[t < len(texts) for t in range(budget - 1)] for texts in picked], bool).reshape(len(picked), budget - 1)
         rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
         rows[taken] = self.tokenizer.rows([text for texts in picked for text in texts], data.chunk_tokens)
+        self._tell_of_cut_states(asked, rows, layout)
         found = []
         for start in range(0, len(asked), STATES[-1]):
             part = slice(start, start + STATES[-1])
@@ -194,6 +198,17 @@ class Retriever:
             arrays = pad(asked[part], PAD), pad(rows[part], PAD), pad(taken[part], False)
             found.append(np.asarray(_embed_states(self.params, *arrays, embedder=self.embedder, layout=layout))[:count])
         return np.concatenate(found)
+
+    def _tell_of_cut_states(self, asked: Int[np.ndarray, "P Lq"], rows: Int[np.ndarray, "P T Lc"], layout: StateLayout) -> None:
+        """One line, the first time that a state has more tokens than it may have."""
+        inside = np.minimum(np.maximum((rows >= 0).sum(-1) - layout.prefix, 0), layout.chunk_tokens)
+        longest = int(((asked >= 0).sum(-1) + inside.sum(-1)).max())
+        if longest > layout.tokens and not self._told:
+            self._told = True
+            say(
+                f"a state of {longest} tokens was cut to {layout.tokens} (data.state_tokens, at most the encoder's limit): its last picks "
+                "are read in part or not at all; a lower budget or data.state_chunk_tokens avoids this"
+            )
 
     def _paths(
         self,
@@ -217,7 +232,7 @@ class Retriever:
         if stop and self.threshold is None:
             raise ValueError("stop = True: this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
         states = budget if beam == 1 else budget + 1  # a beam also looks at what its last picks led to
-        layout = StateLayout.make(self.config.data, states, self.tokenizer.prefix, self.tokenizer.suffix)
+        layout = StateLayout.make(self.config.data, states, self.tokenizer)
         if layout.tokens > self.embedder.config.max_tokens:
             raise ValueError(
                 f"budget = {budget}: a state of {layout.tokens} tokens is longer than the encoder's {self.embedder.config.max_tokens}; "
@@ -225,7 +240,8 @@ class Retriever:
             )
 
         def encode(paths: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
-            texts = [[documents[number].chunk(i).text for i in sorted(picks)] for number, picks in paths]
+            order = sorted if self.config.data.state_order == "document" else list
+            texts = [[documents[number].chunk(i).text for i in order(picks)] for number, picks in paths]
             return self.embed_states([questions[number] for number, _ in paths], texts, states)
 
         scorers = {id(document): self.scorer(document) for document in documents}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -11,9 +12,21 @@ from qrag_jax.config import DataConfig
 from qrag_jax.types import PAD
 
 
+@runtime_checkable
+class SpecialTokens(Protocol):
+    """What a tokenizer puts around a text, and what a space at its end adds."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    space: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class StateLayout:
-    """How a state is written: the question's row, then each picked chunk in document order, each ended by ``separator``.
+    """How a state is written: the question's row, then each picked chunk, each ended by ``separator``.
+
+    ``order`` "document" sorts the chunks by their place in the document, "picked" keeps the order in which they were picked.
+    ``space`` ends every text but the last (parity; usually empty).
 
     ``chunk_tokens`` and ``tokens`` (the whole row) count special tokens; ``prefix`` is how many open a chunk's own row ([CLS] in BERT)
     and are left out inside a state, ``suffix`` how many close it.
@@ -24,12 +37,15 @@ class StateLayout:
     question_tokens: int
     chunk_tokens: int
     tokens: int
+    order: Literal["document", "picked"] = "document"
+    space: tuple[int, ...] = ()
 
     @classmethod
-    def make(cls, data: DataConfig, budget: int, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> StateLayout:
+    def make(cls, data: DataConfig, budget: int, tokenizer: SpecialTokens) -> StateLayout:
         full = data.question_tokens + (budget - 1) * data.state_chunk_tokens
         tokens = min(data.state_tokens, full) if data.state_tokens else full
-        return cls(len(prefix), suffix, data.question_tokens, data.state_chunk_tokens, tokens)
+        space = tokenizer.space if data.reference_state_spaces else ()
+        return cls(len(tokenizer.prefix), tokenizer.suffix, data.question_tokens, data.state_chunk_tokens, tokens, data.state_order, space)
 
     def tokens_at(self, t: int) -> int:
         """The most tokens a state with ``t`` picks can have: rows are compacted to the left, so the rest is padding."""
@@ -44,17 +60,33 @@ def picked_mask(picked: Int[Array, " T"], count: int) -> Bool[Array, " N"]:
 def state_row(
     question_ids: Int[Array, " Lq"], chunk_rows: Int[Array, "T Lc"], taken: Bool[Array, " T"], layout: StateLayout
 ) -> Int[Array, " Ls"]:
-    """The token row of a state, compacted to the left. ``chunk_rows`` are the picked chunks' own rows in document order.
+    """The token row of a state, compacted to the left. ``chunk_rows`` are the picked chunks' own rows in the layout's order.
 
     A chunk longer than the layout allows keeps its beginning and its separator. Tokens past ``layout.tokens`` are cut off.
     """
-    room = layout.chunk_tokens - len(layout.separator)
-    width = chunk_rows.shape[1]
-    inside = jnp.arange(width) < (chunk_rows >= 0).sum(1, keepdims=True) - len(layout.separator)
-    body = jnp.where(inside, chunk_rows, PAD)[:, layout.prefix : layout.prefix + room]
-    separator = jnp.broadcast_to(jnp.asarray(layout.separator, jnp.int32), (body.shape[0], len(layout.separator)))
+    closing = len(layout.separator)
+    body = _body(chunk_rows, closing)[:, layout.prefix : layout.prefix + layout.chunk_tokens - closing]
+    separator = jnp.broadcast_to(jnp.asarray(layout.separator, jnp.int32), (body.shape[0], closing))
+    if layout.space:
+        left = taken.sum() - jnp.cumsum(taken)  # picks that follow each pick
+        question = _body(question_ids[None], closing)[:, : layout.question_tokens - closing]
+        question = jnp.concatenate([question, _spaces(question, layout.space, taken.any()[None])], axis=1)
+        question_ids = jnp.concatenate([question[0], jnp.asarray(layout.separator, jnp.int32)])
+        body = jnp.concatenate([body, _spaces(body, layout.space, left > 0)], axis=1)
     chunks = jnp.where(taken[:, None], jnp.concatenate([body, separator], axis=1), PAD)
     tokens = jnp.concatenate([question_ids, chunks.reshape(-1)])
     real = tokens >= 0
     place = jnp.where(real, jnp.cumsum(real) - 1, layout.tokens)
     return jnp.full(layout.tokens, PAD, jnp.int32).at[place].set(tokens, mode="drop")
+
+
+def _body(rows: Int[Array, "R L"], closing: int) -> Int[Array, "R L"]:
+    """Token rows without the ``closing`` special tokens at their ends."""
+    inside = jnp.arange(rows.shape[1]) < (rows >= 0).sum(1, keepdims=True) - closing
+    return jnp.where(inside, rows, PAD)
+
+
+def _spaces(body: Int[Array, "R L"], space: tuple[int, ...], wanted: Bool[Array, " R"]) -> Int[Array, "R S"]:
+    """The tokens of a closing space for each row where it is ``wanted``, as far as the row's L places go."""
+    place = (body >= 0).sum(1, keepdims=True) + jnp.arange(len(space))
+    return jnp.where(wanted[:, None] & (place < body.shape[1]), jnp.asarray(space, jnp.int32), PAD)

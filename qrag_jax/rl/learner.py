@@ -44,10 +44,17 @@ class TrainState:
 
 
 def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then linear decay to ``end_ratio`` of the highest at the last of ``steps`` updates."""
+    """Linear warm-up from 0, then decay to ``end_ratio`` of the highest at the last of ``steps`` updates.
+
+    The share that is left at s = 0 ... 1 of the decay is 1 - s (linear) or cos(pi s / 2) (quarter_cosine).
+    """
     warmup = min(optim.warmup, steps)
     rise = optax.linear_schedule(0.0, optim.learning_rate, max(warmup, 1))
-    fall = optax.linear_schedule(optim.learning_rate, optim.learning_rate * optim.end_ratio, max(steps - warmup, 1))
+    length = max(steps - warmup, 1)
+    fall = optax.linear_schedule(optim.learning_rate, optim.learning_rate * optim.end_ratio, length)
+    if optim.schedule == "quarter_cosine":
+        left = lambda step: jnp.cos(jnp.pi / 2 * jnp.clip(step / length, 0.0, 1.0))
+        fall = lambda step: optim.learning_rate * (optim.end_ratio + (1 - optim.end_ratio) * left(step))
     # The first update has step 0; it takes the first step of the warm-up, not a learning rate of 0.
     return optax.join_schedules([lambda step: rise(step + 1), fall], [warmup])
 

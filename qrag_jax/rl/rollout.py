@@ -19,10 +19,11 @@ Policy = Callable[[PRNGKeyArray, Float[Array, " N"], Bool[Array, " N"]], Int[Arr
 
 
 def state_rows(batch: TaskBatch, picked: Int[Array, "B T"], layout: StateLayout) -> Int[Array, "B Ls"]:
-    """Token rows of the states in which ``picked`` (empty places hold N) are the picks so far."""
+    """Token rows of the states in which ``picked`` are the picks so far, in the order they were made. Empty places, at the end, hold N."""
 
     def row(question: Array, index: Array, picks: Array) -> Array:
-        picks = jnp.sort(picks)
+        if layout.order == "document":
+            picks = jnp.sort(picks)
         return state_row(question, batch.chunk_pool_ids[index.at[picks].get(mode="clip")], picks < index.shape[0], layout)
 
     return jax.vmap(row)(batch.question_ids, batch.chunk_index, picked)

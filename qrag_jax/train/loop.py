@@ -119,7 +119,7 @@ def make_updates(
     devices: tuple[jax.Device, ...],
 ) -> Updates:
     kind = config.train.parallel
-    layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer.prefix, model.tokenizer.suffix)
+    layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
     learner = make_learner(model.embedder, config, layout)
     parallel = make_parallel(learner.update, kind, devices)
     answers = None

@@ -134,3 +134,22 @@ def test_attention_is_one_of_three():
     text = preset("tiny", "babilong", "qa1").to_json().replace('"attention": "auto"', '"attention": "flash"')
     with pytest.raises(ValueError, match=r"attention.*'flash'.*auto.*plain.*fused"):
         RunConfig.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "task", "order", "schedule", "random_updates"),
+    [
+        # 400 random transitions, in updates of 96, 36 and 96.
+        ("e5", "hotpotqa", "all", "picked", "quarter_cosine", 5),
+        ("gte", "hotpotqa+musique", "all", "picked", "linear", 12),
+        ("contriever", "babilong", "qa2", "document", "linear", 5),
+        ("contriever", "ruler", "niah_mk3", "picked", "linear", 5),
+    ],
+)
+def test_the_papers_presets_follow_the_reference_code(name, benchmark, task, order, schedule, random_updates):
+    config = preset(name, benchmark, task)
+    assert (config.data.state_order, config.data.chunk_text) == (order, "reference")
+    assert (config.optim.schedule, config.rl.random_updates) == (schedule, random_updates)
+    for ours in ("tiny", "minilm"):
+        data = preset(ours, benchmark, task).data
+        assert (data.state_order, data.chunk_text) == ("document", "title. text")

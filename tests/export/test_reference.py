@@ -88,7 +88,7 @@ def test_chunk_embeddings(golden: dict[str, Any], networks: list[Networks], batc
 def test_states_q_values_and_soft_values(
     golden: dict[str, Any], reference: ReferenceCheckpoint, networks: list[Networks], batch: TaskBatch
 ) -> None:
-    layout = StateLayout.make(reference.config.data, 4, reference.tokenizer.prefix, reference.tokenizer.suffix)
+    layout = StateLayout.make(reference.config.data, 4, reference.tokenizer)
     rows = jax.jit(partial(state_rows, layout=layout))
     score = jax.jit(partial(scores, qhead=reference.config.qhead))
     value = partial(soft_value, alpha=0.05, config=RLConfig(value_top_k=5, reference_soft_value=True))
@@ -138,7 +138,7 @@ def test_import_writes_an_export(reference: ReferenceCheckpoint, tmp_path: Path)
     assert (export.step, export.pooling, export.threshold) == (6, "mean", None)
     assert jax.tree.all(jax.tree.map(np.array_equal, export.params, reference.params))
     data, qhead = export.config.data, export.config.qhead
-    assert (data.benchmark, data.task, data.chunk_tokens, data.state_chunk_tokens) == ("babilong", "qa2", 24, 24)
+    assert (data.benchmark, data.task, data.chunk_tokens, data.state_chunk_tokens) == ("babilong", "qa2", 24, 23)
     assert (qhead.positions, qhead.position_resolution, qhead.halves, export.config.model.divisor) == ("relative", "integer", 2, 10.0)
 
 

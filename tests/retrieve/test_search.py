@@ -21,7 +21,7 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.rollout import rollout
 from qrag_jax.train.batches import make_batch
 from qrag_jax.types import QAExample
-from tests.support.small import SMALL, small_learner, small_tokenizer
+from tests.support.small import SMALL, changed, small_learner, small_tokenizer
 
 BUDGET = 4
 
@@ -38,10 +38,13 @@ def examples() -> list[QAExample]:
     return [stories[i] for i in range(6)]
 
 
-def test_greedy_is_the_rollout() -> None:
-    one = retriever()
-    batch = jax.tree.map(jax.numpy.asarray, make_batch(examples(), 0, one.tokenizer, SMALL.data))
-    layout = StateLayout.make(SMALL.data, BUDGET, one.tokenizer.prefix, one.tokenizer.suffix)
+@pytest.mark.parametrize("order", ["document", "picked"])
+def test_greedy_is_the_rollout(order: str) -> None:
+    trained = retriever()
+    config = changed(SMALL, data={"state_order": order})
+    one = Retriever(config, trained.embedder, trained.params, trained.tokenizer)
+    batch = jax.tree.map(jax.numpy.asarray, make_batch(examples(), 0, one.tokenizer, config.data))
+    layout = StateLayout.make(config.data, BUDGET, one.tokenizer)
     keys = jax.random.split(jax.random.key(0), len(examples()))
     episode = rollout(
         partial(embed_states, one.embedder, one.params),
@@ -57,6 +60,19 @@ def test_greedy_is_the_rollout() -> None:
     np.testing.assert_allclose([t.q for t in found], episode.q, atol=1e-5)
     np.testing.assert_allclose([t.positions for t in found], episode.positions, atol=1e-5)
     assert [t.picked for t in found] == [tuple(row) for row in np.asarray(episode.picked).tolist()]
+    assert any(list(t.picked) != sorted(t.picked) for t in found), "the orders differ on these examples"
+
+
+def test_a_state_that_is_cut_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    trained = retriever()
+    config = changed(SMALL, data={"state_tokens": 14})
+    one = Retriever(config, trained.embedder, trained.params, trained.tokenizer)
+    one.run(examples(), BUDGET)
+    one.run(examples(), BUDGET)
+    told = [line for line in capsys.readouterr().out.splitlines() if "was cut to 14 (data.state_tokens" in line]
+    assert len(told) == 1
+    trained.run(examples(), BUDGET)
+    assert "was cut" not in capsys.readouterr().out
 
 
 def test_search_batch_and_stream_agree() -> None:

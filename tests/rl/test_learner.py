@@ -21,6 +21,13 @@ def test_learning_rate_by_hand():
     np.testing.assert_allclose([rate(i) for i in range(10)], [0.25, 0.5, 0.75, 1.0, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25], rtol=1e-5)
 
 
+def test_quarter_cosine_by_hand():
+    # The same warm-up; then .1 + .9 cos(pi/2 s) at s = 0, 1/6 ... 5/6: cos of 0, 15, 30, 45, 60, 75 degrees.
+    rate = learning_rate(OptimConfig(learning_rate=1.0, warmup=4, end_ratio=0.1, schedule="quarter_cosine"), steps=10)
+    falls = [0.1 + 0.9 * c for c in (1.0, 0.9659258, 0.8660254, 0.7071068, 0.5, 0.2588190)]
+    np.testing.assert_allclose([rate(i) for i in range(10)], [0.25, 0.5, 0.75, 1.0, *falls], rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [0.0, 0.5, 4.0])
 def test_gradients_are_clipped_as_optax_does(size):
     grads = {"a": size * jnp.array([0.6, 0.0]), "b": size * jnp.array([[-0.8]])}  # of norm ``size``

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qrag_jax.config import QHeadConfig, RLConfig
+from qrag_jax.config import DataConfig, QHeadConfig, RLConfig
 from qrag_jax.rl import policy
 from qrag_jax.rl.env import StateLayout, picked_mask, state_row
 from qrag_jax.rl.positions import chunk_positions, relative_positions
 from qrag_jax.rl.qhead import q_halves, rotate
 from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
 from qrag_jax.rl.rewards import support_reward
+from qrag_jax.rl.rollout import state_rows
+from qrag_jax.types import PAD, TaskBatch
 from tests.support.oracles import rl_python as oracle
 
 few = settings(max_examples=40, deadline=None)
@@ -180,3 +185,47 @@ def test_state_row_equals_the_oracle(question, chunks):
     rows = jnp.array([pad(row, 6) for row in full] + [[2, 7, 7, 7, 7, 3]] * (3 - len(full)))
     found = state_row(jnp.array(pad(full_question, 6)), rows, jnp.arange(3) < len(full), LAYOUT)
     assert found.tolist() == pad(oracle.state_row(full_question, full, 1, [3], 4, 14), 14)
+
+
+def test_states_list_the_picks_as_the_layout_says():
+    """Picks 2, 0, 1 of chunks [9 9], [8 8], [7 7] after the question [1 5 3]; a chunk's own row opens with 1 and closes with 3."""
+    chunks = [[1, 9, 9, 3], [1, 8, 8, 3], [1, 7, 7, 3]]
+    batch = TaskBatch(
+        question_ids=jnp.array([[1, 5, 3, PAD]]),
+        chunk_pool_ids=jnp.array(chunks),
+        chunk_index=jnp.array([[0, 1, 2]]),
+        chunk_mask=jnp.ones((1, 3), bool),
+        support=jnp.zeros((1, 3), bool),
+        episode_id=jnp.array([0]),
+    )
+    data = DataConfig(question_tokens=4, chunk_tokens=4, state_chunk_tokens=4)
+    rows = {
+        ("document", (2, 0, 3)): [1, 5, 3, 9, 9, 3, 7, 7, 3],
+        ("picked", (2, 0, 3)): [1, 5, 3, 7, 7, 3, 9, 9, 3],
+        ("picked", (2, 3, 3)): [1, 5, 3, 7, 7, 3],
+        ("picked", (1, 2, 0)): [1, 5, 3, 8, 8, 3, 7, 7, 3, 9, 9, 3],
+    }
+    tokenizer = SimpleNamespace(prefix=(1,), suffix=(3,), space=())
+    for (order, picks), expected in rows.items():
+        layout = StateLayout.make(replace(data, state_order=order), 4, tokenizer)
+        found = state_rows(batch, jnp.array([picks]), layout)[0]
+        assert found[found >= 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        # The question [5] of at most 4 tokens has room for the space 6; chunk [9 9] has not (2 tokens and a separator fill 3); [8] has.
+        ([False, False, False], [1, 5, 3]),
+        ([True, False, False], [1, 5, 6, 3, 9, 9, 3]),
+        ([True, True, False], [1, 5, 6, 3, 9, 9, 3, 8, 3]),
+        ([True, True, True], [1, 5, 6, 3, 9, 9, 3, 8, 6, 3, 7, 3]),
+    ],
+)
+def test_a_space_ends_every_text_but_the_last(taken, expected):
+    tokenizer = SimpleNamespace(prefix=(1,), suffix=(3,), space=(6,))
+    data = DataConfig(question_tokens=4, chunk_tokens=4, state_chunk_tokens=3 + 1, reference_state_spaces=True)
+    layout = replace(StateLayout.make(data, 4, tokenizer), chunk_tokens=3)
+    chunks = jnp.array([[1, 9, 9, 3], [1, 8, 3, PAD], [1, 7, 3, PAD]])
+    found = state_row(jnp.array([1, 5, 3, PAD]), chunks, jnp.array(taken), layout)
+    assert found[found >= 0].tolist() == expected

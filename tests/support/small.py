@@ -78,7 +78,7 @@ def small_learner(config: RunConfig = SMALL, optimizer: optax.GradientTransforma
     embedder = make_embedder(config, scratch_backbone(config.model, tokenizer.vocab_size))
     ids = jnp.zeros((1, 4), jnp.int32)
     params = jax.jit(embedder.init)(jax.random.key(0), ids, ids)
-    layout = StateLayout.make(config.data, config.rl.budget, tokenizer.prefix, tokenizer.suffix)
+    layout = StateLayout.make(config.data, config.rl.budget, tokenizer)
     learner = make_learner(embedder, config, layout, optimizer)
     return learner, learner.init(jax.random.key(1), params)
 

@@ -53,6 +53,7 @@ HOTPOTQA = multihop.QuestionFiles(
     files=(("hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"), ("hotpot_fit.json", "hotpot_eval.json")),
     home="https://hotpotqa.github.io",
     read=read_hotpotqa,
+    after_title=" ",
     downloads=(
         "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_train_v1.1.json",
         "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_dev_distractor_v1.json",

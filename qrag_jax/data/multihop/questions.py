@@ -27,7 +27,8 @@ _ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random 
 @dataclass(frozen=True)
 class QuestionFiles:
     """Where a benchmark's files are and how they are read. ``files``: pairs of a training and a test file, those to prefer first;
-    ``downloads``: addresses of the first pair, where they are plain files."""
+    ``downloads``: addresses of the first pair, where they are plain files; ``after_title``: what the reference code puts between title and
+    text of a chunk."""
 
     name: str
     folder: str
@@ -35,6 +36,7 @@ class QuestionFiles:
     home: str
     read: Callable[..., tuple[tuple[Record, ...], ReadReport]]
     downloads: tuple[str, str] | None = None
+    after_title: str = ". "
 
     @property
     def wanted(self) -> str:
@@ -48,11 +50,12 @@ class MultihopQuestions(Sequence[QAExample]):
     another order. Iteration ends at ``len``. ``shuffle``: example i has its paragraphs in an order of its own (training); else
     they stay as they are in the file, where the published files have them shuffled."""
 
-    def __init__(self, name: str, records: Sequence[Record], split: Split, *, seed: int, shuffle: bool) -> None:
+    def __init__(self, name: str, records: Sequence[Record], split: Split, *, seed: int, shuffle: bool, after_title: str = ". ") -> None:
         check_split(split)
         if not records:
             raise ValueError(f"{name}: no question is left for {split}; a tenth of the training file, by a hash of the ids, is validation")
         self.name, self.records, self.split, self.seed, self.shuffle = name, records, split, seed, shuffle
+        self.after_title = after_title
         self._order = lru_cache(maxsize=4)(
             lambda epoch: np.random.default_rng((seed, _ORDER, SPLITS.index(split), epoch)).permutation(len(records))
         )
@@ -65,7 +68,7 @@ class MultihopQuestions(Sequence[QAExample]):
 
     def __getitem__(self, i: SupportsIndex) -> QAExample:  # type: ignore[override]  # slices of an endless sequence are not offered
         record = self.record(i)
-        chunks, order = record.chunks, list(range(len(record.paragraphs)))
+        chunks, order = record.chunks(self.after_title), list(range(len(record.paragraphs)))
         if self.shuffle:
             draw = np.random.default_rng((self.seed, _PARAGRAPHS, SPLITS.index(self.split), operator.index(i)))
             order = draw.permutation(len(chunks)).tolist()
@@ -109,7 +112,8 @@ def load(
     records = [r for r in read_split(benchmark, config.data_dir, split, config.skip_bad) if config.task in (benchmarks.ALL, r.type)]
     if split == "train":
         check_room(records, config.chunks)
-    return MultihopQuestions(benchmark.name, records, split, seed=seed, shuffle=split == "train")
+    after_title = benchmark.after_title if config.chunk_text == "reference" else ". "
+    return MultihopQuestions(benchmark.name, records, split, seed=seed, shuffle=split == "train", after_title=after_title)
 
 
 def check_room(records: Sequence[Record], chunks: int) -> None:

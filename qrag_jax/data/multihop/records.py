@@ -41,10 +41,9 @@ class Record:
     def hops(self) -> int:
         return len(self.support)
 
-    @property
-    def chunks(self) -> tuple[str, ...]:
-        """A chunk is a paragraph, its title before it."""
-        return tuple(f"{title}. {text}" if title else text for title, text in self.paragraphs)
+    def chunks(self, after_title: str = ". ") -> tuple[str, ...]:
+        """The paragraphs as chunks: title, ``after_title``, text."""
+        return tuple(f"{title}{after_title}{text}" if title else text for title, text in self.paragraphs)
 
 
 @dataclass

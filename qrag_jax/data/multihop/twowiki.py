@@ -27,5 +27,6 @@ TWOWIKI = multihop.QuestionFiles(
     files=(("train.json", "dev.json"), ("2wiki_fit.json", "2wiki_eval.json")),
     home="https://github.com/Alab-NII/2wikimultihop (data_ids_april7.zip)",
     read=read_twowiki,
+    after_title=" ",
 )
 load = partial(multihop.load, TWOWIKI)

@@ -39,7 +39,7 @@ class ParagraphQuestions:
     def item(self, i: int) -> Item:
         record = self.records.record(i)
         draw = np.random.default_rng((self.seed, _PIECES, SPLITS.index(self.split), i))
-        chunks = record.chunks
+        chunks = record.chunks()
         order = draw.permutation(len(chunks)).tolist()
         return Item(
             question=record.question,
@@ -55,7 +55,7 @@ def load_qa(task: str, data_dir: str | None, split: Split, *, seed: int) -> tupl
         if data_dir is None:
             raise ValueError("data.data_dir: task qa_mh asks HotpotQA questions, so a folder with hotpotqa/*.json must be given")
         records = read_split(HOTPOTQA, data_dir, split, False)
-        texts = tuple(chunk for record in records for chunk in record.chunks)
+        texts = tuple(chunk for record in records for chunk in record.chunks())
     else:
         if data_dir is None:
             raise ValueError(f"data.data_dir: task {task} asks SQuAD questions, so a folder with {SQUAD_FILE} must be given")

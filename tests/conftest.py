@@ -13,23 +13,26 @@ import jax
 import pytest
 from filelock import FileLock
 
+from tests.support.compiling import compile_quickly, install, quick
+
 ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+install()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Programs are optimised only for tests that say so (``optimized``) and for slow ones: elsewhere compiling costs more than running."""
     optimized = any(item.get_closest_marker(name) for name in ("optimized", "slow"))
-    jax.config.update("jax_disable_most_optimizations", not optimized)
+    compile_quickly(not optimized)
 
 
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The folder that ``make`` fills, once for all workers of pytest-xdist; one for optimised programs and one for the others."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = base / f"{name}-{'plain' if jax.config.read('jax_disable_most_optimizations') else 'optimized'}"
+    folder = base / f"{name}-{'quick' if quick() else 'optimized'}"
     done = folder.with_suffix(".done")
     with FileLock(folder.with_suffix(".lock")):
         if not done.exists():

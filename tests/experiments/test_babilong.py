@@ -147,7 +147,7 @@ def learned(run_dir: Path, *words: str) -> float:
 
 @pytest.mark.optimized
 def test_a_small_model_learns(tmp_path):
-    # One fact in 10 chunks of which two may be picked: chance is 0.2.
+    # Chance is 4 picks of 50, 0.08.
     sizes = ("--model.layers", "1", "--model.width", "64", "--model.heads", "2", "--model.mlp-width", "128")
     times = ("--steps", "60", "--train.eval-every", "30", "--train.checkpoint-every", "30", "--eval-tokens", "1k")
     assert learned(tmp_path / "run", *sizes, *times, "--data.chunks", "16") >= 0.8

@@ -329,7 +329,7 @@ class Forbidding(BaseHTTPRequestHandler):
 
 def test_missing_access_is_refused(monkeypatch, capsys):
     with HTTPServer(("127.0.0.1", 0), Forbidding) as forbidding:
-        threading.Thread(target=forbidding.serve_forever, daemon=True).start()
+        threading.Thread(target=forbidding.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{forbidding.server_address[1]}")
         assert here("gs://some-bucket/run") == 64
         forbidding.shutdown()

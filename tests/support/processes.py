@@ -10,20 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import jax
-
 from qrag_jax.train import hosts
 from tests.conftest import ROOT
+from tests.support.compiling import quick
 
 
 def environment() -> dict[str, str]:
     """This process's, with compilation as the test has it: the same cache, and optimised or not."""
-    unoptimized = jax.config.read("jax_disable_most_optimizations")
     return {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(unoptimized)),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(quick())),
     }
 
 

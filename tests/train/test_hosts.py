@@ -204,7 +204,7 @@ def test_hosts_of_a_tpu_are_counted(environment, attributes, count, monkeypatch)
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(Metadata, "known", attributes)
     with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_address[1]}")
         assert hosts.tpu_hosts() == count
         server.shutdown()

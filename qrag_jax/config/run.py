@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qrag_jax.config import EvalConfig, benchmarks
+from qrag_jax.config import benchmarks
+from qrag_jax.config.eval import EvalConfig
 from qrag_jax.config.parse import decode, require
 
 Attention = Literal["auto", "plain", "fused"]

@@ -37,8 +37,6 @@ from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from qrag_jax.models.xlm_roberta import XlmRobertaConfig
 from tests.support.oracles import gte_numpy
 
-pytestmark = pytest.mark.optimized
-
 VOCAB, WIDTH, LENGTH = 120, 32, 12
 SIZES = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 QWEN3 = Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16, max_position_embeddings=64)
@@ -120,6 +118,7 @@ def test_every_backbone_has_a_tiny_configuration() -> None:
 
 
 @backbones(lambda name: name not in ORACLES, variants=True)
+@pytest.mark.optimized
 def test_torch_parity_in_both_directions(config: BackboneConfig, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     params = random_params(config)
     folder = tmp_path / "encoder"
@@ -135,6 +134,7 @@ def test_torch_parity_in_both_directions(config: BackboneConfig, tokenizer: Text
 
 
 @backbones(lambda name: name in ORACLES, variants=True)
+@pytest.mark.optimized
 def test_oracle_parity(config: BackboneConfig) -> None:
     params = random_params(config)
     oracle, tensors = ORACLES[backbone_of(config)], encoder_tensors(config, params)

@@ -19,8 +19,6 @@ from qrag_jax.models.decoder_loading import load_params, open_decoder
 from qrag_jax.reader.generate import generate, pad_prompts
 from tests.support.decoders import jitted, torch_greedy, torch_logits, torch_model
 
-pytestmark = pytest.mark.optimized
-
 VOCAB, CONTEXT = 96, 256
 TINY: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -112,15 +110,30 @@ def by(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("folder", names or list(CASES), indirect=True)
 
 
+def padded_left_and_right() -> tuple[np.ndarray, np.ndarray]:
+    left = pad_prompts(PROMPTS, 8, 40)
+    return left, np.array([np.roll(row, np.sum(row >= 0)) for row in left])
+
+
 @by()
-def test_logits_and_greedy_text_are_those_of_transformers(folder: Path) -> None:
+@pytest.mark.optimized
+def test_logits_are_those_of_transformers(folder: Path) -> None:
     model, params = ours(folder)
     theirs = torch_model(folder)
-    left = pad_prompts(PROMPTS, 8, 40)
-    greedy = torch_greedy(theirs, left, 64)
-    for rows in (left, np.array([np.roll(row, np.sum(row >= 0)) for row in left])):
+    for rows in padded_left_and_right():
         real = rows >= 0
         np.testing.assert_allclose(jitted(model)(params, rows)[real], torch_logits(theirs, rows)[real], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "folder", [pytest.param(name, marks=[] if name in ("llama", "qwen3") else pytest.mark.slow) for name in CASES], indirect=True
+)
+@pytest.mark.optimized
+def test_greedy_text_is_that_of_transformers(folder: Path) -> None:
+    model, params = ours(folder)
+    left, right = padded_left_and_right()
+    greedy = torch_greedy(torch_model(folder), left, 64)
+    for rows in (left, right):
         text = generate(model, params, rows, max_new_tokens=64, stop_ids=NO_STOP, key=jax.random.key(0))
         np.testing.assert_array_equal(text.ids, greedy)
         assert not text.stopped.any()

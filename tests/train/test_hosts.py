@@ -136,7 +136,7 @@ def test_nan_stops_all_and_the_first_process_leaves_the_update(tmp_path):
     assert codes == [70, 70]
     for text in said:
         assert "error: update " in text
-        assert "not a number in " in text
+        assert "gave a number that is not finite: " in text
     (path,) = (tmp_path / "nan" / "nan").glob("*.npz")
     assert not all(np.isfinite(value).all() for name, value in np.load(path).items() if name.startswith("metrics/"))
 

@@ -1,4 +1,4 @@
-"""What a run starts from: encoders and tokenizer, from another run, from pretrained weights, or from scratch."""
+"""The model that a run starts from: encoders and tokenizer, from another run, from pretrained weights, or from scratch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from qrag_jax.rl.learner import Params
 from qrag_jax.types import QAExample
 
-VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
+VOCABULARY_EXAMPLES = 2000  # number of training documents from which the vocabulary of a from-scratch run is made
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a run starts from."""
+    """The model that a run starts from."""
 
     backbone: BackboneConfig
     embedder: Embedder
@@ -35,7 +35,7 @@ class Model:
 def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QAExample]]) -> Model:
     """Encoders and tokenizer: from another run, from pretrained weights, or from scratch with a vocabulary of the training text.
 
-    ``examples`` are those of each stage. Raises ValueError on a start that cannot be read or does not suit ``config``.
+    ``examples``: the training examples of each stage. Raises ValueError when the weights cannot be read or do not fit ``config``.
     """
     if config.train.init_from is not None:
         export = read_export(find_export(config.train.init_from))
@@ -58,7 +58,7 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
 
 
 def scratch_model(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> Model:
-    """Random weights, the same in both encoders, as with pretrained ones: so equal words are alike from the first update."""
+    """Random weights, the same in both encoders (as with pretrained ones), so that equal words are alike from the first update."""
     backbone = scratch_backbone(config.model, vocab_size)
     embedder = make_embedder(config, backbone)
     ids = jnp.zeros((1, 4), jnp.int32)
@@ -71,7 +71,7 @@ def _shapes(params: Params) -> list[tuple[Any, tuple[int, ...]]]:
 
 
 def train_vocabulary(examples: Sequence[Sequence[QAExample]], vocab_size: int) -> TextTokenizer:
-    """A WordPiece vocabulary counted on the beginning of each stage's ``examples``."""
+    """A WordPiece vocabulary made from the first of each stage's ``examples``."""
     share = range(VOCABULARY_EXAMPLES // len(examples))
     some = (stage[i] for stage in examples for i in share)
     return train_wordpiece((text for example in some for text in (example.question, *example.chunks)), vocab_size)

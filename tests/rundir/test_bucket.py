@@ -116,7 +116,7 @@ def test_a_half_sent_checkpoint_is_passed_over(server, whole, capsys):
     Bucket(url).remove("checkpoints/last/40/contents.json")
     assert here(url) == 0
     output = capsys.readouterr().out
-    assert f"skipping {url}/checkpoints/last/40: it was not sent whole" in output
+    assert f"skipping {url}/checkpoints/last/40: it was not sent completely" in output
     assert "at update 30 of 40" in output
     assert_same_run(home(url) / "run", whole)
     assert whole_steps(url) == [35, 40]
@@ -212,7 +212,7 @@ def test_a_half_sent_checkpoint_of_one_of_several_runs_is_passed_over(server, ma
     with Mirror(url) as mirror:
         found = [path.relative_to(mirror.folder).as_posix() for path in mirror.folder.rglob("*") if path.is_file()]
     assert sorted(found) == ["seed-0/checkpoints/last/5/contents.json", "seed-0/checkpoints/last/5/state/x"]
-    assert f"skipping {url}/seed-1/checkpoints/last/5: it was not sent whole" in capsys.readouterr().out
+    assert f"skipping {url}/seed-1/checkpoints/last/5: it was not sent completely" in capsys.readouterr().out
 
 
 def test_what_makes_checkpoints_whole_is_sent_after_them():
@@ -282,7 +282,7 @@ def test_an_emptied_bucket_is_not_filled_again_unasked(server):
     with Mirror(url) as mirror:
         (mirror.folder / "config.json").write_text("{}")
     Bucket(url).remove("config.json")
-    with pytest.raises(ValueError, match="is empty, but held the run of"):
+    with pytest.raises(ValueError, match="is empty, but it held the run of"):
         Mirror(url)
     assert (mirror.folder / "config.json").exists()
 

@@ -188,8 +188,8 @@ def test_the_format_on_disk_is_the_one_that_earlier_runs_have_left(two, tmp_path
         ("last/20", [3], "last/20: its progress is [3], expected the fields"),
         ("last/20", PROGRESS.to_json() | {"window": None}, "last/20: its window of metrics cannot be read"),
         ("last/20", PROGRESS.to_json() | {"window": {"metrics": {}, "rows": 1}}, "last/20: its window of metrics cannot be read"),
-        ("best/0", {}, "best/0: holds [], expected a threshold; another version has written it"),
-        ("best/0", 7, "best/0: holds 7, expected a threshold; another version has written it"),
+        ("best/0", {}, "best/0: holds [], expected a threshold; another version wrote it"),
+        ("best/0", 7, "best/0: holds 7, expected a threshold; another version wrote it"),
     ],
 )
 def test_progress_of_another_version_is_told_and_skipped(two, tmp_path, capsys, name, info, told):
@@ -214,7 +214,7 @@ def test_other_shapes_are_refused(tmp_path):
 def test_another_programs_folder_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "format.json").write_text('{"format": "something", "version": 9}')
-    with pytest.raises(ValueError, match="another program or another version has written"):
+    with pytest.raises(ValueError, match="another program or another version wrote these"):
         Checkpoints(tmp_path)
     (tmp_path / "checkpoints" / "format.json").rename(tmp_path / "checkpoints" / "mine.json")
     with pytest.raises(ValueError, match="not checkpoints of qrag-jax"):

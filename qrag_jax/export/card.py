@@ -7,7 +7,7 @@ from typing import Any
 
 from qrag_jax.config import RunConfig
 
-# Columns of a results row, in the order in which a reader wants them.
+# Columns of a results row, in the order in which they are shown.
 COLUMNS = {
     "benchmark": "benchmark",
     "task": "task",
@@ -36,7 +36,7 @@ Two text encoders trained by [Q-RAG](https://arxiv.org/abs/2511.07328) (soft Q-l
 question and the chunks picked so far, `action_encoder` reads a candidate chunk. The value of picking chunk c in state s is
 `Q(s, c) = <E_s(s), R(p) E_a(c)>`, with R the rotation by the chunk's position p relative to the chunks already picked.
 
-- started from `{embedder}` ({architecture}), {width} wide; {pooling} pooling, divided by {divisor:g}
+- trained from `{embedder}` ({architecture}), width {width}; {pooling} pooling, divided by {divisor:g}
 - positions: {positions}; chunks of at most {chunk_tokens} tokens; checkpoint of update {step}
 - stop retrieving when the best Q is below: {threshold}
 
@@ -51,7 +51,7 @@ A state is a row of token ids, not a text: the question's ids with the tokenizer
 document order, without the opening special token and with the closing one. Positions and rotation are not part of the encoders.
 """
 
-QRAG_JAX = """The whole retriever, in JAX:
+QRAG_JAX = """Load the whole retriever, in JAX:
 
 ```python
 import qrag_jax
@@ -60,7 +60,8 @@ retriever = qrag_jax.Retriever.from_pretrained("path/to/this/folder")
 ```
 """
 
-SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers (pooling and division included; compare by dot product):
+SENTENCE_TRANSFORMERS = """Load the encoders in PyTorch with sentence-transformers (pooling and division are included; compare by dot
+product):
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -70,8 +71,8 @@ actions = SentenceTransformer("path/to/this/folder/action_encoder")
 ```
 """
 
-TRANSFORMERS = """The encoders, in PyTorch with transformers ({pooling} pooling of the token vectors and the division by {divisor:g} are
-yours to do; a pooler that transformers reports as missing is not used):
+TRANSFORMERS = """Load the encoders in PyTorch with transformers. Do the {pooling} pooling of the token vectors and the division by
+{divisor:g} yourself. A pooler that transformers reports as missing is not needed:
 
 ```python
 from transformers import AutoModel, AutoTokenizer
@@ -81,12 +82,12 @@ encoder = AutoModel.from_pretrained("path/to/this/folder/state_encoder")
 ```
 """
 
-REFERENCE = """In the authors' PyTorch code: `model_best.pt` has its names, `config.yaml` the settings of the retriever (data sets are
-yours to add), `base_model/` the network and tokenizer that `algo.model.model_name` names. Slow copies equal the networks; the optimiser
-has not stepped; value heads and poolers, which that code does not use, are zero.
+REFERENCE = """For the authors' PyTorch code: `model_best.pt` uses the names of that code, `config.yaml` holds the settings of the retriever
+(add your data sets), and `base_model/` holds the network and tokenizer that `algo.model.model_name` names. The target networks equal the
+networks; the optimiser has not stepped; value heads and poolers, which that code does not use, are zero.
 """
 
-# What each layout of an export can be loaded with.
+# How each layout of an export can be loaded.
 LOADING = {
     "export": (QRAG_JAX, SENTENCE_TRANSFORMERS, TRANSFORMERS),
     "hf": (TRANSFORMERS,),
@@ -108,7 +109,7 @@ def model_card(
     rows: Sequence[Mapping[str, Any]],
     layout: str = "export",
 ) -> str:
-    """Markdown with the metadata block that the hub reads. ``hf`` is the encoders' ``config.json``, ``layout`` a key of :data:`LOADING`."""
+    """Markdown with the metadata that the hub reads. ``hf`` is the encoders' ``config.json``; ``layout`` is a key of :data:`LOADING`."""
     words = {"mean": "mean", "last": "last-token", "cls": "first-token"}[pooling]
     sections = [text.format(pooling=words, divisor=config.model.divisor) for text in LOADING[layout]]
     if "auto_map" in hf:

@@ -58,7 +58,7 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
 
 
 def scratch_model(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> Model:
-    """Random weights, the same in both encoders (as with pretrained ones), so that equal words are alike from the first update."""
+    """Random weights, the same in both encoders, as with pretrained ones: so equal words are alike from the first update."""
     backbone = scratch_backbone(config.model, vocab_size)
     embedder = make_embedder(config, backbone)
     ids = jnp.zeros((1, 4), jnp.int32)
@@ -71,7 +71,7 @@ def _shapes(params: Params) -> list[tuple[Any, tuple[int, ...]]]:
 
 
 def train_vocabulary(examples: Sequence[Sequence[QAExample]], vocab_size: int) -> TextTokenizer:
-    """A WordPiece vocabulary made from the first of each stage's ``examples``."""
+    """A WordPiece vocabulary counted on the beginning of each stage's ``examples``."""
     share = range(VOCABULARY_EXAMPLES // len(examples))
     some = (stage[i] for stage in examples for i in share)
     return train_wordpiece((text for example in some for text in (example.question, *example.chunks)), vocab_size)

@@ -129,7 +129,7 @@ def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
-    """Raises ValueError when the folder holds anything other than this run."""
+    """Raises ValueError when the folder holds anything but this run."""
     if (run_dir / SEEDS).exists():
         raise ValueError(f"{run_dir}: holds runs of several seeds; add --seeds to resume them, or choose another --run-dir")
     path = run_dir / "config.json"

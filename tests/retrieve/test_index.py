@@ -255,7 +255,7 @@ def test_another_model_is_refused(retriever: Retriever, copy: Path) -> None:
     other = small_retriever(1)
     index = Index.open(copy)
     index.check(retriever)
-    names = f"model {model_hash(retriever)[:12]}, this retriever is model {model_hash(other)[:12]}"
+    names = f"model {model_hash(retriever)[:12]}, but this retriever is model {model_hash(other)[:12]}"
     for refuse in (
         lambda: index.check(other),
         lambda: index.add(other, ["new"]),

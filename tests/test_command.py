@@ -1,4 +1,4 @@
-"""``qrag``: index a text, describe the index, extend it, ask it; and what is refused."""
+"""``qrag``: index a text, describe the index, extend it, search it; and input that is refused."""
 
 from __future__ import annotations
 

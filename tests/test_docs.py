@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 FOLDERS = "qrag_jax|experiments|tests|tpu|docs"
 PLACEHOLDER = re.compile(r"/(mine|[A-Z]+)(\.py)?(/|$)")
-"""How pages name what the reader chooses: mine.py, FOLDER."""
+"""Names on pages that the reader replaces by their own: mine.py, FOLDER."""
 COMMAND = r"(?:python -m (?:experiments|qrag_jax)|qrag (?:index|ask|serve|import|export)|python (?:src/)?tpu/\w+\.py)"
 
 CHANGELOG = ROOT / "CHANGELOG.md"
@@ -26,7 +26,7 @@ def of_page(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link to a heading of a page may end with, as GitHub makes it."""
+    """The anchors of a page's headings, in GitHub's form."""
     heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S), flags=re.M)
     texts = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head).strip().lower() for head in heads]
     return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}

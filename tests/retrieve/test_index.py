@@ -336,7 +336,7 @@ def test_vectors_that_are_not_finite_are_refused(retriever: Retriever, tmp_path:
 
 
 def fail_after(patch: pytest.MonkeyPatch, retriever: Retriever, calls: int) -> None:
-    """The next embedding after ``calls`` of them raises."""
+    """Lets the embedding raise an error after ``calls`` calls."""
     embed, count = retriever.embed_chunks, iter(range(calls))
 
     def failing(texts: list[str]) -> np.ndarray:

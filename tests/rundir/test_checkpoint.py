@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back, what is broken is named and skipped, and nothing needed is ever removed."""
+"""Checkpoints are restored as they were saved, broken ones are named and skipped, and none that is needed is ever removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRESS = Progress(best_step=0, threshold=0.3, window=SavedWindow({"loss": [0.1
 
 
 def state_at(step: int):
-    """A state whose numbers tell its step."""
+    """A state whose numbers show its step."""
     return {"params": {"w": np.arange(4000, dtype=np.float32) + step}, "key": jax.random.key(step)}
 
 
@@ -119,7 +119,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("harm", [cut(0.0), cut(0.99), flip, Path.unlink], ids=["empty", "shorter", "flipped", "gone"])
 @pytest.mark.parametrize("name", ["last/20", "best/0"])
 def test_a_run_never_resumes_from_a_broken_file(two, tmp_path, capsys, harm, name):
-    """Either the file did not matter and everything is as it was saved, or the checkpoint is skipped and named."""
+    """Either the broken file was not needed and everything is restored as saved, or the checkpoint is named and skipped."""
     skipped = 0
     files = [path.relative_to(two) for path in (two / "checkpoints" / name).rglob("*") if path.is_file()]
     assert len(files) > 8
@@ -168,7 +168,7 @@ def test_a_foreign_checkpoint_is_skipped_and_makes_room(two, tmp_path, capsys):
 
 
 def rewrite(contents: Path, info: object) -> None:
-    """Other JSON in a checkpoint, with the digest that belongs to it."""
+    """Puts other JSON into a checkpoint, with the right digest."""
     tree = json.loads(contents.read_text())
     contents.write_text(json.dumps(tree | {"info": info, "info_sha256": checkpoint._digest_of(info)}))
 

@@ -94,7 +94,7 @@ def _check(view: View) -> None:
     if view.threshold is not None and not math.isfinite(view.threshold):
         raise ValueError(f"threshold = {view.threshold}: must be finite, or None for a search without one")
     if view.positions not in POSITIONS:
-        raise ValueError(f"positions = {view.positions!r}: must be the retriever's qhead.positions, one of {', '.join(POSITIONS)}")
+        raise ValueError(f"positions = {view.positions!r}: must be one of {', '.join(POSITIONS)}, like the retriever's qhead.positions")
     seen: set[int] = set()
     for t, step in enumerate(view.steps):
         parts: list[tuple[str, Pick | Candidate]] = [("pick", step.pick), *(("runners_up", other) for other in step.runners_up)]

@@ -65,7 +65,7 @@ class View:
         return inside if self.chunks - inside[-1] < self.chunks / 6 else [*inside, self.chunks - 1]
 
     def x(self, chunk: int | float) -> str:
-        """Where a chunk begins, along the document."""
+        """The place along the document where a chunk begins."""
         return f"{100 * chunk / self.chunks:.4g}%"
 
     def middle(self, chunk: int) -> str:

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 FOLDERS = "qrag_jax|experiments|tests|tpu|docs"
 PLACEHOLDER = re.compile(r"/(mine|[A-Z]+)(\.py)?(/|$)")
-"""Names on pages that the reader replaces by their own: mine.py, FOLDER."""
+"""How pages name what the reader chooses: mine.py, FOLDER."""
 COMMAND = r"(?:python -m (?:experiments|qrag_jax)|qrag (?:index|ask|serve|import|export)|python (?:src/)?tpu/\w+\.py)"
 
 CHANGELOG = ROOT / "CHANGELOG.md"

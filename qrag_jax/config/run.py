@@ -88,7 +88,7 @@ class ModelConfig:
     max_positions: int = 256
     """Longest text that the encoders can read, in tokens."""
     tied: bool = False
-    """Use one set of encoder parameters for states and actions."""
+    """One set of encoder parameters for states and actions."""
     divisor: float = 10.0
     """The pooled embedding is divided by this (reference code: 10, no normalisation)."""
     dropout: float = 0.0

@@ -36,7 +36,7 @@ Two text encoders trained by [Q-RAG](https://arxiv.org/abs/2511.07328) (soft Q-l
 question and the chunks picked so far, `action_encoder` reads a candidate chunk. The value of picking chunk c in state s is
 `Q(s, c) = <E_s(s), R(p) E_a(c)>`, with R the rotation by the chunk's position p relative to the chunks already picked.
 
-- trained from `{embedder}` ({architecture}), width {width}; {pooling} pooling, divided by {divisor:g}
+- started from `{embedder}` ({architecture}), {width} wide; {pooling} pooling, divided by {divisor:g}
 - positions: {positions}; chunks of at most {chunk_tokens} tokens; checkpoint of update {step}
 - stop retrieving when the best Q is below: {threshold}
 
@@ -51,7 +51,7 @@ A state is a row of token ids, not a text: the question's ids with the tokenizer
 document order, without the opening special token and with the closing one. Positions and rotation are not part of the encoders.
 """
 
-QRAG_JAX = """Load the whole retriever, in JAX:
+QRAG_JAX = """The whole retriever, in JAX:
 
 ```python
 import qrag_jax
@@ -60,8 +60,7 @@ retriever = qrag_jax.Retriever.from_pretrained("path/to/this/folder")
 ```
 """
 
-SENTENCE_TRANSFORMERS = """Load the encoders in PyTorch with sentence-transformers (pooling and division are included; compare by dot
-product):
+SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers (pooling and division included; compare by dot product):
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -71,8 +70,8 @@ actions = SentenceTransformer("path/to/this/folder/action_encoder")
 ```
 """
 
-TRANSFORMERS = """Load the encoders in PyTorch with transformers. Do the {pooling} pooling of the token vectors and the division by
-{divisor:g} yourself. A pooler that transformers reports as missing is not needed:
+TRANSFORMERS = """The encoders, in PyTorch with transformers ({pooling} pooling of the token vectors and the division by {divisor:g} are
+yours to do; a pooler that transformers reports as missing is not used):
 
 ```python
 from transformers import AutoModel, AutoTokenizer

@@ -69,11 +69,10 @@ class ChunkEmbedder(Protocol):
 
 
 def model_hash(retriever: ChunkEmbedder) -> str:
-    """Hex SHA-256 of everything that a chunk's vector depends on, apart from its text.
+    """Hex SHA-256 of everything a chunk's vector depends on, apart from its text.
 
-    These are the action encoder's parameters (as float32), its network, pooling, divisor and compute dtype, the tokenizer, and the number
-    of tokens to which a chunk is cut. The state encoder and positions are not included: an index serves every retriever that differs only
-    in them.
+    These are the action encoder's parameters (as float32), its network, pooling, divisor and compute type, the tokenizer, and the tokens
+    a chunk is cut to; not the state encoder, nor anything about positions: an index serves every retriever that differs only there.
     """
     embedder = retriever.embedder
     network = dataclasses.asdict(embedder.config) | {"hidden_dropout_prob": None}

@@ -35,7 +35,7 @@ RECORDED = "(default: the one recorded in the index)"
 class Build:
     """Cut text into chunks, embed them and write an index.
 
-    If it is stopped, the same command resumes.
+    If the build is stopped, run the same command again to resume it.
 
     Example: qrag index build book.txt book.index --retriever runs/babilong-qa2-tiny
     """
@@ -54,7 +54,7 @@ class Build:
 class Add:
     """Add text to an index.
 
-    If it is stopped, the old index stays as it was and the same command resumes.
+    If the command is stopped, the old index is unchanged; run it again to resume.
 
     Example: qrag index add more.txt book.index
     """
@@ -96,13 +96,13 @@ class Ask:
     budget: int = 4
     """How many chunks to pick."""
     beam: int = 1
-    """How many paths to keep at each step; 1 is greedy. With more, the steps of the best path are shown at the end."""
+    """How many search paths to keep at each step; 1 is greedy. With 2 or more, the steps of the best path are shown at the end."""
     stop: tyro.conf.FlagCreatePairsOff[bool] = False
     """Stop at the first pick whose Q is below the calibrated threshold."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """HTML page to write, with every step and its scores."""
     support: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none)")] = ()
-    """Numbers of the chunks that are known to hold the answer; they are marked here and in the trace."""
+    """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
 
 
 Command = Build | Add | Info | Ask | Import | ToTorch
@@ -128,12 +128,12 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
 
 
 def _refuse_three_places(words: Sequence[str]) -> None:
-    """Raises ValueError, with the command that was meant, when the retriever was given as a third place and not as an option."""
+    """Raises ValueError, with the right command, when the retriever was given as a third argument instead of an option."""
     if tuple(words[:2]) not in (("index", "build"), ("index", "add")):
         return
     places: list[str] = []
     options: list[str] = []
-    takes_value = False  # the options of build and add have a value each
+    takes_value = False  # every option of build and add has a value
     for word in words[2:]:
         is_option = word.startswith("-")
         (options if is_option or takes_value else places).append(word)
@@ -142,7 +142,7 @@ def _refuse_three_places(words: Sequence[str]) -> None:
         return
     retriever, *rest = places
     meant = [*words[:2], *rest, *(["--retriever", retriever] if words[1] == "build" else []), *options]
-    raise ValueError(f"qrag index {words[1]}: takes two places, SOURCE and INDEX; did you mean `qrag {shlex.join(meant)}`?")
+    raise ValueError(f"qrag index {words[1]}: takes two arguments, SOURCE and INDEX; did you mean `qrag {shlex.join(meant)}`?")
 
 
 def _run(command: Command, say: Callable[[str], None]) -> int:
@@ -177,7 +177,7 @@ def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
     files = [file for shard in meta.shards for file in shard.files.values()]
     size = sum(file.bytes for file in files)
     model = meta.model
-    say(f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens embedded of each, {size / 1e6:,.1f} MB")
+    say(f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens of each embedded, {size / 1e6:,.1f} MB")
     say(f"vectors: {meta.dtype}, {meta.width} wide, in {len(meta.shards)} shards")
     say(f"model: {meta.model.hash[:12]}, loaded from {meta.model.retriever or 'a place that was not recorded'}")
     for source in meta.sources[:SHOWN]:
@@ -220,7 +220,7 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
 
 
 def _home(index: Index, named: str | None) -> str:
-    """Where the retriever of an index is: the place that the user named, or the one that the index recorded."""
+    """The place of an index's retriever: the one that the user named, or the one that the index recorded."""
     if named is not None:
         return named
     recorded = index.meta.model.retriever

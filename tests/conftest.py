@@ -1,4 +1,4 @@
-"""Shared by all tests: four simulated devices, how programs are compiled, runs that several files look at, and the shared real data."""
+"""Shared by all tests: four simulated devices, how programs are compiled, runs that several files use, and the shared real data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ install()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Programs are optimised only for tests that say so (``optimized``) and for slow ones: elsewhere compiling costs more than running."""
+    """Optimises programs only for tests marked ``optimized`` or slow: for the others, compiling takes longer than running."""
     optimized = any(item.get_closest_marker(name) for name in ("optimized", "slow"))
     compile_quickly(not optimized)
 
 
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """The folder that ``make`` fills, once for all workers of pytest-xdist; one for optimised programs and one for the others."""
+    """The folder that ``make`` fills, once for all workers of pytest-xdist. Optimised programs have a folder of their own."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = base / f"{name}-{'quick' if quick() else 'optimized'}"
@@ -43,7 +43,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[
 
 @pytest.fixture
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run of tests/support/runs.py from beginning to end, undisturbed. Copy it before you write to it."""
+    """The small run of tests/support/runs.py from beginning to end, without interruption. Copy it before you write to it."""
     from tests.support import runs
 
     def make(run_dir: Path) -> None:
@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests/support/pair.py leaves: all that two processes that train together are looked at for. Copy it before you write to it."""
+    """The files that tests/support/pair.py writes about two processes that train together. Copy them before you write to them."""
     from tests.support import pair, processes
 
     def make(folder: Path) -> None:
@@ -67,7 +67,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real data beside the repository, where a developer has it."""
+    """The real data next to the repository, if the developer has it."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("needs the real data of shared/data beside the repository")

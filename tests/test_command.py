@@ -1,4 +1,4 @@
-"""``qrag``: index a text, describe the index, extend it, ask it; and what is refused."""
+"""``qrag``: index a text, describe the index, extend it, search it; and input that is refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     total = len(Index.open(index))
     assert said == f"{index}: {total} chunks, {total - count} of them new"
     said = run("index", "info", index, "--verify")
-    assert said[0].startswith(f"{index}: {total} chunks by sentence, 16 tokens embedded of each, ")
+    assert said[0].startswith(f"{index}: {total} chunks by sentence, 16 tokens of each embedded, ")
     assert said[1] == "vectors: int8, 32 wide, in 2 shards"
     assert said[2].endswith(f"loaded from {place / 'run'}")
     assert said[3] == f"source: story.txt, {len(' '.join(CHUNKS)):,} characters, {count} chunks"

@@ -26,7 +26,7 @@ def of_page(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link to a heading of a page may end with, as GitHub makes it."""
+    """The anchors of a page's headings, in GitHub's form."""
     heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S), flags=re.M)
     texts = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head).strip().lower() for head in heads]
     return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}

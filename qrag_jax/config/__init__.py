@@ -1,4 +1,4 @@
-"""Everything a run can vary, as frozen dataclasses that check themselves. No jax here."""
+"""All settings of a run, as frozen dataclasses that check themselves. No jax here."""
 
 from qrag_jax.config.eval import EvalConfig
 from qrag_jax.config.run import (

@@ -1,6 +1,6 @@
-"""What is known of each benchmark, in one table: :data:`BENCHMARKS`. A new benchmark is one entry here, and touches no other file.
+"""Facts about each benchmark, in one table: :data:`BENCHMARKS`. A new benchmark is one entry here and changes no other file.
 
-Where a benchmark is named, several with weights may be: "hotpotqa:2+musique:1" (a mixture).
+The name of a benchmark may also be a mixture of several with weights: "hotpotqa:2+musique:1".
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Literal
 from qrag_jax.config.parse import unknown
 
 ALL = "all"
-"""The task of all questions, of whatever type."""
+"""The task that holds the questions of all types."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is known of a task."""
+    """Facts about a task."""
 
     documents: Literal["stories", "needles", "paragraphs"] = "paragraphs"
-    """What the chunks are: sentences of a story among others, needles in a haystack, or paragraphs."""
+    """What the chunks are: sentences of a story among other sentences, needles in a haystack, or paragraphs."""
     ordered: bool = False
-    """Whether the chunks come from one document. Elsewhere their order means nothing."""
+    """Whether the chunks come from one document. If not, their order means nothing."""
     prompt: str = "texts"
-    """What a reader is told: a name in TEMPLATES of qrag_jax/reader/prompts.py."""
+    """The reader's prompt: a name in TEMPLATES of qrag_jax/reader/prompts.py."""
     scorer: str = "squad"
     """How an answer is scored: a name in SCORERS of qrag_jax/evaluate/answers.py."""
     generated: str = ""
-    """What a test is made of without a data folder. Empty: the published files, or nothing that differs from them."""
+    """What replaces the published data in a test without a data folder. Empty: the test does not differ from the published one."""
     parts: tuple[str, ...] = ()
-    """The tasks that it stands for. They are trained together, and tested one by one."""
+    """The tasks behind a name that stands for several. They are trained together and tested one by one."""
 
     @property
     def chunk_by(self) -> Literal["sentence", "tokens"]:
-        """What a chunk of a user's own text is, so that it is like a chunk of this task."""
+        """How a user's own text is cut, so that its chunks are like those of this task."""
         return "tokens" if self.documents == "paragraphs" else "sentence"
 
     @property
@@ -45,43 +45,43 @@ class Task:
 
     @property
     def positions(self) -> Literal["relative", "none"]:
-        """What our own presets give Q. A needle is told by its words alone, and without positions it is learned in a tenth of the updates.
-        The paper's presets have relative positions for needles, too."""
+        """The positions of Q in this project's own presets. A needle's words suffice to find it, and without positions it is learned in
+        a tenth of the updates. The paper's presets have relative positions for needles, too."""
         return "relative" if self.ordered and self.documents != "needles" else "none"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is known of a benchmark."""
+    """Facts about a benchmark."""
 
     title: str
     data: str
     """The module below qrag_jax.data that reads it. It has ``load(config, split, *, seed, chunks=None, group=None, haystacks=None)``, whose
-    examples come again past their number, and where documents are made to length ``context_chunks(task, tokens)``: how many chunks fill a
-    context."""
+    examples repeat after the last one. If documents are made to length, it also has ``context_chunks(task, tokens)``: how many chunks
+    fill a context."""
     tasks: Mapping[str, Task] = field(default_factory=lambda: {ALL: Task()})
     default_task: str = ALL
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Another name of a task -> the task."""
     made_to_length: bool = False
-    """Whether documents are as long as asked for. Elsewhere they come as they are."""
+    """Whether documents are made as long as asked for. If not, each has its own length."""
     picks: int = 4
     """T at evaluation, as in the paper."""
     paragraph_tokens: int = 110
     """Longest paragraph that the paper's E5 runs read, in tokens."""
     published: int | None = None
-    """Questions of the published development file, which is the test here. None: there is no such file."""
+    """Number of questions in the published development file, which is the test set here. None: there is no such file."""
     reference: str | None = None
-    """What the reference code's data sets have in their names. None: it has none of this benchmark."""
+    """Part of the names of the reference code's data sets for this benchmark. None: that code has none."""
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The tasks that are one type of question each."""
+        """The tasks that hold one type of question each."""
         return tuple(name for name in self.tasks if name != ALL)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything that a task may be called."""
+        """All names of tasks, aliases included."""
         return (*self.aliases, *self.tasks)
 
 
@@ -101,7 +101,7 @@ _NEEDLE_NAMES = {
 
 
 def _types(*names: str) -> dict[str, Task]:
-    """Tasks that are types of question, told apart by nothing else."""
+    """Tasks that differ only in their type of question."""
     return {name: Task() for name in (ALL, *names)}
 
 
@@ -155,20 +155,20 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find(name: str) -> Benchmark:
-    """The entry of one benchmark. Raises ValueError, naming the known ones, on any other name."""
+    """The entry of one benchmark. Raises ValueError, listing the known names, on any other name."""
     if name not in BENCHMARKS:
         raise unknown("data.benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]
 
 
 def weights(name: str) -> dict[str, int]:
-    """'hotpotqa:2+musique' -> {'hotpotqa': 2, 'musique': 1}, 'ruler' -> {'ruler': 1}. Raises ValueError on anything else and on unknown
+    """'hotpotqa:2+musique' -> {'hotpotqa': 2, 'musique': 1}, 'ruler' -> {'ruler': 1}. Raises ValueError on any other form and on unknown
     names."""
     found: dict[str, int] = {}
     for part in name.split("+"):
         match = re.fullmatch(r"(\w+)(?::([1-9]\d{0,3}))?", part)
         if not match:
-            raise ValueError(f"data.benchmark = {name!r}: write names joined by +, with weights of 1 to 9999, as hotpotqa:2+musique:1")
+            raise ValueError(f"data.benchmark = {name!r}: write names joined by +, with weights of 1 to 9999, e.g. hotpotqa:2+musique:1")
         if match[1] in found:
             raise ValueError(f"data.benchmark = {name!r}: names {match[1]} twice; give it a weight")
         find(match[1])
@@ -187,12 +187,12 @@ def picks(name: str) -> int:
 
 
 def made_to_length(name: str) -> bool:
-    """Whether documents are as long as asked for."""
+    """Whether documents are made as long as asked for; of a mixture, whether those of all parts are."""
     return all(part.made_to_length for part in parts(name))
 
 
 def task(benchmark: str, name: str) -> Task:
-    """What is known of a task. Of a mixture: what its parts have in common, and ordered only if all of them are.
+    """Facts about a task. For a mixture: what its parts have in common; it is ordered only if all of them are.
 
     Raises ValueError on an unknown benchmark or task, and on a mixture whose parts differ in documents, prompt or scorer.
     """
@@ -210,8 +210,8 @@ def _task(benchmark: str, name: str) -> Task:
 
 
 def named(text: str) -> tuple[str, str]:
-    """BENCHMARK or BENCHMARK/TASK -> benchmark and task, by default its usual one. Raises ValueError, naming eval.benchmarks, on unknown
-    names."""
+    """BENCHMARK or BENCHMARK/TASK -> benchmark and task (by default the benchmark's usual one). Raises ValueError, naming
+    eval.benchmarks, on unknown names."""
     benchmark, _, name = text.partition("/")
     if benchmark not in BENCHMARKS:
         raise unknown("eval.benchmarks", benchmark, BENCHMARKS)

@@ -1,4 +1,4 @@
-"""Command lines: words to a dataclass, every mistake in one line, and how a command ends."""
+"""Command lines: words to a dataclass, errors in one line, and exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import tyro
 T = TypeVar("T")
 DONE, DIFFERS, BAD_INPUT = 0, 1, 64
 HELP = ("-h", "--help")
-UNUSABLE = (ENOENT, EPERM, EACCES, EROFS, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG)  # of a place that a user named
+UNUSABLE = (ENOENT, EPERM, EACCES, EROFS, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG)  # errors of a place that the user named
 WIDE = "10000"  # columns: no name in an error message is broken over two lines
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 SHOW_NAMES = tyro.conf.PositionalMetavarFromFieldName
@@ -28,16 +28,16 @@ RULE = "-\u2500\u256d\u256e\u2570\u256f"  # lines and corners of a box
 
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str | None = None, default: T | None = None) -> T:
-    """A command line -> the dataclass ``kind``.
+    """Parses a command line into the dataclass ``kind``.
 
     Args:
-        kind: has a field for each option; those that are marked as positional are given by their place.
-        words: the command line; None: the one that this process was started with.
+        kind: has a field for each option; fields that are marked as positional are arguments without a name.
+        words: the command line; None: the one of this process.
         prog: the name of the command, for messages and help.
-        description: stands at the top of the help; None: the docstring of ``kind``.
+        description: the text at the top of the help; None: the docstring of ``kind``.
         default: values of the options that are not given.
 
-    Raises ValueError, in one line, on anything it cannot read. ``--help`` prints and raises SystemExit(0).
+    Raises ValueError, with a message of one line, on anything that it cannot parse. ``--help`` prints the help and raises SystemExit(0).
     """
     words = sys.argv[1:] if words is None else words
     options: dict[str, Any] = {} if default is None else {"default": default}
@@ -77,10 +77,10 @@ def _wide() -> Iterator[None]:
 
 
 def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, description: str) -> Any:
-    """The words of one of several commands, as "ask" or "index build" -> the dataclass of that command.
+    """Parses the command line of one of several commands, such as "ask" or "index build", into the dataclass of that command.
 
-    Raises ValueError, in one line, on anything it cannot read: of unknown commands and options it lists the known ones and guesses the
-    one that was meant. ``--help`` prints and raises SystemExit(0).
+    Raises ValueError, with a message of one line, on anything that it cannot parse. For an unknown command or option, the message lists
+    the known ones and suggests the most similar. ``--help`` prints the help and raises SystemExit(0).
     """
     known = list(dict.fromkeys(name.split()[0] for name in commands))
     if not words:
@@ -120,14 +120,14 @@ def _check_known(what: str, name: str, known: Sequence[str], prog: str) -> None:
 
 
 def refuse_urls(command: object, advice: str = "") -> None:
-    """Raises ValueError, naming the option, when a path among a command's fields is a URL. ``advice`` ends the message."""
+    """Raises ValueError, naming the option, when a field of a command that must be a path is a URL. ``advice`` ends the message."""
     for name, value in vars(command).items():
         if isinstance(value, Path) and re.fullmatch(r"[a-z]\w+:", value.parts[0] if value.parts else ""):
             raise ValueError(f"{name} = {value}: must be a place on this machine{advice}")
 
 
 def exit_code(run: Callable[[], int]) -> int:
-    """What ``run`` returns; 0 after ``--help``; 64, with one line on stderr, for a ValueError and for a place that cannot be used."""
+    """The value that ``run`` returns; 0 after ``--help``; 64, with one line on stderr, on a ValueError or a place that cannot be used."""
     try:
         return run()
     except SystemExit as stop:

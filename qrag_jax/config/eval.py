@@ -17,33 +17,33 @@ class EvalConfig:
     """The final evaluation."""
 
     tokens: tuple[str, ...] = ("1k", "4k", "32k", "128k")
-    """Context lengths, of benchmarks whose documents are made to length."""
+    """Context lengths to test at, such as 4k, for benchmarks whose documents are made to length (babilong, ruler)."""
     benchmarks: tuple[str, ...] = ()
-    """Tests of other benchmarks after the run's own (out of distribution), each BENCHMARK or BENCHMARK/TASK: musique, babilong/qa3.
-    Each with the paper's number of picks (2 on hotpotqa, 4 elsewhere)."""
+    """Other benchmarks to test on after the run's own (out of distribution), each BENCHMARK or BENCHMARK/TASK: musique, babilong/qa3.
+    They are tested with the paper's number of picks (2 on hotpotqa, 4 elsewhere)."""
     split: Literal["test", "validation"] = "test"
-    """Which questions are asked. validation: to compare settings, at lengths beyond those of training, without a look at the test."""
+    """Which questions are asked. validation: to compare settings, also at lengths beyond those of training, without using the test."""
     episodes: int = 200
-    """Questions at each length."""
+    """Number of questions at each length."""
     budget: int = 4
-    """T at evaluation."""
+    """T: how many chunks are picked for each question."""
     beam: int = 1
     """Paths kept at each step of a search ("Plan Q-RAG"); 1 is greedy."""
     haystacks: int = 2
-    """Distinct haystacks at each length; questions are dealt over them (each haystack is embedded once)."""
+    """Number of distinct haystacks at each length; the questions share them, and each haystack is embedded once."""
     reader: str = "none"
     """The frozen LLM that answers: none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL."""
     reader_context: Literal["retrieved", "stopped", "gold", "none"] = "retrieved"
-    """What the reader is given: the picked chunks, those picked before Q fell below the stop threshold, the supporting ones, or only the
-    question."""
+    """What the reader is given. retrieved: the picked chunks; gold: the supporting chunks; none: only the question;
+    stopped: the chunks picked before Q fell below the stop threshold."""
     reader_tokens: int = 32
     """Longest answer, in tokens of the reader."""
     reader_timeout: float = 120.0
-    """Seconds an openai: reader may take for one answer, waiting for its turn included, before it is asked again."""
+    """Seconds to wait for an answer of an openai: reader (its queue included) before asking again."""
     reader_concurrency: int = 8
-    """Requests in flight at an openai: reader. A server that answers one at a time wants 1."""
+    """Number of requests sent to an openai: reader at the same time. Use 1 for a server that answers them one by one."""
     reader_devices: int = 1
-    """Devices of this host that the network of a flax: reader is split over; 0: all. They must divide its key/value heads."""
+    """Number of devices of this host over which a flax: reader's network is split; 0: all. It must divide the number of key/value heads."""
     reader_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of a flax: reader's weights, cache and activations. auto: bfloat16 on accelerators, float32 on CPUs."""
 
@@ -52,7 +52,7 @@ class EvalConfig:
         for text in self.tokens:
             parse_tokens(text)
         for text in self.benchmarks:
-            require(re.fullmatch(r"\w+(/\w+)?", text) is not None, "eval.benchmarks", text, "BENCHMARK or BENCHMARK/TASK, as babilong/qa3")
+            require(re.fullmatch(r"\w+(/\w+)?", text) is not None, "eval.benchmarks", text, "BENCHMARK or BENCHMARK/TASK (babilong/qa3)")
             benchmarks.named(text)
         require(self.episodes >= 1, "eval.episodes", self.episodes, ">= 1")
         require(self.budget >= 1, "eval.budget", self.budget, ">= 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-# Sentences that fill a BabiLong context, by its nominal length in tokens (about 25 tokens a sentence at length).
+# Number of sentences that fill a BabiLong context, by its nominal length in tokens (about 25 tokens per sentence in long contexts).
 CONTEXT_CHUNKS = {
     1_000: 50,
     4_000: 160,
@@ -33,5 +33,5 @@ def format_tokens(tokens: int) -> str:
 
 
 def context_chunks(tokens: int) -> int:
-    """Sentences in a context of ``tokens`` tokens: the paper's figures where it has them, else 25 tokens a sentence."""
+    """Number of sentences in a context of ``tokens`` tokens: the paper's figures where it has them, else 25 tokens per sentence."""
     return CONTEXT_CHUNKS.get(tokens, math.ceil(tokens / 25))

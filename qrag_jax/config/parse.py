@@ -1,4 +1,4 @@
-"""JSON trees to the frozen dataclasses they were written from, strictly, and what those say of their own values."""
+"""Strict conversion of JSON trees to the frozen dataclasses that wrote them, and the errors that these raise about their values."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def require(ok: bool, name: str, value: Any, allowed: str) -> None:
 
 
 def unknown(name: str, value: str, known: Iterable[str], kind: str = "") -> ValueError:
-    """The error of a value that is none of the ``known`` ones, which it lists; it guesses the one that was meant. ``kind``: of what they
-    are, " task of ruler"."""
+    """The error for an unknown value. Its message lists the ``known`` values and suggests the most similar. ``kind`` says what they are,
+    such as " task of ruler"."""
     return ValueError(f"{name} = {value!r}: unknown{kind}; known: {_known(value, known)}")
 
 

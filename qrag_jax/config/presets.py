@@ -1,4 +1,4 @@
-"""Settings to start from, by name or from a run. The paper's are those of its appendix F and of the reference code's configurations."""
+"""Settings to start from, by name or from a run. The paper's presets follow its appendix F and the reference code's configurations."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from qrag_jax.config.parse import unknown
 
 
 def tiny(benchmark: str, task: str) -> RunConfig:
-    """Two layers of 128 from scratch: minutes on two CPU cores, nothing to download."""
+    """Encoders of two layers, 128 wide, trained from scratch: minutes on two CPU cores, nothing to download."""
     facts = benchmarks.task(benchmark, task)
     config = RunConfig(
         data=DataConfig(
             benchmark=benchmark, task=task, chunk_by=facts.chunk_by, question_tokens=12, chunk_tokens=16, state_chunk_tokens=12
         ),
-        # A narrow vector divided by 10 cannot reach Q = 1 without growing its layer norms first; 4 is 10 at a width of 768.
+        # A narrow vector divided by 10 reaches Q = 1 only after its layer norms have grown; 4 here is like 10 at a width of 768.
         model=ModelConfig(divisor=4.0),
         qhead=QHeadConfig(positions=facts.positions),
         rl=RLConfig(alpha_end=0.01),
@@ -44,7 +44,7 @@ def tiny(benchmark: str, task: str) -> RunConfig:
 
 
 def _tiny_stories(config: RunConfig) -> RunConfig:
-    """BabiLong. Three hops are found from two: stories of qa2 first, then qa3 in documents long enough for most of its stories."""
+    """BabiLong. Chains of three facts (qa3) are learned after chains of two (qa2), in documents long enough for most stories of qa3."""
     if config.data.task == "qa2":
         return replace(config, train=replace(config.train, steps=2500))
     if config.data.task != "qa3":
@@ -59,9 +59,9 @@ def _tiny_stories(config: RunConfig) -> RunConfig:
 
 
 def _tiny_needles(config: RunConfig) -> RunConfig:
-    """RULER's needle tasks. A needle is told from thousands only by who has seen many, so documents are full of them. Where four must be
-    found before there is a reward, short documents come first; of all tasks together, the hardest gets a stage of its own. Where one is
-    enough, a low gamma makes a first pick beside it costly, whatever picks are left."""
+    """RULER's needle tasks. Only a retriever that has seen many needles can tell one from thousands, so training documents are full of
+    them. If four must be found before there is a reward, short documents come first; if all tasks are trained together, the hardest gets
+    a stage of its own. If one needle is enough, a low gamma makes a wrong first pick costly, however many picks are left."""
     task = config.data.task
     # Longest question, chunk and chunk in a state, in tokens; uuids are long, and inside a state a needle's key is enough.
     uuids, queries = (48, 64, 32), (40, 28, 28)
@@ -165,7 +165,7 @@ def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budge
 
 
 def _random_updates(transitions: int) -> int:
-    """Updates of ``transitions`` each in the random phase of the reference code, which lasts for some 400 transitions."""
+    """Number of updates, of ``transitions`` each, in the random phase of the reference code, which lasts for about 400 transitions."""
     return math.ceil(400 / transitions)
 
 
@@ -180,16 +180,16 @@ PRESETS: dict[str, Callable[[str, str], RunConfig]] = {
 
 
 def is_run(name: str) -> bool:
-    """Whether a preset is a configuration on disk and not one of PRESETS: a .json file, or the folder of a run or of an export."""
+    """Whether a preset is a configuration on disk (a .json file, or the folder of a run or of an export) instead of one of PRESETS."""
     return name not in PRESETS and (name.endswith(".json") or Path(name).is_dir())
 
 
 def preset(name: str, benchmark: str | None = None, task: str | None = None) -> RunConfig:
-    """The settings ``name`` for a task of a benchmark. ``name`` is one of PRESETS, a .json file with a configuration (a run's config.json,
-    a sweep's best.json), or the folder of a run or of an export.
+    """The settings of preset ``name`` for a task of a benchmark. ``name`` is one of PRESETS, a .json file with a configuration (a run's
+    config.json, a sweep's best.json), or the folder of a run or of an export.
 
-    ``benchmark`` None: that of the file, or babilong; ``task`` None: that of the file, or the benchmark's usual one. Raises ValueError on
-    an unknown name, a bad file, and a file with settings for another benchmark.
+    If ``benchmark`` is None, it is that of the file, or babilong; if ``task`` is None, it is that of the file, or the benchmark's usual
+    one. Raises ValueError on an unknown name, a bad file, and a file with settings for another benchmark.
     """
     if is_run(name):
         config = read(name)
@@ -207,7 +207,7 @@ def preset(name: str, benchmark: str | None = None, task: str | None = None) -> 
 
 
 def read(name: str) -> RunConfig:
-    """The configuration in a .json file, or in the folder of a run or of an export. Raises ValueError, naming the file, without one."""
+    """The configuration in a .json file, or in the folder of a run or of an export. Raises ValueError if there is none."""
     path = Path(name)
     if path.is_dir():
         found = [file for file in (path / "config.json", path / "qrag.json") if file.is_file()]

@@ -1,4 +1,4 @@
-"""A configuration for other questions: another benchmark, task or data folder, or another test."""
+"""Changes a configuration to other questions: another benchmark, task or data folder, or another test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from qrag_jax.config import DataConfig, EvalConfig, RunConfig, benchmarks
 
 GENERATED = "none"
-"""What a user types for a data folder to have generated questions."""
+"""The value of --data-dir that asks for generated questions."""
 
 
 def retarget(
@@ -21,10 +21,10 @@ def retarget(
     chunks: int | None = None,
     seed: int | None = None,
 ) -> RunConfig:
-    """``config`` with other questions. What is None stays, but another benchmark without a task gets its usual one. Another benchmark or
-    task is tested alone, without the other benchmarks that the old one was tested with.
+    """``config`` with other questions. An argument of None changes nothing, except that a new benchmark without a task gets its usual
+    task. A new benchmark or task is tested alone: the other benchmarks that the old one was tested with are dropped.
 
-    ``data_dir`` "none": generated questions. Raises ValueError on an unknown benchmark or task.
+    A ``data_dir`` of "none" asks for generated questions. Raises ValueError on an unknown benchmark or task.
     """
     old = config.data
     if benchmark is not None and benchmark != old.benchmark:
@@ -46,15 +46,15 @@ def retarget(
 
 
 def typed_folder(data_dir: str | None) -> str | None:
-    """A data folder as it is typed -> as ``DataConfig.data_dir``: "none" is None."""
+    """The value of --data-dir -> ``DataConfig.data_dir``: "none" becomes None."""
     return None if data_dir is None or data_dir.lower() == GENERATED else data_dir
 
 
 def retest(test: EvalConfig, **changes: Any) -> EvalConfig:
     """``test`` with the fields of ``changes`` that are not None. Raises ValueError on bad values.
 
-    What would no longer fit is adapted, unless it is given as well: there are at most as many haystacks as questions, and without a reader
-    that runs here nothing is said about its devices and type.
+    Fields that would no longer fit are adapted, unless they are given too: there are at most as many haystacks as questions, and without
+    a reader that runs here, its number of devices and its dtype are the defaults.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if not given.get("reader", test.reader).startswith("flax:"):
@@ -65,14 +65,14 @@ def retest(test: EvalConfig, **changes: Any) -> EvalConfig:
 
 
 def only_tested(config: RunConfig, test: EvalConfig) -> RunConfig:
-    """``config`` for ``test`` alone. What is about training and would be refused or read in vain is left out: the curriculum and, without a
+    """``config`` for ``test`` alone. Training settings that would be refused or have no use are reset: the curriculum and, without a
     reader, rewards from answers."""
     rl = config.rl if test.reader != "none" else replace(config.rl, reward="support")
     return replace(config, rl=rl, train=replace(config.train, curriculum=()), eval=test)
 
 
 def parts(data: DataConfig) -> list[DataConfig]:
-    """What is tested one by one: the benchmarks of a mixture, and the tasks of one that stands for several."""
+    """The parts that are tested one by one: the benchmarks of a mixture, and the tasks behind a name that stands for several."""
     each = [replace(data, benchmark=name) for name in benchmarks.weights(data.benchmark)]
     return [replace(one, task=task) for one in each for task in benchmarks.task(one.benchmark, one.task).parts or (one.task,)]
 
@@ -80,7 +80,7 @@ def parts(data: DataConfig) -> list[DataConfig]:
 def others(data: DataConfig, names: Sequence[str]) -> list[DataConfig]:
     """``data`` for other benchmarks, each BENCHMARK or BENCHMARK/TASK.
 
-    Raises ValueError on unknown ones, repeated ones, and those that ``data`` is of.
+    Raises ValueError on unknown names, repeated names, and those that ``data`` covers already.
     """
     known = {(part.benchmark, part.task) for part in parts(data)}
     found = []

@@ -1,7 +1,7 @@
-"""Everything a run can vary, as frozen dataclasses that check themselves. No jax here.
+"""All settings of a run, as frozen dataclasses that check themselves. No jax here.
 
 A run is one :class:`RunConfig`. ``to_json`` / ``from_json`` are exact inverses; unknown names are refused with the list of the known ones.
-Numbers named "paper" come from Q-RAG (arXiv 2511.07328), appendix F; the others are said where they stand.
+Numbers named "paper" come from Q-RAG (arXiv 2511.07328), appendix F; other sources are named next to their numbers.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "referenc
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which questions, in which documents, cut to which lengths."""
+    """The questions, their documents, and the lengths to which texts are cut."""
 
     benchmark: str = "babilong"
-    """Name in the table of benchmarks (qrag_jax/config/benchmarks.py), or several with weights: hotpotqa:2+musique:1."""
+    """Name of a benchmark (qrag_jax/config/benchmarks.py), or a mixture of several with weights: hotpotqa:2+musique:1."""
     task: str = "qa2"
-    """Task of the benchmark (babilong: qa1 ... qa5; ruler: niah_s1 ... niah_mq, qa_sh, qa_mh; elsewhere a type of question, or all)."""
+    """Task of the benchmark (babilong: qa1 ... qa5; ruler: niah_s1 ... niah_mq, qa_sh, qa_mh; others: a type of question, or all)."""
     data_dir: str | None = None
-    """Folder with the benchmark's files (babi/en-10k, books/{train,test}, pg_essays, squad, hotpotqa, musique, 2wikimultihopqa); of your
-    own questions, their .jsonl file or folder. None: generated stories and needles in the standard library's documentation."""
+    """Folder with the benchmark's files (babi/en-10k, books/{train,test}, pg_essays, squad, hotpotqa, musique, 2wikimultihopqa).
+    For your own questions: their .jsonl file or folder. None: generated stories, and needles in Python's documentation."""
     skip_bad: bool = False
-    """Leave broken records of question files out, and say how many; otherwise the first one ends the run."""
+    """Skip broken records of question files, and report how many. Otherwise the first broken record ends the run."""
     chunks: int = 40
-    """Chunks of a training document; where documents come as they are, the most one may have."""
+    """Number of chunks in a training document. If documents have their own length, the largest number that is allowed."""
     shared_noise: int = 32
-    """Haystack sentences that the documents of one training batch share (each text is embedded once a batch)."""
+    """Number of haystack sentences that the documents of a training batch share (each text is embedded once per batch)."""
     chunk_by: Literal["sentence", "tokens"] = "sentence"
-    """What a chunk of a user's own text is: a sentence, as in BabiLong's documents, or whole sentences packed to data.chunk_tokens. Ask in
-    the kind of chunk that was trained on."""
+    """How your own text is cut into chunks: sentence by sentence, as in BabiLong, or whole sentences packed up to data.chunk_tokens.
+    A trained retriever needs the kind of chunk it was trained with."""
     chunk_text: Literal["title. text", "reference"] = "title. text"
-    """How a paragraph with a title is written as a chunk. reference: as the reference code writes the benchmark's chunks, which is
-    "title text" for HotpotQA and 2WikiMultihopQA. A trained retriever needs the form it was trained with."""
+    """How a paragraph with a title is written as a chunk. A trained retriever needs the form it was trained with.
+    reference: as in the reference code, which writes "title text" for HotpotQA and 2WikiMultihopQA."""
     question_tokens: int = 16
     """Longest question, in tokens with the special ones; the rest is cut off."""
     chunk_tokens: int = 24
-    """Longest chunk as an action."""
+    """Longest chunk as a candidate to pick (an action), in tokens."""
     state_chunk_tokens: int = 16
-    """Longest chunk inside a state."""
+    """Longest chunk inside a state (the question and the picked chunks), in tokens."""
     state_order: Literal["document", "picked"] = "document"
-    """How a state lists the picked chunks: in document order (the paper, BabiLong), or in the order in which they were picked (the
-    reference code on HotpotQA, MuSiQue, 2Wiki and needles). A trained retriever needs the order it was trained with."""
+    """Order of the picked chunks in a state. A trained retriever needs the order it was trained with.
+    document: as in the document (the paper, BabiLong).
+    picked: as they were picked (the reference code on HotpotQA, MuSiQue, 2Wiki and needles)."""
     reference_state_spaces: bool = False
-    """Parity: in a state each text but the last ends with a space, as in the reference code (docs/deviations.md, 7). It shows only with
-    tokenizers that give such a space a token."""
+    """Parity: in a state, each text but the last ends with a space, as in the reference code (docs/deviations.md, 7).
+    This changes nothing unless the tokenizer gives such a space a token."""
     state_tokens: int = 0
-    """Longest state (question and picked chunks); what is past it is cut off. 0: long enough for everything."""
+    """Longest state (the question and the picked chunks), in tokens; the rest is cut off. 0: long enough for everything."""
 
     def __post_init__(self) -> None:
         require(self.chunks >= 1, "data.chunks", self.chunks, ">= 1")
@@ -75,7 +76,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The two text encoders. Sizes are used by the from-scratch embedder only; a named one brings its own."""
+    """The two text encoders. The sizes are those of an embedder trained from scratch; a named embedder has its own."""
 
     embedder: str = "tiny"
     """'tiny' (from scratch), or a folder or hub name with a config.json and safetensors weights."""
@@ -84,8 +85,9 @@ class ModelConfig:
     heads: int = 4
     mlp_width: int = 512
     vocab_size: int = 4096
-    """Entries of the WordPiece vocabulary trained with the run."""
+    """Size of the WordPiece vocabulary, which is made from the training text."""
     max_positions: int = 256
+    """Longest text that the encoders can read, in tokens."""
     tied: bool = False
     """One set of encoder parameters for states and actions."""
     divisor: float = 10.0
@@ -94,11 +96,11 @@ class ModelConfig:
     """Dropout in the loss only; rollouts and targets are always deterministic."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     tile_tokens: int = 512
-    """In training an encoder reads about this many tokens at a time, short texts sharing rows. The results do not depend on it: caches of
-    a CPU want few, accelerators want as many as their memory holds (16384)."""
+    """About how many tokens an encoder reads at once in training; short texts share rows. The results do not depend on it.
+    A CPU is fastest with few (512), an accelerator with as many as its memory holds (16384)."""
     attention: Attention = "auto"
-    """fused: by jax.nn.dot_product_attention, which is cuDNN's flash kernel on a GPU in bfloat16; plain: three operations; auto: plain on
-    CPU, fused elsewhere. The results do not depend on it. A Qwen3 embedder has only plain."""
+    """How attention is computed. The results do not depend on it. auto: plain on a CPU, fused elsewhere. plain: three operations.
+    fused: jax.nn.dot_product_attention, which is cuDNN's flash kernel on a GPU in bfloat16. A Qwen3 embedder has only plain."""
     remat: bool = False
     """Recompute each layer in the backward pass (jax.checkpoint): less memory, more time."""
 
@@ -118,15 +120,15 @@ class QHeadConfig:
     """Q(s, c) = <E_s(s), R(position) E_a(c)>, eq. 5 and 6."""
 
     positions: Literal["relative", "absolute", "random", "none"] = "relative"
-    """relative: eq. 6 (BabiLong, RULER); absolute: the chunk's index; random: index plus an offset; none: unordered documents."""
+    """relative: eq. 6 (BabiLong, RULER); absolute: the chunk's index; random: the index plus an offset; none: for unordered documents."""
     position_resolution: Literal["integer", "continuous"] = "integer"
-    """integer: at most span+1 positions an interval, as released weights need; continuous: eq. 6 as printed."""
+    """integer: at most span + 1 positions per interval, as released weights need; continuous: eq. 6 as printed."""
     delta: float = 20.0
     """Distance between the starts of neighbouring intervals (paper 10, reference code 20)."""
     span: float = 18.0
     """Positions inside an interval cover [0, span] (paper 9, reference code 18)."""
     max_offset: int = 2000
-    """random: offsets are drawn below this."""
+    """Random positions: the offset is drawn below this."""
     theta: float = 10_000.0
     """Base of the rotary frequencies."""
     halves: int = 2
@@ -148,6 +150,7 @@ class RLConfig:
     budget: int = 4
     """T: chunks picked in a training episode."""
     gamma: float = 0.99
+    """Discount."""
     lam: float = 0.5
     """lambda of the lambda-return."""
     tau: float = 0.02
@@ -155,31 +158,31 @@ class RLConfig:
     alpha: float = 0.05
     """Temperature of the policy and of the soft value."""
     alpha_end: float = 0.05
-    """Temperature at the end of training; in between linear."""
+    """Temperature at the end of training; it changes linearly from alpha."""
     policy_top_k: int = 5
-    """The policy samples among this many chunks of highest Q; 0: all."""
+    """The policy samples from this many chunks with the highest Q; 0: from all."""
     value_top_k: int = 5
-    """The soft value sums over this many chunks of highest Q; 0: all."""
+    """The soft value sums over this many chunks with the highest Q; 0: over all."""
     random_updates: int = 50
-    """Updates at the start whose episodes are picked uniformly at random."""
+    """Number of updates at the start in which chunks are picked uniformly at random."""
     reward: Literal["support", "answer_em", "answer_f1", "mixed"] = "support"
-    """support: 1 when all supporting chunks are picked. answer_em, answer_f1: the frozen reader's answer (eval.reader), no support labels.
-    mixed: the mean of support and answer_em."""
+    """support: 1 when all supporting chunks are picked. mixed: the mean of support and answer_em.
+    answer_em, answer_f1: the score of the frozen reader's answer (eval.reader); no support labels are needed."""
     penalize_extra_steps: bool = False
-    """Reward 0.5 + 0.5 |F*| / |picked| on completion, in place of 1."""
+    """The reward for picking all supporting chunks F* is 0.5 + 0.5 |F*| / |picked| instead of 1."""
     objective: Literal["td", "supervised"] = "td"
-    """td: the value function, from rewards. supervised: a loss on the supporting chunks alone, picked one after the other in document
-    order, without rewards, policy or targets (Beam Retriever's; ablation)."""
+    """td: the value function is learned from rewards. supervised: an ablation without rewards, policy or targets.
+    Its labels are the supporting chunks, one after the other in document order (Beam Retriever's loss)."""
     soft: bool = True
-    """False: the value of a state is max Q in place of the soft value (ablation)."""
+    """False: the value of a state is max Q instead of the soft value (ablation)."""
     target_network: bool = True
     """False: targets come from the trained parameters themselves (ablation)."""
     reference_lambda_return: bool = False
     """Parity: the reference code's off-by-one bootstrap (docs/deviations.md, 1)."""
     reference_soft_value: bool = False
-    """Parity: top k before the mask of available chunks (docs/deviations.md, 2)."""
+    """Parity: the top k are chosen before chunks that cannot be picked are masked (docs/deviations.md, 2)."""
     reference_alpha: bool = False
-    """Parity: alpha multiplied by the learning-rate schedule (docs/deviations.md, 3)."""
+    """Parity: alpha is multiplied by the learning-rate schedule (docs/deviations.md, 3)."""
 
     def __post_init__(self) -> None:
         require(self.budget >= 1, "rl.budget", self.budget, ">= 1")
@@ -198,22 +201,23 @@ class RLConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a decay."""
+    """AdamW, with a linear warm-up and a decay of the learning rate."""
 
     learning_rate: float = 7e-4
     end_ratio: float = 0.1
     """Learning rate at the last step as a share of the highest."""
     schedule: Literal["linear", "quarter_cosine"] = "linear"
-    """How the learning rate falls after the warm-up. quarter_cosine: as a quarter of a cosine wave, slowly at first (the reference code's
-    e5 configurations)."""
+    """How the learning rate falls after the warm-up.
+    quarter_cosine: like a quarter of a cosine wave, slowly at first (the reference code's e5 configurations)."""
     warmup: int = 50
+    """Number of updates of the warm-up."""
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-6
     weight_decay: float = 1e-3
     max_grad_norm: float = 2.0
     batch: int = 32
-    """Episodes an update. The memory of the gradient does not depend on it (model.tile_tokens)."""
+    """Number of episodes per update. The memory that the gradient needs does not depend on it, but on model.tile_tokens."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "> 0")
@@ -229,7 +233,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training: until update ``until``, ``task`` in documents of ``chunks`` chunks."""
+    """A part of training: ``task`` in documents of ``chunks`` chunks, until update ``until``."""
 
     task: str
     chunks: int
@@ -238,30 +242,31 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run, and what it stops for."""
+    """Length of the run, its validations and checkpoints, and its devices."""
 
     steps: int = 1000
-    """Updates."""
+    """Number of updates."""
     seed: int = 0
     log_every: int = 10
+    """Updates between records in metrics.jsonl."""
     eval_every: int = 100
-    """Updates between validations; each may set the best checkpoint."""
+    """Updates between validations. The best validation so far sets the checkpoint "best"."""
     eval_episodes: int = 128
-    """Validation episodes during training."""
+    """Number of questions in a validation during training."""
     checkpoint_every: int = 100
     """Updates between checkpoints."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints at most, where updates are slow. After a SIGTERM there is one at once."""
+    """Maximum minutes between checkpoints, for runs with slow updates. After SIGTERM, a checkpoint is saved at once."""
     curriculum: tuple[str, ...] = ()
-    """Stages before the main task, each TASK:CHUNKS:UPDATES (qa2:40:700): chains and documents that grow."""
+    """Stages of training before the main task, from easy to hard, each TASK:CHUNKS:UPDATES (qa2:40:700)."""
     stop_at: float | None = None
-    """End training when validation Fact EM reaches this at two validations in a row."""
+    """End training early when Fact EM reaches this value in two validations in a row."""
     init_from: str | None = None
-    """Run directory or export whose parameters to start from."""
+    """Run directory or export whose parameters training starts from."""
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
-    """auto: jit on one device, pmap on several of one host, shard_map on several hosts."""
+    """How updates use devices. auto: jit on one device, pmap on several devices of one host, shard_map on several hosts."""
     devices: int = 0
-    """Devices to use; 0: all."""
+    """Number of devices to use; 0: all."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "eval_every", "eval_episodes", "checkpoint_every"):
@@ -270,7 +275,7 @@ class TrainConfig:
             self.eval_every % self.log_every == 0,
             "train.eval_every",
             self.eval_every,
-            f"a multiple of train.log_every ({self.log_every}): a validation stands beside a record",
+            f"a multiple of train.log_every ({self.log_every}): a validation comes with a record",
         )
         require(0 < self.checkpoint_minutes < math.inf, "train.checkpoint_minutes", self.checkpoint_minutes, "> 0")
         require(0 <= self.seed < 2**31, "train.seed", self.seed, "in [0, 2^31)")
@@ -312,7 +317,7 @@ class RunConfig:
             f"<= data.chunks ({self.data.chunks}): an episode picks each chunk at most once",
         )
         if self.rl.reward != "support":
-            require(self.eval.reader != "none", "rl.reward", self.rl.reward, "support, or give the reader that answers (eval.reader)")
+            require(self.eval.reader != "none", "rl.reward", self.rl.reward, "support, or give a reader that answers (eval.reader)")
         for stage in self.train.stages(self.data):
             require(
                 self.rl.budget <= stage.chunks,
@@ -323,7 +328,7 @@ class RunConfig:
 
     @property
     def largest_budget(self) -> int:
-        """The most chunks picked: in training, in the run's own test, and in the tests of other benchmarks."""
+        """The largest number of chunks picked in training, in the run's own test, and in the tests of other benchmarks."""
         others = (benchmarks.picks(benchmarks.named(text)[0]) for text in self.eval.benchmarks)
         return max(self.rl.budget, self.eval.budget, *others)
 

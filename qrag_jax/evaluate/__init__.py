@@ -1,4 +1,4 @@
-"""Evaluation: which questions, their episodes, metrics, and what they leave behind."""
+"""Evaluation: sets of questions, their episodes, metrics, and the files of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of answers, on the host: SQuAD's EM and F1, BabiLong's accuracy, RULER's string match. Each is of one question."""
+"""Metrics of answers, on the host: SQuAD's EM and F1, BabiLong's accuracy, RULER's string match. Each function scores one question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qrag_jax.types import VALUES_SEPARATOR, QAExample
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 CLOSED = frozenset({"yes", "no", "noanswer"})
-"""Answers that share no credit with any other."""
+"""Answers that are right or wrong as a whole: no other answer shares credit with them."""
 
 PLACES = frozenset({"bathroom", "bedroom", "garden", "hallway", "kitchen", "office"})
 BABILONG_LABELS = {
@@ -23,7 +23,7 @@ BABILONG_LABELS = {
     "qa4": PLACES,
     "qa5": frozenset({"bill", "fred", "jeff", "mary", "apple", "football", "milk"}),
 }
-"""Everything that is an answer to some question of a task, in lower case."""
+"""All possible answers to the questions of a task, in lower case."""
 ECHOES = re.compile(r"\.|<context>|<example>")
 
 
@@ -41,8 +41,8 @@ def answer_em(prediction: str, golds: Sequence[str]) -> float:
 def answer_f1(prediction: str, golds: Sequence[str]) -> float:
     """F1 of the bags of normalised words, the best over ``golds``. Raises ValueError without golds.
 
-    "yes", "no" and "noanswer" are right or wrong as a whole (HotpotQA, Yang et al. 2018, hotpot_evaluate_v1.py). Where nothing is left of
-    one side, F1 is 1 if nothing is left of the other and else 0 (SQuAD 2.0), so EM 1 means F1 1.
+    "yes", "no" and "noanswer" are right or wrong as a whole (HotpotQA, Yang et al. 2018, hotpot_evaluate_v1.py). If normalisation leaves
+    no words on one side, F1 is 1 if it leaves none on the other either, and else 0 (SQuAD 2.0). So an EM of 1 means an F1 of 1.
     """
     _check(golds, "golds")
     return max(_f1(normalize_answer(prediction), normalize_answer(gold)) for gold in golds)
@@ -60,10 +60,10 @@ def _f1(prediction: str, gold: str) -> float:
 def babilong_correct(prediction: str, target: str, question: str, task: str) -> bool:
     """BabiLong's rule (Kuratov et al. 2024, github.com/booydar/babilong, babilong/metrics.py), for qa1 to qa5.
 
-    What counts are the labels of the task that occur, in whatever case and inside words too, in the prediction up to its first full stop
-    (or first "<context>" or "<example>", where a model goes on inventing questions) and do not occur in the question. The prediction is
-    correct if these are the target and nothing else; a target "a,b" needs both. Line ends do not cut the prediction. Raises ValueError
-    for an unknown task and for a target that is no label of the task.
+    The prediction is cut at its first full stop (or at its first "<context>" or "<example>", after which a model invents more questions),
+    but not at line ends. Labels of the task count if they occur in it, in any case and also inside words, and do not occur in the
+    question. The prediction is correct if exactly the labels of the target count; a target "a,b" needs both. Raises ValueError for an
+    unknown task and for a target that is no label of the task.
     """
     if task not in BABILONG_LABELS:
         raise ValueError(f"task = {task!r}: BabiLong's rule is known for {', '.join(BABILONG_LABELS)}")
@@ -76,12 +76,12 @@ def babilong_correct(prediction: str, target: str, question: str, task: str) -> 
 
 
 def string_match_all(prediction: str, references: Sequence[str]) -> float:
-    """Fraction of ``references`` that occur in the prediction, in whatever case: RULER's score of needles (Hsieh et al. 2024)."""
+    """Fraction of ``references`` that occur in the prediction, in any case: RULER's score of needles (Hsieh et al. 2024)."""
     return sum(_contained(prediction, references)) / len(references)
 
 
 def string_match_part(prediction: str, references: Sequence[str]) -> float:
-    """1 if any of ``references`` occurs in the prediction, in whatever case, else 0: RULER's score of its question answering."""
+    """1 if any of ``references`` occurs in the prediction, in any case, else 0: RULER's score of its question answering."""
     return float(any(_contained(prediction, references)))
 
 
@@ -92,12 +92,12 @@ def _contained(prediction: str, references: Sequence[str]) -> list[bool]:
 
 def _check(answers: Sequence[str], name: str) -> None:
     if isinstance(answers, str) or not answers:
-        raise ValueError(f"{name} = {answers!r}: must be a list of one or more right answers; leave a question without any out")
+        raise ValueError(f"{name} = {answers!r}: must be a list of one or more right answers; leave out questions without one")
 
 
 def score_answer(benchmark: str, task: str, prediction: str, example: QAExample) -> tuple[float, float | None]:
-    """Answer EM and F1, by the benchmark's own rule: on BabiLong EM is its accuracy, on RULER the share of the values that the answer holds
-    (RULER-QA: any); neither has an F1. Raises ValueError on an unknown benchmark or task."""
+    """Answer EM and F1, by the benchmark's own rule. On BabiLong, EM is its accuracy; on RULER, the share of the values that the answer
+    contains (RULER-QA: 1 for any of them); neither has an F1. Raises ValueError on an unknown benchmark or task."""
     return SCORERS[benchmarks.task(benchmark, task).scorer](task, prediction, example)
 
 
@@ -113,4 +113,4 @@ SCORERS: dict[str, Callable[[str, str, QAExample], Score]] = {
     "all_values": lambda task, said, example: (string_match_all(said, example.answer.split(VALUES_SEPARATOR)), None),
     "any_value": lambda task, said, example: (string_match_part(said, [example.answer, *example.aliases]), None),
 }
-"""Name in the table of benchmarks -> (task, the reader's answer, the question) -> Answer EM and F1; F1 is None where there is none."""
+"""Name in the table of benchmarks -> (task, the reader's answer, the question) -> Answer EM and F1; F1 is None if the rule has none."""

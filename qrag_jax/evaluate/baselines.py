@@ -1,11 +1,11 @@
-"""Retrieval without fine-tuning, on the questions and at the budget of a run: what training has to beat.
+"""Retrieval without fine-tuning, with the questions and the budget of a run: the results that training has to beat.
 
-    bm25      the T chunks of highest BM25 score (package bm25s: Lucene's variant, k1 1.5, b 0.75, English stop words left out)
-    single    one look: the T chunks nearest to the question's embedding
-    multi     the multi-step search of this library with the same embedder as it is, without positions
+    bm25      the T chunks with the highest BM25 score (package bm25s: Lucene's variant, k1 1.5, b 0.75, English stop words left out)
+    single    one search step: the T chunks nearest to the question's embedding
+    multi     this library's multi-step search with the same embedder, not trained further, without positions
     random    T chunks drawn at random
 
-Each gives the episodes and the rows of results.json that a trained retriever gives, and names itself in the row's ``method``.
+Each writes the same episodes and rows of results.json as a trained retriever; the ``method`` of a row names the baseline.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NEED_EMBEDDER = ("single", "multi")
 
 
 def bm25(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
-    """The chunks of highest BM25 score, each document its own collection; equal scores in document order.
+    """The chunks with the highest BM25 score; each document is a collection of its own. Equal scores keep document order.
 
     Raises ValueError when bm25s is not installed.
     """
@@ -49,7 +49,7 @@ def bm25(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
         import bm25s
     except ImportError:
         raise ValueError("the baseline bm25 needs the package bm25s: pip install 'qrag-jax[baselines]'") from None
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it has a line to say about each index
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs a line for each index
 
     def words(texts: Sequence[str]) -> list[list[str]]:
         return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
@@ -71,7 +71,7 @@ def bm25(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
 
 
 def single_step(retriever: Retriever, similarity: Similarity = "cosine") -> Find:
-    """Chunks by their embedding's similarity to the question's, both from one look at the empty state; no positions.
+    """Chunks by the similarity of their embedding to that of the question (the empty state), in one step and without positions.
 
     ``similarity`` is the one the embedder was trained with: "dot" for contriever, "cosine" for most others.
     """
@@ -94,14 +94,14 @@ def single_step(retriever: Retriever, similarity: Similarity = "cosine") -> Find
 
 
 def multi_step(retriever: Retriever) -> Find:
-    """The search a trained retriever makes, with ``retriever``'s parameters as they are and without positions."""
+    """The search of a trained retriever, with the unchanged parameters of ``retriever`` and without positions."""
     config = replace(retriever.config, qhead=replace(retriever.config.qhead, positions="none"))
     plain = Retriever(config, retriever.embedder, retriever.params, retriever.tokenizer)
     return plain.run
 
 
 def random_chunks(seed: int) -> Find:
-    """Chunks drawn without replacement, a function of the seed and the question's id. There is no score."""
+    """Chunks drawn without replacement, as a function of the seed and the question's id. There is no score."""
 
     def find(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
         draws = [np.random.default_rng((seed, zlib.crc32(example.id.encode()))) for example in examples]
@@ -112,7 +112,7 @@ def random_chunks(seed: int) -> Find:
 
 
 def make(method: str, *, retriever: Retriever | None = None, similarity: Similarity = "cosine", seed: int = 0) -> Find:
-    """The baseline called ``method``. Raises ValueError on an unknown name, and without the embedder that it needs."""
+    """The baseline called ``method``. Raises ValueError on an unknown name, and if the embedder that it needs is missing."""
     if method not in METHODS:
         raise ValueError(f"method {method!r}: unknown baseline; known: {', '.join(METHODS)}")
     if method == "bm25":
@@ -125,9 +125,9 @@ def make(method: str, *, retriever: Retriever | None = None, similarity: Similar
 
 
 def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], run_dir: Path) -> list[dict[str, Any]]:
-    """Episodes and one row of results.json for each set; rows have no stop threshold, since nothing was calibrated.
+    """Writes the episodes, and returns one row of results.json for each set. Rows have no stop threshold: nothing was calibrated.
 
-    Raises ValueError when a document has fewer chunks than its set has picks, or a question no supporting chunks.
+    Raises ValueError when a document has fewer chunks than the set's budget, or a question has no supporting chunks.
     """
     rows = []
     for questions in sets:
@@ -148,7 +148,7 @@ def evaluate_baseline(method: str, find: Find, sets: Sequence[EvaluationSet], ru
 
 
 def write_baselines(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """results.json and, with the methods in front, results.md."""
+    """Writes results.json, and results.md with the methods in the first column."""
     write_json(run_dir / "results.json", {"schema": SCHEMA, "rows": list(rows)})
     write_text(run_dir / "results.md", baselines_table(rows) + "\n")
 
@@ -165,5 +165,5 @@ def _trajectory(scores: Float[np.ndarray, " N"], budget: int) -> Trajectory:
 
 
 def _unit(vectors: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R D"]:
-    """Rows of length 1. A text without tokens has the zero vector, and stays it."""
+    """Rows scaled to length 1. The zero vector (a text without tokens) stays zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""Evaluation: episodes -> per-episode JSONL -> rows of results.json. The same function during training and at its end."""
+"""Evaluation: episodes -> per-episode JSONL -> rows of results.json. Validation during training and the final test share it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_episodes(
 
 
 def score_episodes(examples: Sequence[QAExample], found: Sequence[Trajectory]) -> list[EpisodeRecord]:
-    """What was picked, scored. Raises ValueError on an example without supporting chunks."""
+    """Scores the picks ``found`` for ``examples``. Raises ValueError on an example without supporting chunks."""
     return [
         EpisodeRecord(
             id=example.id,
@@ -59,9 +59,9 @@ def read_answers(
     examples: Sequence[QAExample],
     threshold: float | None = None,
 ) -> list[EpisodeRecord]:
-    """The records with what the reader answered. ``context``: as ``EvalConfig.reader_context``; "stopped" needs the ``threshold``.
+    """The records with the reader's answers. ``context``: as ``EvalConfig.reader_context``; "stopped" needs the ``threshold``.
 
-    An outage is an error (ReaderError), never an answer.
+    If the reader cannot be reached, raises ReaderError; this is never scored as an answer.
     """
     prompts, benchmark = [], questions.benchmark.removesuffix(OFFICIAL)
     for record, example in zip(records, examples, strict=True):
@@ -85,14 +85,14 @@ def read_answers(
 
 
 def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:
-    """The stop threshold of highest Fact F1 on validation episodes; None at a budget of 1, where there is nothing to stop."""
+    """The stop threshold with the highest Fact F1 on validation episodes; None with a budget of 1, where there is nothing to stop."""
     if len(records[0].picked) < 2:
         return None
     return calibrate_threshold([r.picked for r in records], [r.q for r in records], [r.support for r in records])
 
 
 def evaluate(config: EvalConfig, run_dir: Path, retriever: Retriever, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
-    """Episodes and one row of results.json for each set; the threshold stays the one calibrated on validation."""
+    """Writes the episodes, and returns one row of results.json for each set. The threshold is the one calibrated on validation."""
     rows = []
     reader = make_reader(config, run_dir / "answers")
     for questions in sets:
@@ -116,7 +116,7 @@ def evaluate(config: EvalConfig, run_dir: Path, retriever: Retriever, sets: Sequ
 
 
 def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[str, Any]:
-    """Mean metrics of some episodes; ``ci95`` is the Wilson interval of Fact EM."""
+    """Mean metrics of the episodes; ``ci95`` is the Wilson interval of Fact EM."""
     em = [record.fact_em for record in records]
     kept = None if threshold is None else [(stopped(r.picked, r.q, threshold), r.support) for r in records]
     return {
@@ -135,6 +135,6 @@ def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[s
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where a value was not measured."""
+    """The mean; None if any value was not measured."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None

@@ -1,6 +1,6 @@
-"""Retrieval metrics on the host. Definitions: Fact EM and Fact F1 as in Q-RAG's tables 2-6.
+"""Retrieval metrics on the host. Fact EM and Fact F1 are defined as in Q-RAG's tables 2-6.
 
-scipy.stats takes most of a second to import, so the two functions that need it import it.
+Importing scipy.stats takes most of a second, so only the two functions that need it import it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qrag_jax.retrieve.search import stopped
 
 
 def fact_em(picked: Sequence[int], support: Sequence[int]) -> float:
-    """1 if every supporting chunk is among the picked ones (more may be picked), else 0."""
+    """1 if every supporting chunk was picked (others may be picked too), else 0."""
     _check(support)
     return float(set(support) <= set(picked))
 
@@ -28,16 +28,16 @@ def fact_f1(picked: Sequence[int], support: Sequence[int]) -> float:
 
 
 def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[float]], support: Sequence[Sequence[int]]) -> float:
-    """The stop threshold of highest mean Fact F1. To be called on validation episodes only.
+    """The stop threshold with the highest mean Fact F1. Call it with validation episodes only.
 
-    Among equally good thresholds, the middle of the widest gap between observed Q values.
+    Among equally good thresholds, it is the middle of the widest gap between observed Q values.
     """
     values = np.unique(np.concatenate([np.asarray(row[1:], float) for row in q]))
     if values.size == 0:
         raise ValueError("a stop threshold needs episodes of at least two picks; use a budget of 2 or more")
     edges = np.concatenate([[values[0] - 1.0], values, [values[-1] + 1.0]])
     middles, gaps = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-    if middles.size > 400:  # quantiles lose nothing visible and keep this linear in the number of episodes
+    if middles.size > 400:  # quantiles keep the cost linear in the number of episodes, and lose nothing visible
         keep = np.unique(np.linspace(0, middles.size - 1, 400).astype(int))
         middles, gaps = middles[keep], gaps[keep]
     scores = [np.mean([fact_f1(stopped(p, v, threshold), s) for p, v, s in zip(picked, q, support, strict=True)]) for threshold in middles]
@@ -47,9 +47,9 @@ def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[fl
 
 @dataclass(frozen=True)
 class Stopping:
-    """What stopping below each threshold gives (Tables 5 and 6 of the paper): means over episodes; ``length`` in picks; ``perfect``: the
-    share that stops right after its last supporting chunk. ``roc_auc``: of "a supporting chunk is still missing" by Q; None if it always
-    or never is."""
+    """Results of stopping below each threshold (Tables 5 and 6 of the paper), as means over episodes. ``length``: number of picks.
+    ``perfect``: share of episodes that stop right after their last supporting chunk. ``roc_auc``: how well Q predicts that a supporting
+    chunk is still missing; None if one always or never is."""
 
     threshold: tuple[float, ...]
     fact_f1: tuple[float, ...]
@@ -75,7 +75,7 @@ def stopping(
         rows.append([np.mean(f1), np.mean(done), np.mean([len(k) for k in kept]), np.mean(perfect)])
     auc = None
     if 0 < missing.sum() < len(missing):
-        # The chance that a state with something missing has the higher Q; ties count half.
+        # The probability that Q is higher in a state that misses a chunk than in one that does not; ties count half.
         from scipy.stats import rankdata
 
         ones = int(missing.sum())
@@ -85,7 +85,7 @@ def stopping(
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927, z = 1.96); honest at 0 and 1, where the normal one has no width."""
+    """95 % confidence interval of a proportion (Wilson 1927, z = 1.96). At 0 and 1, where the normal interval has no width, it has one."""
     from scipy.stats import binomtest
 
     if trials < 1:
@@ -96,4 +96,4 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 def _check(support: Sequence[int]) -> None:
     if not support:
-        raise ValueError("support is empty: Fact EM and Fact F1 are undefined without supporting chunks; leave the example out")
+        raise ValueError("support is empty: Fact EM and Fact F1 are undefined without supporting chunks; leave out the example")

@@ -1,4 +1,4 @@
-"""Pictures of a run, in a colour-blind-safe palette (Okabe and Ito), with markers and line styles that differ as well."""
+"""Pictures of a run, in a colour-blind-safe palette (Okabe and Ito); markers and line styles differ too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PaperFigures = Mapping[tuple[str, str, str], Mapping[int, float]]
 
 
 def subplots(columns: int, rows: int = 1) -> tuple[Figure, Any]:
-    """A figure and its axes [rows, columns]. It belongs to no window and leaves the user's own pyplot figures alone."""
+    """A figure and its axes [rows, columns]. It opens no window and does not change the user's own pyplot figures."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,9 +29,9 @@ def subplots(columns: int, rows: int = 1) -> tuple[Figure, Any]:
 
 
 def legend(axis: Any, *twins: Any, title: str | None = None) -> None:
-    """Says what ``axis`` and its ``twins`` show, each name once, below the x-axis: there it covers no data.
+    """Draws the legend of ``axis`` and its ``twins``, each name once, below the x-axis, where it covers no data.
 
-    Call it when the labels and ticks of ``axis`` are set.
+    Call it after the labels and ticks of ``axis`` are set.
     """
     from matplotlib.transforms import ScaledTranslation
 
@@ -76,9 +76,9 @@ def stopping(curve: Stopping, threshold: float, path: Path, title: str) -> None:
 def search(
     budgets: Sequence[dict[str, Any]], beams: Sequence[dict[str, Any]], paper: dict[str, dict[int, float]], path: Path, title: str
 ) -> None:
-    """Fact EM and Fact F1 against the retrieval budget and against the width of the beam, with the seconds that a question takes.
+    """Fact EM and Fact F1 against the retrieval budget and against the width of the beam, with the seconds per question.
 
-    ``budgets``, ``beams``: rows of tables.json; ``paper``: metric -> budget -> figure of the paper, empty where it has none.
+    ``budgets``, ``beams``: rows of tables.json; ``paper``: metric -> budget -> figure of the paper, empty if it has none.
     """
     figure, axes = subplots(2)
     by_budget, by_beam = axes[0]
@@ -105,8 +105,8 @@ def search(
 def curves(records: Sequence[dict[str, Any]], path: Path, title: str, sampled: bool = True) -> None:
     """Return and Fact EM of training and validation against updates and against minutes, from the records of metrics.jsonl.
 
-    ``sampled``: whether training episodes are the policy's; supervised ones follow the labels, and their record is the share of
-    episodes whose supporting chunks rank first at each step.
+    ``sampled``: whether the policy made the training episodes. Supervised episodes follow the labels; for them, the plot shows the share
+    of episodes whose supporting chunks rank first at each step.
     """
     train = [r for r in records if r["kind"] == "train"]
     validation = [r for r in records if r["kind"] == "validation"]
@@ -128,7 +128,7 @@ def curves(records: Sequence[dict[str, Any]], path: Path, title: str, sampled: b
 
 
 def interval(row: dict[str, Any]) -> tuple[float, float]:
-    """Where the bar of Fact EM ends: at the 95 % interval of a run's row, or a spread below and above a mean over seeds."""
+    """The ends of the error bar of Fact EM: the 95 % interval of a run's row, or one spread below and above a mean over seeds."""
     if row["ci95"] is not None:
         return row["ci95"][0], row["ci95"][1]
     spread = row.get("spread", {}).get("fact_em") or 0.0
@@ -136,7 +136,7 @@ def interval(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def context(rows: Sequence[dict[str, Any]], path: Path, paper: PaperFigures = MappingProxyType({})) -> None:
-    """Fact EM (with its interval) and stopped Fact F1 against context length, a panel for each task, with the paper's Fact F1 where
+    """Fact EM (with its interval) and stopped Fact F1 against context length, with a panel for each task and the paper's Fact F1 if
     ``paper`` has it. ``rows``: of results.json."""
     tasks: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["context_tokens"]):

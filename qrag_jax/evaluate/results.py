@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: episodes/*.jsonl, results.json and its table."""
+"""The files that an evaluation writes: episodes/*.jsonl, results.json and its table, results.md."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def write_episodes(path: Path, records: Sequence[EpisodeRecord]) -> None:
 
 
 def write_results(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """results.json (schema of DESIGN section 4) and the same as a table, results.md."""
+    """Writes results.json, and the same as a table in results.md."""
     write_json(run_dir / "results.json", {"schema": SCHEMA, "rows": list(rows)})
     write_text(run_dir / "results.md", results_table(rows) + "\n")
 
 
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; what was not measured is a dash."""
+    """Rows as a Markdown table, with a dash for what was not measured."""
     heads = (
         "task",
         "split",

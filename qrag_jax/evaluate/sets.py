@@ -1,4 +1,4 @@
-"""Which questions are evaluated: one set for each row of results.json."""
+"""The questions that are evaluated: one set for each row of results.json."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from qrag_jax.data.ruler import tasks as ruler
 from qrag_jax.data.splits import Split
 from qrag_jax.types import QAExample
 
-OFFICIAL = "-official"  # ends the name of a benchmark whose own records are read
-GROUP = 256  # questions whose own paragraphs are embedded together
+OFFICIAL = "-official"  # ending of a benchmark's name if its published records are read instead of generated ones
+GROUP = 256  # number of questions whose paragraphs are embedded together
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Questions of one kind, searched with ``budget`` picks. ``groups`` are embedded one after the other; those of a group share their
-    haystack.
-    ``context_tokens`` is None where documents come as they are. Groups are made when asked for: 10M-token documents are large."""
+    """Questions of one kind, searched with ``budget`` picks. ``groups`` are embedded one after another; the questions of a group share
+    their haystack. A group is made only when it is needed, because documents of 10M tokens are large. ``context_tokens`` is None if
+    documents have their own length."""
 
     name: str
     benchmark: str
@@ -36,7 +36,7 @@ class EvaluationSet:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a row of results.json begins with."""
+        """The first fields of a row of results.json."""
         return {"benchmark": self.benchmark, "task": self.task, "split": self.split, "context_tokens": self.context_tokens}
 
     def __iter__(self) -> Iterator[list[QAExample]]:
@@ -44,10 +44,10 @@ class EvaluationSet:
 
 
 def final_sets(config: RunConfig) -> list[EvaluationSet]:
-    """The final evaluation of a run, on ``config.eval.split``: its benchmark at every context length of ``config.eval.tokens``, or once
-    where documents come as they are; then likewise those of ``config.eval.benchmarks``, with as many picks as the paper makes there.
+    """The sets of a run's final evaluation, on ``config.eval.split``: its benchmark at every context length of ``config.eval.tokens``, or
+    once if documents have their own length; then the same for ``config.eval.benchmarks``, with the paper's number of picks for each.
 
-    Reads what it needs, so that missing data is found before training. Raises ValueError on missing or broken data, and on documents with
+    Reads the data, so that missing files are found before training. Raises ValueError on missing or broken data, and on documents with
     fewer chunks than the budget.
     """
     sets = []
@@ -66,7 +66,7 @@ def validation_set(config: RunConfig) -> EvaluationSet:
 
 
 def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes: int) -> EvaluationSet:
-    """At most ``episodes`` questions. ``tokens`` None: documents of ``config.data.chunks`` chunks, or as long as they come."""
+    """At most ``episodes`` questions. If ``tokens`` is None, documents have ``config.data.chunks`` chunks, or their own length."""
     settings = config.data
     name = f"{settings.benchmark}-{settings.task}"
     if not benchmarks.made_to_length(settings.benchmark):
@@ -88,9 +88,9 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
 
 
 def official_sets(config: RunConfig) -> list[EvaluationSet]:
-    """RULER's own records of the run's task, or of all eight, one set for each length there is in ``config.data.data_dir``."""
+    """RULER's published records of the run's task, or of all eight, with one set for each length found in ``config.data.data_dir``."""
     if config.data.benchmark != "ruler":
-        raise ValueError(f"official: there are official records of ruler only, not of {config.data.benchmark}")
+        raise ValueError(f"official: only ruler has official records, {config.data.benchmark} has none")
     if config.eval.split != "test":
         raise ValueError(f"eval.split = {config.eval.split!r}: official records are for the test alone; leave it at test")
     if config.data.data_dir is None:

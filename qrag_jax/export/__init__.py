@@ -1,4 +1,4 @@
-"""Exports: the folder a finished run leaves behind, and the layouts it is read from and turned into."""
+"""Exports: the folder that a finished run writes, and the conversion from and to other layouts."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from qrag_jax.config import RunConfig
 
-# Columns of a results row, in the order in which a reader wants them.
+# Columns of a results row, in the order in which they are shown.
 COLUMNS = {
     "benchmark": "benchmark",
     "task": "task",
@@ -81,12 +81,12 @@ encoder = AutoModel.from_pretrained("path/to/this/folder/state_encoder")
 ```
 """
 
-REFERENCE = """In the authors' PyTorch code: `model_best.pt` has its names, `config.yaml` the settings of the retriever (data sets are
-yours to add), `base_model/` the network and tokenizer that `algo.model.model_name` names. Slow copies equal the networks; the optimiser
-has not stepped; value heads and poolers, which that code does not use, are zero.
+REFERENCE = """For the authors' PyTorch code: `model_best.pt` uses the names of that code, `config.yaml` holds the settings of the retriever
+(add your data sets), and `base_model/` holds the network and tokenizer that `algo.model.model_name` names. The target networks equal the
+networks; the optimiser has not stepped; value heads and poolers, which that code does not use, are zero.
 """
 
-# What each layout of an export can be loaded with.
+# How each layout of an export can be loaded.
 LOADING = {
     "export": (QRAG_JAX, SENTENCE_TRANSFORMERS, TRANSFORMERS),
     "hf": (TRANSFORMERS,),
@@ -108,7 +108,7 @@ def model_card(
     rows: Sequence[Mapping[str, Any]],
     layout: str = "export",
 ) -> str:
-    """Markdown with the metadata block that the hub reads. ``hf`` is the encoders' ``config.json``, ``layout`` a key of :data:`LOADING`."""
+    """Markdown with the metadata that the hub reads. ``hf`` is the encoders' ``config.json``; ``layout`` is a key of :data:`LOADING`."""
     words = {"mean": "mean", "last": "last-token", "cls": "first-token"}[pooling]
     sections = [text.format(pooling=words, divisor=config.model.divisor) for text in LOADING[layout]]
     if "auto_map" in hf:

@@ -31,7 +31,7 @@ class Import:
         None
     )
     """Folder with the config.json and the tokenizer of the base model."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: the one beside the checkpoint)")] = None
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: the one next to the checkpoint)")] = None
     """The config.yaml that was saved with the checkpoint."""
 
 

@@ -1,11 +1,11 @@
-"""Exports: the folder a finished run leaves behind, which JAX and PyTorch users load alike.
+"""Exports: the folder that a finished run writes, for users of JAX and of PyTorch.
 
     export/  qrag.json       the run's configuration, stop threshold, figures
              tokenizer.json  (+ tokenizer_config.json)
              state_encoder/  action_encoder/   Hugging Face and sentence-transformers model folders
              README.md       model card
 
-``qrag import`` makes one of a released Q-RAG checkpoint; ``qrag export`` writes one in the layouts of PyTorch programs.
+``qrag import`` makes an export from a released Q-RAG checkpoint; ``qrag export`` writes an export in the layouts of PyTorch programs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Export:
-    """A trained retriever. ``params`` go into ``embedder().apply(params, ids, method=...)`` as they are."""
+    """A trained retriever. ``params`` are the argument of ``embedder().apply(params, ids, method=...)``."""
 
     config: RunConfig
     backbone: BackboneConfig
@@ -40,9 +40,9 @@ class Export:
     tokenizer: TextTokenizer
     pooling: Pooling
     threshold: float | None = None
-    """Stop threshold; None: none is known."""
+    """Stop threshold; None: not known."""
     step: int = 0
-    """Updates that trained it."""
+    """Number of updates of its training."""
     rows: Sequence[Mapping[str, Any]] = ()
     """Rows of results.json, for the model card."""
 
@@ -53,7 +53,8 @@ class Export:
 def write_export(out_dir: str | Path, export: Export) -> Path:
     """Writes an export completely or not at all, replacing an older one, and returns its path.
 
-    Weights are written as float32, those of a tied embedder twice. Raises ValueError when ``out_dir`` exists and is not an export.
+    Weights are written as float32; those of a tied embedder are written twice. Raises ValueError when ``out_dir`` exists and is not an
+    export.
     """
     config, backbone, tokenizer, pooling = export.config, export.backbone, export.tokenizer, export.pooling
 
@@ -124,7 +125,7 @@ def state_tokens(config: RunConfig) -> int:
 
 
 def find_export(path: str | Path) -> Path:
-    """The export folder that a run directory or an export folder means; of a gs:// one, a copy on this machine."""
+    """The export folder of a run directory, or the export folder itself; for gs://, a copy of it on this machine."""
     path = fetch(str(path)) if is_url(path) else Path(path)
     return path / "export" if (path / "export").is_dir() else path
 
@@ -137,7 +138,7 @@ def is_export(folder: Path) -> bool:
 
 
 def replace_folder(out: Path, fill: Callable[[Path], None], ours: Callable[[Path], bool]) -> Path:
-    """``fill`` writes a new folder beside ``out``, which then takes its place; a failure leaves ``out`` as it was.
+    """Replaces ``out`` with a new folder, which ``fill`` writes; a failure leaves ``out`` as it was.
 
     Raises ValueError when ``out`` exists and neither is empty nor satisfies ``ours``.
     """

@@ -1,6 +1,7 @@
-"""The layout of the reference code's checkpoints: names, what lies beside the encoders, and the settings that describe the retriever.
+"""The layout of the reference code's checkpoints: names, everything besides the encoders, and the settings of the retriever.
 
-Read by ``from_reference``; written here, so that the reference code's own scripts load a retriever trained with this library.
+``from_reference`` reads such checkpoints. This module writes them, so that the reference code's own scripts can load a retriever that was
+trained with this library.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from qrag_jax.models.embedder import encoders
 from qrag_jax.models.pickles import import_torch
 from qrag_jax.models.registry import backbone_of, encoder_tensors
 
-# Where the encoders' Hugging Face names begin inside the critic.
+# Prefixes of the encoders' Hugging Face names in the critic.
 STATE, ACTION = "state_embed.model.", "action_embed.model.model."
-# What the reference code's value functions hold fixed.
+# Constants of the reference code's value functions.
 DIVISOR, HALVES, THETA = 10.0, 2, 10_000.0
-# step_size of the relative positions -> what they run to inside an interval.
+# step_size of the relative positions -> their span inside an interval.
 SPANS = {20.0: 18.0}
-# Width of the value head, which that code creates, saves and does not use.
+# Width of the value head, which that code creates and saves but does not use.
 HEAD_WIDTH = 256
 
 
@@ -47,7 +48,7 @@ def write_checkpoint(export: Export, folder: Path) -> None:
 
 
 def refuse_what_reference_lacks(export: Export) -> None:
-    """Raises ValueError naming every setting under which the reference code would compute other values."""
+    """Raises ValueError, naming every setting with which the reference code would compute other values."""
     config = export.config
     wanted: dict[str, tuple[Any, Any]] = {
         "pooling": (export.pooling, "mean"),
@@ -68,9 +69,9 @@ def refuse_what_reference_lacks(export: Export) -> None:
 
 
 def reference_state(export: Export) -> dict[str, Any]:
-    """The reference code's checkpoint: networks, their slow copies (here equal to them), an optimiser that has not stepped, the schedule.
+    """The reference code's checkpoint: networks, target networks (equal to them), an optimiser that has not stepped, and the schedule.
 
-    What that code creates and never uses, the value heads and the encoders' poolers, is zero.
+    Value heads and the encoders' poolers, which that code creates but never uses, are zero.
     """
     width, optim = export.backbone.width, export.config.optim
     special = {"cls_token": np.array(export.tokenizer.prefix), "sep_token": np.array(export.tokenizer.suffix)}
@@ -108,7 +109,7 @@ def reference_state(export: Export) -> dict[str, Any]:
 
 
 def reference_settings(export: Export) -> dict[str, Any]:
-    """The part of the reference code's config.yaml that describes the retriever. Data sets are the user's to name."""
+    """The part of the reference code's config.yaml that describes the retriever. The user adds the data sets."""
     config = export.config
     base = {"pretrained_model_name_or_path": "${algo.model.model_name}"}
     embedder = {

@@ -1,7 +1,7 @@
-"""An export in the layouts that PyTorch programs read, and the check that they compute the same.
+"""Writes an export in the layouts that PyTorch programs read, and checks that PyTorch computes the same embeddings.
 
 hf: two folders for ``transformers.AutoModel``. sentence-transformers: the same with pooling and division. reference: ``model_best.pt``
-under the names of the reference code, with the base model and the settings it looks for.
+with the names of the reference code, and the base model and settings that it needs.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ SAMPLES = (
 
 
 def to_torch(export: Export, out_dir: str | Path, layout: Format) -> Path:
-    """Writes ``export`` in ``layout``, whole or not at all. Raises ValueError when ``out_dir`` holds something else."""
+    """Writes ``export`` in ``layout``, completely or not at all. Raises ValueError when ``out_dir`` holds something else."""
     if layout == "reference":
         refuse_what_reference_lacks(export)
     return replace_folder(Path(out_dir), lambda folder: _fill(export, folder, layout), _is_ours)
 
 
 def difference(export: Export, folder: Path, layout: Format) -> float | None:
-    """Largest difference between embeddings of :data:`SAMPLES` here (float32) and by PyTorch from the files in ``folder``.
+    """Largest difference between the embeddings of :data:`SAMPLES` in JAX (float32) and in PyTorch, from the files in ``folder``.
 
-    None: transformers has no class for this architecture, and code from the hub is not run. Raises ValueError when PyTorch cannot load
-    the files.
+    None if transformers has no class for this architecture: code from the hub is not run. Raises ValueError when PyTorch cannot load the
+    files.
     """
     if "auto_map" in export.backbone.to_hf():
         return None
@@ -100,7 +100,7 @@ def _lengths(export: Export) -> tuple[int, int]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Written by :func:`to_torch`; an export, which could not be made again from it, is not."""
+    """Whether :func:`to_torch` wrote the folder. False for an export: it could not be restored if it were overwritten."""
     folders = all((folder / name / "config.json").is_file() for name in NAMES)
     checkpoint = (folder / "model_best.pt").is_file() and (folder / "base_model" / "config.json").is_file()
     return (folders or checkpoint) and (folder / "README.md").is_file() and not (folder / "qrag.json").exists()

@@ -1,6 +1,6 @@
-"""The retriever behind the interfaces of LangChain, LlamaIndex and Haystack: one module a framework, imported only when named.
+"""Adapters of the retriever for LangChain, LlamaIndex and Haystack: one module per framework, imported only when it is named.
 
-All three agree on a retrieved chunk: its text, an id that depends on the chunk alone, and :func:`metadata`.
+In all three, a retrieved chunk has its text, an id that depends only on the chunk, and the same :func:`metadata`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def missing(package: str) -> ImportError:
 
 
 def load(retriever_dir: str | Path, index_dir: str | Path) -> tuple[Retriever, Index]:
-    """Raises ValueError when either folder is not what it should be, or the index was built with another model."""
+    """Opens both folders. Raises ValueError when one of them is not what it should be, or the index was built with another model."""
     retriever, index = Retriever.from_pretrained(retriever_dir), Index.open(index_dir)
     index.check(retriever)
     return retriever, index
 
 
 def identity(pick: Pick) -> str:
-    """32 hexadecimal digits, the same whatever question found the chunk, so that a framework can merge what several searches found."""
+    """32 hexadecimal digits that do not depend on the question, so that a framework can merge the results of several searches."""
     return hashlib.sha256("\0".join((pick.source or "", str(pick.chunk), pick.text)).encode()).hexdigest()[:32]
 
 
 def metadata(pick: Pick) -> dict[str, Any]:
-    """Everything but the text, under the names of :class:`~qrag_jax.retrieve.types.Pick`; None for what a chunk given as such lacks."""
+    """All fields of :class:`~qrag_jax.retrieve.types.Pick` except the text; ready-made chunks have None for source and characters."""
     return {name: value for name, value in asdict(pick).items() if name != "text"}

@@ -1,4 +1,4 @@
-"""A Haystack component: a pipeline with it can be written to YAML and read again, since it holds two paths."""
+"""A Haystack component. It holds only two paths and settings, so a pipeline with it can be written to YAML and read again."""
 
 import asyncio
 from typing import Any
@@ -37,7 +37,7 @@ class QRAGRetriever:
         return default_from_dict(cls, data)
 
     def warm_up(self) -> None:
-        """Opens both folders, once. Raises ValueError when either is not what it should be."""
+        """Opens both folders, once. Raises ValueError when one of them is not what it should be."""
         if self._opened is None:
             self._opened = load(self.retriever_dir, self.index_dir)
 

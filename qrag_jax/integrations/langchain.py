@@ -66,8 +66,8 @@ class QRAGRetriever(BaseRetriever):
     def batch(
         self, inputs: list[str], config: Configs = None, *, return_exceptions: bool = False, budget: int | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Documents for each question, or its exception with ``return_exceptions``. One pass over the source serves all questions; each
-        keeps its own run, with its configuration and callbacks."""
+        """Documents for each question, or with ``return_exceptions`` its exception. One pass over the source serves all questions; each
+        question still has its own run, with its configuration and callbacks."""
         found = self._search_together(inputs, budget)
         return super().batch(inputs, config, return_exceptions=return_exceptions, budget=budget, found=found, **kwargs)
 
@@ -79,7 +79,7 @@ class QRAGRetriever(BaseRetriever):
         return await super().abatch(inputs, config, return_exceptions=return_exceptions, budget=budget, found=found, **kwargs)
 
     def _search_together(self, questions: Sequence[str], budget: int | None) -> Found:
-        """The picks of each question. One missing here is searched in its own run, which then reports what is wrong with it."""
+        """The picks of each question. A question that is missing here is searched in its own run, which then reports its error."""
         usable = [question for question in dict.fromkeys(questions) if question.strip()]
         if len(usable) < 2:
             return {}

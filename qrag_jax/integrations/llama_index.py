@@ -1,4 +1,4 @@
-"""A LlamaIndex retriever: any query engine can stand on it."""
+"""A LlamaIndex retriever: any query engine can use it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class QRAGRetriever(BaseRetriever):
 
     ``source``, ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a document in
     order, a text (``str``), or a text file or folder (``Path``). The metadata of a node are the fields of
-    :class:`~qrag_jax.retrieve.types.Pick`; a prompt and an embedding made from the node see the source alone.
+    :class:`~qrag_jax.retrieve.types.Pick`; prompts and embeddings made from the node contain only its source.
 
     Raises ValueError on an empty question, or a budget above the number of chunks.
     """

@@ -10,7 +10,7 @@ from qrag_jax.models.tokenizer import TextTokenizer
 
 @dataclass(frozen=True)
 class Chunk:
-    """``text`` is the source (a file, by name) from character ``start`` to ``end``; all None for a chunk that was given ready-made."""
+    """``text`` is characters ``start`` to ``end`` of ``source``, the name of a file. All three are None for a chunk given ready-made."""
 
     text: str
     start: int | None = None
@@ -19,10 +19,10 @@ class Chunk:
 
 
 def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy = "tokens") -> list[Chunk]:
-    """A text as chunks, in order; together they hold every character that is not white space.
+    """Cuts a text into chunks, in order; together they hold every character that is not white space.
 
-    By "tokens": :func:`~qrag_jax.data.text.chunker.chunk_spans` with at most ``max_tokens`` tokens a chunk, special ones included. By
-    "sentence": each sentence is a chunk, whole; what is past ``max_tokens`` in it is kept and not embedded, as in training. Raises
+    By "tokens": :func:`~qrag_jax.data.text.chunker.chunk_spans` with at most ``max_tokens`` tokens per chunk, special ones included. By
+    "sentence": each sentence is one chunk; the part after ``max_tokens`` is kept in the text but not embedded, as in training. Raises
     ValueError on a text without words.
     """
     room = max_tokens - len(tokenizer.prefix) - len(tokenizer.suffix)

@@ -1,4 +1,4 @@
-"""Time spent on searching, without what JAX spends on compiling the first time that it sees a shape."""
+"""The time of a search, without the time that JAX needs to compile when it sees a shape for the first time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 
 import jax.monitoring
 
-COMPILING = "/jax/core/compile/"  # tracing, lowering and compiling: jax.monitoring's spans below this name
+COMPILING = "/jax/core/compile/"  # prefix of jax.monitoring's spans for tracing, lowering and compiling
 
 
 class SearchClock:
-    """``with SearchClock() as clock:`` ... Then ``clock.searching`` and ``clock.compiling`` are the seconds of each."""
+    """Use as ``with SearchClock() as clock: ...``; afterwards ``clock.searching`` and ``clock.compiling`` are the seconds of each."""
 
     def __init__(self) -> None:
         self.searching = self.compiling = 0.0
@@ -24,7 +24,7 @@ class SearchClock:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_time_span_listener(self._hear)
         reached = self._begun
-        for start, end in sorted(self._spans):  # a function is traced inside another: what spans share counts once
+        for start, end in sorted(self._spans):  # spans overlap, since functions are traced inside others: count each second once
             self.compiling += max(0.0, end - max(start, reached))
             reached = max(reached, end)
         self.searching = max(0.0, time.time() - self._begun - self.compiling)

@@ -1,4 +1,4 @@
-"""The scan on accelerators: rows split over the local devices, the best chunks of each device merged on all of them."""
+"""The scan on accelerators: rows are split over the local devices, and the best chunks of each device are merged on all of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qrag_jax.retrieve.types import Look, Rows
 from qrag_jax.rl.qhead import q_halves, rotate
 
 BLOCK = 2**16  # rows a device reads at once
-RESIDENT = 0.6  # share of the devices' memory that an index may keep; a larger one is streamed at every step
+RESIDENT = 0.6  # share of the devices' memory that an index may occupy; a larger index is streamed at every step
 AXIS = "rows"
 
 
 class DeviceScorer:
-    """Scores a document on ``devices`` (default: all local ones). Rows stay there if they fit, else they are streamed block by block."""
+    """Scores a document on ``devices`` (default: all local ones). If its rows fit, they stay there; else they are streamed in blocks."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class DeviceScorer:
         self._kept = list(self._blocks()) if resident else None
 
     def _blocks(self) -> Iterator[jax.Array]:
-        """Blocks of one shape, the last padded with zeros. The next is sent while the devices work on the one before."""
+        """Blocks of one shape, the last padded with zeros. A block is sent while the devices work on the one before it."""
         sharding = NamedSharding(self._mesh, P(AXIS))
         for start in range(0, len(self._rows), self._block):
             block = self._rows.block(start, min(start + self._block, len(self._rows)))
@@ -57,7 +57,7 @@ class DeviceScorer:
         length = len(self._rows)
         top = min(top, length - max(len(picks) for picks in picked))
         cut = [runs(picks, length, self._config) for picks in picked]
-        size = 2 ** int(np.ceil(np.log2(max(len(found.start) for found in cut))))  # few shapes, so few compiles
+        size = 2 ** int(np.ceil(np.log2(max(len(found.start) for found in cut))))  # few shapes, so few compilations
         fill = lambda values, empty: np.pad(values, (0, size - len(values)), constant_values=empty)
         starts = np.stack([fill(found.start, length) for found in cut]).astype(np.int32)
         first, grows = (np.stack([fill(getattr(found, name), 0) for found in cut]).astype(np.float32) for name in ("first", "step"))

@@ -1,4 +1,4 @@
-"""Texts to un-rotated embeddings, in blocks of a few static shapes, so that memory stays flat at any length of document."""
+"""Embeds texts (without rotation) in blocks of a few static shapes, so that memory does not grow with the length of a document."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ EmbedRows = Callable[[np.ndarray], jax.Array]
 def embed_texts(
     embed_rows: EmbedRows, tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, *, label: str | None = None
 ) -> Float[np.ndarray, "U D"]:
-    """One embedding a text, in order. ``embed_rows`` is a jitted [R, L] -> [R, D].
+    """One embedding per text, in order. ``embed_rows`` is a jitted [R, L] -> [R, D].
 
-    Texts are embedded among others of like length, so a short one does not pay for the longest. ``label`` shows a progress bar.
+    Texts of similar length are embedded together, so that short ones need little padding. ``label`` shows a progress bar.
     """
     if not texts:
         raise ValueError("texts is empty: nothing to embed")
@@ -58,7 +58,7 @@ def embed_texts(
 
 @runtime_checkable
 class ChunkEmbedder(Protocol):
-    """What a :class:`~qrag_jax.retrieve.retriever.Retriever` is to an index: chunks in, un-rotated vectors out."""
+    """The part of a :class:`~qrag_jax.retrieve.retriever.Retriever` that an index uses: chunks in, un-rotated vectors out."""
 
     config: RunConfig
     embedder: Embedder

@@ -1,13 +1,13 @@
-"""An index: the chunks of any amount of text with their vectors, in a folder, built once and asked many questions.
+"""An index: the chunks of any amount of text with their vectors, in a folder. It is built once and serves many questions.
 
-    meta.json        what made it (model, sources), its shards, and the size and SHA-256 of every file; written last
-    building.json    the same of an unfinished build or addition: the shards that are done
-    vectors-, scales-, texts-, offsets-00000...    a shard each (:mod:`qrag_jax.retrieve.storage`)
+    meta.json        its model and sources, its shards, and the size and SHA-256 of every file; written last
+    building.json    the same for an unfinished build or addition: the shards that are done
+    vectors-, scales-, texts-, offsets-00000...    one file each per shard (:mod:`qrag_jax.retrieve.storage`)
 
-Vectors are un-rotated, so an index knows no positions: every question, budget and state reads the same bytes. Those bytes are a function
-of source, model and settings, however often the build was killed. Additions begin a new shard, so an index that grew has other shard
-borders than one built at once; each is a function of its own history. Memory: one file's text, one shard, and 16 bytes (with their
-entry in a table, about 150) for each distinct text.
+Vectors are un-rotated, so an index does not depend on positions: every question, budget and state reads the same bytes. These bytes are a
+function of source, model and settings, however often the build was killed. An addition begins a new shard, so an index that grew has other
+shard borders than an index built at once; each is a function of its own history. Memory: one file's text, one shard, and a 16-byte key per
+distinct text (about 150 bytes with its entry in a table).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from qrag_jax.rundir.log import progress
 
 FORMAT, VERSION = "qrag-jax-index", 1
 META, JOURNAL = "meta.json", "building.json"
-PIECE = 2048  # texts embedded between two looks at the progress bar
+PIECE = 2048  # texts embedded between two updates of the progress bar
 
 
 @dataclass(frozen=True)
 class IndexModel:
-    """What embedded the chunks: its :func:`~qrag_jax.retrieve.embed.model_hash`, and the folder it was loaded from if that is known."""
+    """The model that embedded the chunks: its :func:`~qrag_jax.retrieve.embed.model_hash`, and the folder of its retriever, if known."""
 
     hash: str
     chunk_tokens: int
@@ -50,7 +50,7 @@ class IndexModel:
 
 @dataclass(frozen=True)
 class Meta:
-    """The content of meta.json and building.json. ``kept``: shards that were there before the unfinished addition."""
+    """The content of meta.json and building.json. ``kept``: number of shards that existed before the unfinished addition."""
 
     model: IndexModel
     dtype: Dtype
@@ -101,10 +101,10 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> Index:
-        """Reads meta.json and the sizes of the files; no model, no device. ``verify``: as :meth:`verify`.
+        """Reads meta.json and the sizes of the files; needs no model and no device. With ``verify``, calls :meth:`verify`.
 
-        Raises ValueError when the folder is no index or an unfinished one, comes from a newer version, or a file is missing, or shorter or
-        longer than it was written, naming it.
+        Raises ValueError when the folder is not an index, or an unfinished one, or comes from a newer version, and, naming the file, when a
+        file is missing or has another size than when it was written.
         """
         path = Path(path)
         if not (path / META).is_file():
@@ -129,20 +129,20 @@ class Index:
     ) -> Index:
         """Cuts a source into chunks, embeds each distinct chunk once, and writes an index.
 
-        Killed at any moment, the same call resumes where it was, and ends with the same bytes; on a finished index it checks that the
+        If the build is killed at any moment, the same call resumes it and ends with the same bytes. On a finished index, it checks that the
         source is still the same and changes nothing.
 
         Args:
-            retriever: embeds the chunks; its ``data.chunk_by`` and ``data.chunk_tokens`` say what a chunk of a text is.
+            retriever: embeds the chunks; its ``data.chunk_by`` and ``data.chunk_tokens`` determine how a text is cut.
             source: a ``str`` is a text; a ``Path`` is a text file or a folder of .txt and .md files; anything else is ready chunks. See
                 :class:`~qrag_jax.retrieve.sources.ChunkStream`.
             path: folder of the index: new, empty, or of an unfinished build.
-            dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter; :func:`~qrag_jax.retrieve.storage.pack` says their errors.
-            shard_chunks: chunks of a shard, the unit that a killed build loses at most.
-            retriever_path: kept in meta.json for those who ask the index later.
+            dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter. errors: see :func:`~qrag_jax.retrieve.storage.pack`.
+            shard_chunks: chunks per shard. A killed build loses at most one shard.
+            retriever_path: written to meta.json, so that later commands find the retriever.
 
-        Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when source, model or settings are not
-        those of the unfinished build.
+        Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when source, model or settings differ
+        from those of the unfinished build.
         """
         check_dtype(dtype)
         if shard_chunks < 1:
@@ -171,16 +171,16 @@ class Index:
         return _write(path, replace(meta, kept=0), retriever, stream, whole=whole)
 
     def add(self, retriever: ChunkEmbedder, source: str | Path | Iterable[str]) -> Index:
-        """The index with the chunks of another source (as for :meth:`build`) after its own, in new shards. This object keeps the old ones.
+        """Adds the chunks of another source (as for :meth:`build`) in new shards, and returns the new index. This object does not change.
 
-        Killed at any moment, the old index stays valid; the same call resumes where it was. Raises ValueError as :meth:`build` does, and on
-        a file name that the index has already: a chunk's source would be ambiguous.
+        If the addition is killed at any moment, the old index stays valid, and the same call resumes it. Raises ValueError as :meth:`build`
+        does, and on a file name that the index has already: a chunk's source would be ambiguous.
         """
         meta = Meta.read(self.path / META)
         _check_model(self.path, meta.model.hash, model_hash(retriever))
         stream = ChunkStream(source, retriever.tokenizer, meta.model.chunk_tokens, meta.model.chunk_by)
         if twice := sorted({name for name, _ in stream.files} & {old.name for old in meta.sources if old.name}):
-            raise ValueError(f"{self.path}: has {twice[0]!r} already ({len(twice)} such files); rename what is to be added, or build again")
+            raise ValueError(f"{self.path}: has {twice[0]!r} already ({len(twice)} such files); rename the new files, or build again")
         begun = _unfinished(self.path, meta) or replace(meta, kept=len(meta.shards))
         return _write(self.path, begun, retriever, stream)
 
@@ -188,14 +188,14 @@ class Index:
         return len(self.rows)
 
     def chunk(self, i: int) -> Chunk:
-        """Text, characters and source of chunk ``i``, read from its place in the file. Raises ValueError outside 0..N - 1."""
+        """Text, characters and source of chunk ``i``; reads only this chunk's part of the file. Raises ValueError outside 0..N - 1."""
         if not 0 <= i < len(self):
             raise ValueError(f"chunk {i}: must be in 0..{len(self) - 1}")
         shard, row = self.rows.place(i)
         return shard.chunk(row)
 
     def check(self, retriever: ChunkEmbedder) -> None:
-        """Raises ValueError, naming both models, unless the retriever embeds chunks as those of the index were."""
+        """Raises ValueError, naming both models, unless the retriever has the model that embedded this index's chunks."""
         now = (retriever, retriever.params)
         if any(a is not b for a, b in zip(now, self._checked, strict=True)):  # hashing a large model takes seconds
             _check_model(self.path, self.meta.model.hash, model_hash(retriever))
@@ -208,8 +208,8 @@ class Index:
 
 
 def _write(path: Path, meta: Meta, retriever: ChunkEmbedder, stream: ChunkStream, *, whole: bool = False) -> Index:
-    """``meta.shards[:meta.kept]``, then a shard for each ``shard_chunks`` chunks of the stream: those that ``meta`` lists beyond are
-    compared, the others written. ``whole``: all must be there."""
+    """Keeps ``meta.shards[:meta.kept]``, then makes a shard from every ``shard_chunks`` chunks of the stream. Shards that ``meta`` lists
+    already are compared with the stream; the others are written. With ``whole``, ``meta`` must list all of them."""
     for leftover in path.glob(TEMPORARY):
         leftover.unlink()
     shards = list(meta.shards[: meta.kept])
@@ -255,7 +255,8 @@ def _write(path: Path, meta: Meta, retriever: ChunkEmbedder, stream: ChunkStream
 
 
 def _unfinished(path: Path, meta: Meta) -> Meta | None:
-    """The unfinished addition to a whole index. What a finished build or addition was killed before removing is removed."""
+    """The unfinished addition to a complete index, if there is one. Removes a journal that a finished build or addition left behind when
+    it was killed."""
     journal = path / JOURNAL
     if not journal.is_file():
         return None
@@ -288,7 +289,7 @@ def _checksum(tree: Any) -> str:
 def _check_model(path: Path, index: str, retriever: str) -> None:
     if index != retriever:
         raise ValueError(
-            f"{path}: was built with model {index[:12]}, this retriever is model {retriever[:12]}; "
+            f"{path}: was built with model {index[:12]}, but this retriever is model {retriever[:12]}; "
             "vectors of two models cannot be mixed: use the retriever it was built with, or build another index"
         )
 

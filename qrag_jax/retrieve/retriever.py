@@ -1,4 +1,4 @@
-"""The product: a trained retriever over a text, a list of chunks or an index, in any number of steps."""
+"""The product: a trained retriever that searches a text, a list of chunks or an index in any number of steps."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import say
 from qrag_jax.types import PAD, QAExample
 
-STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compiles
+STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compilations
 
 Source = str | Path | Sequence[str] | Document
-"""A ``str`` is a text, a ``Path`` a text file or a folder of them; else the chunks of a document in order, or an index."""
+"""A ``str`` is a text; a ``Path`` is a text file or a folder of them. Other values are the chunks of a document in order, or an index."""
 
 
 @partial(jax.jit, static_argnames="embedder")
@@ -53,7 +53,7 @@ def _embed_states(
 class Retriever:
     """A trained pair of encoders with its tokenizer.
 
-    ``threshold``: stop when the best Q is below it (None: not calibrated). ``step``: updates behind the parameters.
+    ``threshold``: stop when the best Q is below it (None: not calibrated). ``step``: number of updates that trained the parameters.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Retriever:
         self.tokenizer = tokenizer
         self.threshold = threshold
         self.step = step
-        self._told = False  # of states that are cut
+        self._told = False  # whether the user was told of states that are cut
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
@@ -88,14 +88,14 @@ class Retriever:
             stop: pick fewer when the best Q falls below the calibrated threshold.
 
         Raises ValueError when the question or the source is empty, there are fewer chunks than ``budget``, the index was built with another
-        model, or ``stop`` is asked of a retriever without a threshold.
+        model, or ``stop`` is set but the retriever has no threshold.
         """
         return self.search_batch([question], source, budget, beam=beam, stop=stop)[0]
 
     def search_batch(
         self, questions: Sequence[str], source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False
     ) -> list[list[Pick]]:
-        """:meth:`search` for many questions over one source, which is read once a step for all of them."""
+        """:meth:`search` for many questions over one source, which is read once per step for all of them."""
         if isinstance(questions, str):
             raise ValueError(f"questions = {questions!r}: must be a list of questions; search takes one")
         document = self.document(source)
@@ -109,10 +109,10 @@ class Retriever:
     def stream(
         self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False, runners_up: int = 4, bins: int = 0
     ) -> Iterator[Step]:
-        """The steps of a search, each as soon as it is made; with ``beam`` above 1, those of the best path, all at the end.
+        """Yields each step of a search as soon as it is made; with ``beam`` above 1, all steps of the best path at the end.
 
-        ``stop`` ends it after the first step that falls below the threshold. ``bins`` asks for the score curve in as many stretches.
-        Raises ValueError as :meth:`search` does, before the first step.
+        ``stop`` ends the search after the first step whose Q is below the threshold. ``bins`` adds the curve of Q along the document, in
+        that number of stretches. Raises ValueError as :meth:`search` does, before the first step.
         """
         document = self.document(source)
         found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
@@ -139,9 +139,9 @@ class Retriever:
         return steps()
 
     def run(self, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None) -> list[Trajectory]:
-        """Searches for questions whose documents may share texts: each distinct text is embedded once.
+        """Searches the document of each question. Documents may share texts: each distinct text is embedded once.
 
-        ``label`` shows progress of the embedding. Raises ValueError when a document has fewer chunks than ``budget``.
+        ``label`` shows a progress bar of the embedding. Raises ValueError when a document has fewer chunks than ``budget``.
         """
         if not examples:
             raise ValueError("examples is empty: nothing to search")
@@ -155,7 +155,7 @@ class Retriever:
         ]
 
     def document(self, source: Source) -> Document:
-        """A source as something to search: an index is checked; texts, files and chunks are cut where needed and embedded."""
+        """Prepares a source for searching: an index is checked; texts and files are cut into chunks; chunks are embedded."""
         if isinstance(source, str | Path):
             chunks = tuple(ChunkStream(source, self.tokenizer, self.config.data.chunk_tokens, self.config.data.chunk_by))
         elif isinstance(source, Sequence):
@@ -175,13 +175,13 @@ class Retriever:
         return [MemoryDocument(chunks, PoolRows(vectors, index), self) for chunks, index in zip(documents, rows, strict=True)]
 
     def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
-        """Un-rotated action embeddings, one a text."""
+        """Un-rotated action embeddings, one per text."""
         embed = lambda rows: _embed_actions(self.params, rows, embedder=self.embedder)
         return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, label=label)
 
     def embed_states(self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int) -> Float[np.ndarray, "P D"]:
-        """State embeddings: each a question and its picked chunks' texts, in the order of ``data.state_order``. ``budget`` sets the
-        longest state."""
+        """State embeddings. A state is a question and the texts of its picked chunks, in the order of ``data.state_order``. ``budget`` sets
+        the length of the longest state."""
         data = self.config.data
         layout = StateLayout.make(data, budget, self.tokenizer)
         asked = self.tokenizer.rows(questions, data.question_tokens)
@@ -200,7 +200,7 @@ class Retriever:
         return np.concatenate(found)
 
     def _tell_of_cut_states(self, asked: Int[np.ndarray, "P Lq"], rows: Int[np.ndarray, "P T Lc"], layout: StateLayout) -> None:
-        """One line, the first time that a state has more tokens than it may have."""
+        """Prints one line, the first time that a state is longer than allowed."""
         inside = np.minimum(np.maximum((rows >= 0).sum(-1) - layout.prefix, 0), layout.chunk_tokens)
         longest = int(((asked >= 0).sum(-1) + inside.sum(-1)).max())
         if longest > layout.tokens and not self._told:
@@ -221,7 +221,7 @@ class Retriever:
         runners_up: int = 0,
         bins: int = 0,
     ) -> Iterator[list[list[SearchPath]]]:
-        """The engine behind every search: checks what was asked, then :func:`qrag_jax.retrieve.search.search`."""
+        """The engine behind every search: checks the arguments, then calls :func:`qrag_jax.retrieve.search.search`."""
         for question in questions:
             if not question.strip():
                 raise ValueError("question is empty")
@@ -231,7 +231,7 @@ class Retriever:
             raise ValueError(f"beam = {beam}: must be >= 1, the paths kept at each step")
         if stop and self.threshold is None:
             raise ValueError("stop = True: this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
-        states = budget if beam == 1 else budget + 1  # a beam also looks at what its last picks led to
+        states = budget if beam == 1 else budget + 1  # a beam also looks at the states after its last picks
         layout = StateLayout.make(self.config.data, states, self.tokenizer)
         if layout.tokens > self.embedder.config.max_tokens:
             raise ValueError(
@@ -248,7 +248,7 @@ class Retriever:
         return search(encode, [scorers[id(document)] for document in documents], budget, beam=beam, runners_up=runners_up, bins=bins)
 
     def scorer(self, document: Document) -> Scorer:
-        """How a document is read: where it lies on a CPU, split over the local devices elsewhere."""
+        """The scorer of a document: on a CPU it reads the rows in place; elsewhere rows are split over the local devices."""
         on_host = jax.default_backend() == "cpu"
         return HostScorer(document.rows, self.config.qhead) if on_host else DeviceScorer(document.rows, self.config.qhead)
 

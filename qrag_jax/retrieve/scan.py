@@ -1,7 +1,7 @@
-"""The rotated-state scan: <s, R(p) e> = <R(-p) s, e>, so the state is turned into the positions in play and the index is read once.
+"""The rotated-state scan: <s, R(p) e> = <R(-p) s, e>, so the state is rotated to each position in use and the index is read once.
 
-Positions are constant, or grow evenly, over long runs of chunks: at most span + 1 runs an interval with integer positions, one run an
-interval with continuous ones. A run of constant position is one matrix product with a turned state.
+Positions are constant, or grow evenly, over long runs of chunks: at most span + 1 runs per interval with integer positions, one run per
+interval with continuous ones. A run of constant position is one matrix product with a rotated state.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jaxtyping import Complex64, Float, Int
 from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.types import Look, Rows
 
-TURNED = 256  # rows for which a state is turned one by one
+TURNED = 256  # rows at a time, if a state is rotated for each row
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A document cut where positions stop being even: run i begins at chunk ``start[i]`` with position ``first[i]``, which grows by
-    ``step[i]`` a chunk."""
+    """A document, cut into runs of evenly growing positions: run i begins at chunk ``start[i]`` with position ``first[i]``, which grows by
+    ``step[i]`` per chunk."""
 
     start: Int[np.ndarray, " S"]
     first: Float[np.ndarray, " S"]
@@ -34,9 +34,9 @@ class Runs:
 
 
 def runs(picked: Sequence[int], length: int, config: QHeadConfig) -> Runs:
-    """What :func:`qrag_jax.rl.positions.chunk_positions` gives for a document of ``length`` chunks with ``picked`` taken, as runs.
+    """The positions of :func:`qrag_jax.rl.positions.chunk_positions` for a document of ``length`` chunks, ``picked`` ones taken, as runs.
 
-    Positions "random" are the index itself here: an offset is drawn in training only.
+    "random" positions are the index itself here: an offset is drawn only in training.
     """
     if config.positions != "relative":
         grows = 0.0 if config.positions == "none" else 1.0
@@ -75,12 +75,12 @@ def rotate_state(state: Float[np.ndarray, " D"], positions: Float[np.ndarray, " 
 
 
 def scan(rows: Rows, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], config: QHeadConfig) -> Float[np.ndarray, "B N"]:
-    """Q of every chunk of one document in each of B states, picked chunks included: one pass over ``rows``, part by part."""
+    """Q of every chunk of one document (also of picked ones) in each of B states, in one pass over ``rows``, part by part."""
     q = np.empty((len(states), len(rows)), np.float32)
     cut = [runs(picks, len(rows), config) for picks in picked]
     turned = [rotate_state(state, found.first, config) for state, found in zip(states, cut, strict=True)]
     even = not any(found.step.any() for found in cut)
-    # Where some question's position changes, and which of its turned states each question uses from there on.
+    # The chunks where any question's position changes, and which of its rotated states each question uses from there on.
     starts = np.unique(np.concatenate([found.start for found in cut]))
     at = np.stack([np.searchsorted(found.start, starts, side="right") - 1 for found in cut], axis=1)
     columns, offsets = np.concatenate(turned), np.cumsum([0, *(len(vectors) for vectors in turned[:-1])])
@@ -110,8 +110,8 @@ def _graded(
     config: QHeadConfig,
     out: Float[np.ndarray, " R"],
 ) -> None:
-    """Rows whose positions grow by ``step``: the state is turned for each. ``vector`` is turned into the run's first position, ``offset``
-    rows before ``part``."""
+    """Scores rows whose positions grow by ``step``: the state is rotated for each row. ``vector`` is the state rotated to the run's first
+    position, which is ``offset`` rows before ``part``."""
     if step not in tables:
         tables.clear()
         tables[step] = rotations(step * np.arange(TURNED), part.shape[1], config)
@@ -122,19 +122,19 @@ def _graded(
 
 
 class HostScorer:
-    """Scores a document on the CPU, reading its rows where they lie."""
+    """Scores a document on the CPU and reads its rows in place."""
 
     def __init__(self, rows: Rows, config: QHeadConfig) -> None:
         self._rows, self._config = rows, config
 
     def __call__(self, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], top: int, bins: int = 0) -> list[Look]:
-        """``top`` chunks for each of B states whose picks are given; fewer where fewer are left."""
+        """The ``top`` best chunks for each of B states with the given picks; fewer if fewer are left."""
         q = scan(self._rows, states, picked, self._config)
         return [look(row, picks, top, bins) for row, picks in zip(q, picked, strict=True)]
 
 
 def look(q: Float[np.ndarray, " N"], picked: Sequence[int], top: int, bins: int) -> Look:
-    """The best chunks but for the picked ones; ties go to the first. Overwrites Q of the picked ones."""
+    """The best chunks that are not picked; of equal ones, the first. Overwrites Q of the picked ones."""
     q[list(picked)] = -np.inf
     top = min(top, len(q) - len(picked))
     if top == 0:
@@ -152,6 +152,6 @@ def look(q: Float[np.ndarray, " N"], picked: Sequence[int], top: int, bins: int)
 
 
 def stretches(length: int, bins: int) -> Int[np.ndarray, " bins"]:
-    """Where each of ``bins`` equal stretches of a document begins; at most one for each chunk."""
+    """The first chunk of each of ``bins`` equal stretches of a document; there are at most as many as chunks."""
     bins = min(bins, length)
     return np.arange(bins) * length // bins

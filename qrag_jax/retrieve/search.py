@@ -1,4 +1,4 @@
-"""Multi-step search: questions over their documents in lockstep, greedy or by beam ("Plan Q-RAG")."""
+"""Multi-step search of many questions in lockstep, each over its document, greedy or with a beam ("Plan Q-RAG")."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qrag_jax.retrieve.types import Look
 
 EncodeStates = Callable[[Sequence[tuple[int, tuple[int, ...]]]], Float[np.ndarray, "P D"]]
 """(question number, picks) of each path -> state embeddings."""
-GIVEN_AWAY = 2.0  # weight of what picks gave away, chosen on validation questions of qa2 and qa3
+GIVEN_AWAY = 2.0  # weight of the value that picks gave away, chosen on validation questions of qa2 and qa3
 
 
 @runtime_checkable
@@ -26,7 +26,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class SearchPath:
-    """Picks in the order they were made, their Q when picked, and what was seen at each step, before picking."""
+    """Picks in the order of picking, the Q of each when it was picked, and the look at each step, before its pick."""
 
     picked: tuple[int, ...] = ()
     q: tuple[float, ...] = ()
@@ -36,11 +36,11 @@ class SearchPath:
 def search(
     encode: EncodeStates, scorers: Sequence[Scorer], budget: int, *, beam: int = 1, runners_up: int = 0, bins: int = 0
 ) -> Iterator[list[list[SearchPath]]]:
-    """Yields, after each of ``budget`` steps, the ``beam`` best paths of every question, best first.
+    """Yields the ``beam`` best paths of every question, best first, after each of ``budget`` steps.
 
-    ``scorers``: the document of each question; questions with the same scorer share its passes. Greedy is a beam of 1. Paths with the
-    same picks are the same state, whatever their order: the better one is kept. A beam looks once more after its last step, since what a
-    pick was worth shows in the state it leads to.
+    ``scorers``: the document of each question; questions with the same scorer share each pass over it. A beam of 1 is greedy. Paths with
+    the same picks in another order are the same state; only the better path is kept. A beam looks once more after its last step, because
+    the value of a pick shows in the state after it.
     """
     paths = [[SearchPath()] for _ in scorers]
     for _ in range(budget):
@@ -59,7 +59,7 @@ def search(
 
 
 def _look(encode: EncodeStates, scorers: Sequence[Scorer], paths: Sequence[Sequence[SearchPath]], top: int, bins: int) -> list[list[Look]]:
-    """What every path sees, question by question."""
+    """The look of every path, question by question."""
     flat = [(question, path.picked) for question, found in enumerate(paths) for path in found]
     states = encode(flat)
     places: dict[int, list[int]] = defaultdict(list)
@@ -86,11 +86,11 @@ def _best(candidates: list[SearchPath], beam: int) -> list[SearchPath]:
 
 
 def plan_score(path: SearchPath) -> float:
-    """How a beam ranks its paths: by the reward they seem to have earned, less what their picks gave away.
+    """The score by which a beam ranks its paths: the reward that they seem to have earned, minus the value that their picks gave away.
 
-    By the Bellman equation Q(s, a) - max Q(s', .) is the reward of picking a, about 1 where the last supporting chunk is found and about
-    0 elsewhere; a path has earned its largest. The last pick counts with its Q until the next state has been seen. Each pick gives away
-    max Q(s, .) - Q(s, a). Ranking by Q itself prefers paths that never finish, and chases the chunks whose Q is most overestimated.
+    By the Bellman equation, Q(s, a) - max Q(s', .) is the reward of picking a: about 1 when the last supporting chunk is found, about 0
+    otherwise. A path has earned its largest such reward. The last pick counts with its Q until the next state has been seen. Each pick
+    gives away max Q(s, .) - Q(s, a). A ranking by Q itself would prefer paths that never finish, and chunks whose Q is overestimated.
     """
     values = [seen.q[0] if seen.q else 0.0 for seen in path.looks]
     earned = [q - after for q, after in zip(path.q, [*values[1:], 0.0], strict=False)]
@@ -99,7 +99,7 @@ def plan_score(path: SearchPath) -> float:
 
 
 def stopped(picked: Sequence[int], q: Sequence[float], threshold: float) -> list[int]:
-    """The picks up to the first whose Q is below ``threshold`` (that one is not taken; the first pick always is)."""
+    """The picks before the first one whose Q is below ``threshold``; the first pick is always kept."""
     for t in range(1, len(picked)):
         if q[t] < threshold:
             return list(picked[:t])
@@ -107,6 +107,6 @@ def stopped(picked: Sequence[int], q: Sequence[float], threshold: float) -> list
 
 
 def check_budget(budget: int, chunks: int, what: str) -> None:
-    """Raises ValueError unless ``budget`` chunks can be picked from ``chunks``; ``what`` names those in the message."""
+    """Raises ValueError unless ``budget`` chunks can be picked from ``chunks``; ``what`` describes these in the message."""
     if not 1 <= budget <= chunks:
         raise ValueError(f"budget = {budget}: must be in 1..{chunks}, {what}")

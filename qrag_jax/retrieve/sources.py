@@ -1,6 +1,6 @@
-"""What a search reads or an index is made of, as a stream of chunks: a text, a text file, a folder of them, or ready chunks.
+"""The source of a search or an index, as a stream of chunks: a text, a text file, a folder of them, or ready-made chunks.
 
-One rule everywhere: a ``str`` is a text, a ``pathlib.Path`` is a file or a folder.
+One rule holds everywhere: a ``str`` is a text, a ``pathlib.Path`` is a file or a folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ LONGEST_PATH = 4096
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What was read: ``name`` is a file's, relative to the folder (None for a text or ready chunks); its characters and its chunks."""
+    """A source that was read: the name of the file, relative to the folder (None for a text or ready-made chunks), and the numbers of its
+    characters and chunks."""
 
     name: str | None
     characters: int
@@ -30,12 +31,12 @@ class SourceRecord:
 class ChunkStream:
     """The chunks of a source in order, one file in memory at a time; ``read`` grows as its files are finished.
 
-    A ``str`` is a text, cut into chunks. A ``Path`` is a file or a folder: of a folder the .txt and .md files at any depth are read, by
-    relative name; names that begin with a dot are left out. Files are UTF-8 with universal newlines: a chunk's characters are those of
-    ``Path.read_text(encoding="utf-8")``. A file of white space has no chunks. Anything else is chunks, one after the other. A text that
-    names an existing file is said to be taken as a text.
+    A ``str`` is a text, which is cut into chunks. A ``Path`` is a file or a folder. In a folder, the .txt and .md files at any depth are
+    read, sorted by relative name; names that begin with a dot are left out. Files are UTF-8 with universal newlines: a chunk's characters
+    count in ``Path.read_text(encoding="utf-8")``. A file of white space has no chunks. Any other source is a sequence of ready-made chunks.
+    If a text is the name of an existing file, a message says that it is used as a text.
 
-    Raises ValueError on a source that is missing, empty, or not UTF-8, naming file and byte, and on empty chunks.
+    Raises ValueError on a source that is missing, empty, or not UTF-8 (naming file and byte), and on empty chunks.
     """
 
     def __init__(self, source: str | Path | Iterable[str], tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy) -> None:
@@ -48,7 +49,7 @@ class ChunkStream:
 
     @property
     def expected(self) -> int | None:
-        """How many chunks there are: known for a list, else estimated from the files read so far (exact after the last); None: no idea."""
+        """Number of chunks: known for a list, else estimated from the files read so far (exact after the last one); None: unknown."""
         if isinstance(self.source, Path):
             return round(sum(file.chunks for file in self.read) / self._bytes * self._total) if self._bytes else None
         if isinstance(self.source, str):

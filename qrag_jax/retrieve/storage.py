@@ -1,11 +1,11 @@
-"""Shards of an index on disk: vectors, the texts they stand for, and where each text begins.
+"""Shards of an index on disk: vectors, their texts, and where each text begins.
 
     vectors-00000.bin   [n, D] row after row: float32, bfloat16 or int8
     scales-00000.bin    [n] float32, with int8 only: a row is its integers times its scale
-    texts-00000.jsonl   {"text", "start", "end", "source"} a chunk
+    texts-00000.jsonl   {"text", "start", "end", "source"}, one line per chunk
     offsets-00000.bin   [n + 1] int64: chunk i is the bytes from offset i to offset i + 1 of the texts
 
-Numbers are little-endian. Everything is memory-mapped read-only, so what is not asked for is not read.
+Numbers are little-endian. Everything is memory-mapped read-only, so only the requested parts are read.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class StoredFile:
 
 
 def store(path: Path, data: bytes | np.ndarray) -> StoredFile:
-    """Writes a file of an index, whole or not at all."""
+    """Writes a file of an index, completely or not at all."""
     data = data if isinstance(data, bytes) else data.tobytes()
     write_bytes(path, data)
     return StoredFile(path.name, len(data), hashlib.sha256(data).hexdigest())
 
 
 def pack(vectors: Float[np.ndarray, "R D"], dtype: Dtype) -> tuple[Num[np.ndarray, "R D"], Float[np.ndarray, " R"] | None]:
-    """Rows as they are stored, and their scales if the type has some.
+    """Rows in their stored form, and their scales if the dtype has scales.
 
     bfloat16 rounds to the nearest (relative error at most 2**-8); int8 to the nearest of 255 steps up to the row's largest magnitude
     (error at most half a scale, the largest magnitude / 127).
@@ -68,7 +68,7 @@ def pack(vectors: Float[np.ndarray, "R D"], dtype: Dtype) -> tuple[Num[np.ndarra
 
 
 def unpack(raw: Num[np.ndarray, "R D"], scales: Float[np.ndarray, " R"] | None, dtype: Dtype) -> Float[np.ndarray, "R D"]:
-    """The inverse of :func:`pack`, float32: of float32 the same array, else a new one."""
+    """The inverse of :func:`pack`: float32 rows. For float32 it returns the same array, else a new one."""
     if dtype == "bfloat16":
         wide = raw.astype(np.uint32)  # a bfloat16 is the upper half of a float32
         wide <<= 16
@@ -77,7 +77,7 @@ def unpack(raw: Num[np.ndarray, "R D"], scales: Float[np.ndarray, " R"] | None, 
 
 
 def record(chunk: Chunk) -> bytes:
-    """A line of the texts."""
+    """The line of a chunk in the file of texts."""
     return json.dumps(dataclasses.asdict(chunk), ensure_ascii=False).encode() + b"\n"
 
 
@@ -97,7 +97,7 @@ class Shard:
         scales: Float[np.ndarray, " R"] | None,
         dtype: Dtype,
     ) -> Shard:
-        """``lines``, ``raw`` and ``scales`` as :func:`record` and :func:`pack` make them."""
+        """Writes a shard. :func:`record` makes ``lines``; :func:`pack` makes ``raw`` and ``scales``."""
         content: dict[str, bytes | np.ndarray] = {"vectors": raw}
         if scales is not None:
             content["scales"] = scales
@@ -107,8 +107,8 @@ class Shard:
 
     @classmethod
     def from_tree(cls, folder: Path, tree: Any, number: int, width: int, dtype: Dtype) -> Shard:
-        """The inverse of :meth:`tree`. Raises ValueError on wrong fields, names and sizes that contradict each other, and when a file is
-        missing or not as long as it was, naming it and both sizes."""
+        """The inverse of :meth:`tree`. Raises ValueError on wrong fields, on names and sizes that contradict each other, and, naming the
+        file and both sizes, when a file is missing or has another size than when it was written."""
         kinds = {"vectors", "texts", "offsets"} | ({"scales"} if dtype == "int8" else set())
         if not isinstance(tree, dict) or set(tree) != {"chunks", *kinds} or type(tree["chunks"]) is not int or tree["chunks"] < 1:
             raise ValueError(f"shards[{number}]: must be an object with a whole number of chunks and the files {', '.join(sorted(kinds))}")
@@ -162,7 +162,7 @@ class Shard:
         return np.asarray(np.memmap(self.folder / self.files[kind].name, dtype, mode="r"))
 
     def block(self, start: int, end: int) -> Float[np.ndarray, "R D"]:
-        """Rows of this shard, float32."""
+        """Rows ``start`` to ``end`` of this shard, float32."""
         return unpack(self.vectors[start:end], None if self.scales is None else self.scales[start:end], self.dtype)
 
     def chunk(self, i: int) -> Chunk:
@@ -185,7 +185,7 @@ class StoredRows:
         return self.ends[-1] if self.ends else 0
 
     def parts(self) -> list[tuple[int, int]]:
-        """Ranges best read at once: of float32, whole shards, which are views; of what has to be converted, as much as a cache holds."""
+        """Ranges that are best read at once: whole shards of float32, which are views; of other dtypes, as many rows as a cache holds."""
         found = []
         for shard, end in zip(self.shards, self.ends, strict=True):
             size = shard.chunks if shard.dtype == "float32" else CONVERTED
@@ -199,9 +199,9 @@ class StoredRows:
         return self.shards[number], i - (self.ends[number] - self.shards[number].chunks)
 
     def block(self, start: int, end: int) -> Float[np.ndarray, "R D"]:
-        """Rows ``start`` to ``end``, float32; a view of the file where they are float32 in one shard.
+        """Rows ``start`` to ``end``, float32; a view of the file if they are stored as float32 in one shard.
 
-        Raises ValueError when they are not among the rows.
+        Raises ValueError when the range is outside the rows.
         """
         if not 0 <= start <= end <= len(self):
             raise ValueError(f"rows {start} to {end}: must lie in 0..{len(self)}")
@@ -221,7 +221,7 @@ class StoredRows:
 def merge(
     rows: StoredRows, old: Mapping[int, int], fresh: Float[np.ndarray, "F D"], new: Mapping[int, int], count: int, dtype: Dtype
 ) -> tuple[Num[np.ndarray, "R D"], Float[np.ndarray, " R"] | None]:
-    """``count`` rows as they are stored: row i is row ``new[i]`` of ``fresh``, else a copy of the stored row ``old[i]``."""
+    """``count`` rows in their stored form: row i is row ``new[i]`` of ``fresh``, else a copy of the stored row ``old[i]``."""
     packed, scales = pack(fresh, dtype)
     out = np.empty((count, rows.width), RAW[dtype])
     out_scales = None if dtype != "int8" else np.empty(count, "<f4")

@@ -1,7 +1,7 @@
-"""A search as one self-contained page: what each step picked, what it passed over, and where it looked.
+"""Shows a search as one self-contained page: the pick of each step, the runners-up, and Q along the document.
 
-The page is whole without JavaScript (every step is shown); with it, steps are tabs and the curves can be read bin by bin. It fetches
-nothing: a Content-Security-Policy allows the template's own style and script, by their hashes, and no network.
+The page is complete without JavaScript (every step is shown); with it, steps are tabs and the curves can be read bin by bin. It fetches
+nothing: a Content-Security-Policy allows only the template's own style and script, by their hashes, and no network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qrag_jax.rundir.files import write_text
 
 FORMAT, VERSION = "qrag-jax-trace", 1
 POSITIONS = ("relative", "absolute", "random", "none")
-EXCERPT = 160  # characters of a runner-up before it folds
+EXCERPT = 160  # characters of a runner-up that are shown before its text is folded
 
 
 def render_trace(
@@ -45,12 +45,13 @@ def render_trace(
         steps: the steps in order, those after a stop included. Stretch b of a curve of n begins at chunk b * chunks // n.
         chunks: N, chunks of the document.
         threshold: the stop threshold in units of Q, or None.
-        positions: the retriever's ``qhead.positions``; the page tells of intervals where they are relative, of positions unless none.
+        positions: the retriever's ``qhead.positions``. The page shows intervals only if they are relative, and positions unless they are
+            none.
         source: the name of what was searched, a document or an index.
         support: chunks known to support the answer, if any are.
 
-    Raises ValueError when there are no steps, a chunk lies outside the document or was picked twice, a Q is not finite, the steps' curves
-    are no row, differ in length or hold an infinity, a step stopped without a threshold, or ``positions`` are unknown.
+    Raises ValueError when there are no steps, a chunk lies outside the document or was picked twice, a Q is not finite, a step stopped
+    without a threshold, ``positions`` are unknown, or the curves are not one-dimensional, differ in length or hold an infinity.
     """
     view = View(tuple(steps), chunks, threshold, tuple(sorted(set(support))), positions)
     _check(view)
@@ -80,7 +81,7 @@ def write_trace(
     source: str,
     support: Sequence[int] = (),
 ) -> Path:
-    """Writes :func:`render_trace` to ``path``, whole or not at all, and returns the path."""
+    """Writes the page of :func:`render_trace` to ``path``, completely or not at all, and returns the path."""
     page = render_trace(
         question=question, steps=steps, chunks=chunks, threshold=threshold, positions=positions, source=source, support=support
     )
@@ -93,7 +94,7 @@ def _check(view: View) -> None:
     if view.threshold is not None and not math.isfinite(view.threshold):
         raise ValueError(f"threshold = {view.threshold}: must be finite, or None for a search without one")
     if view.positions not in POSITIONS:
-        raise ValueError(f"positions = {view.positions!r}: must be one of {', '.join(POSITIONS)}, as the retriever's qhead.positions")
+        raise ValueError(f"positions = {view.positions!r}: must be one of {', '.join(POSITIONS)}, like the retriever's qhead.positions")
     seen: set[int] = set()
     for t, step in enumerate(view.steps):
         parts: list[tuple[str, Pick | Candidate]] = [("pick", step.pick), *(("runners_up", other) for other in step.runners_up)]
@@ -120,7 +121,7 @@ def _check(view: View) -> None:
 
 
 def _digest(template: str, tag: str) -> str:
-    """CSP source of the template's only plain <style> or <script>."""
+    """The Content-Security-Policy source of the template's only plain <style> or <script>."""
     (body,) = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'"
 
@@ -130,7 +131,7 @@ def _seconds(value: float) -> str:
 
 
 def _data(view: View, question: str, source: str) -> str:
-    """The trace as JSON that no text can break out of: markup's characters are written as escapes, and NaN as null."""
+    """The trace as JSON that no text in it can break out of: characters of markup are escaped. NaN is written as null."""
 
     def part(item: Pick | Candidate) -> dict[str, object]:
         return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in vars(item).items()}
@@ -202,7 +203,7 @@ def _panel(view: View, t: int) -> str:
 
 
 def _document(part: Pick | Candidate) -> str:
-    """The last part of a document's name, the whole of it on pointing; nothing for a text without one."""
+    """The last part of a document's name, with the full name as a tooltip; empty for a text without a name."""
     if part.source is None:
         return ""
     return f'<span class="name" title="{escape(part.source)}">{escape(part.source.rstrip("/").rpartition("/")[2])}</span>'

@@ -1,4 +1,4 @@
-"""The drawings of a search trace, as SVG that keeps its text at size: places along the document are percentages, heights are pixels."""
+"""The drawings of a search trace, as SVG whose text keeps its size: places along the document are percentages, heights are pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from qrag_jax.retrieve.types import Step
 
 ROW, HEIGHT = 30, 190  # pixels: a row of the ruler, a curve
-COLOURS = 5  # of the template, from Okabe and Ito; with six shapes, 30 picks before a pair repeats
+COLOURS = 5  # in the template, from Okabe and Ito; with six shapes, a combination repeats after 30 picks
 SHAPES = (
     '<circle r="10"/>',
     '<rect x="-9" y="-9" width="18" height="18" rx="2"/>',
@@ -21,13 +21,13 @@ SHAPES = (
     '<path d="M-6-10.5H6L12 0 6 10.5H-6L-12 0z"/>',
     '<path d="M0 14 14-10H-14z"/>',
 )
-DROP = (0, 0, 0, 2.5, 0, -2.5)  # how far below its middle a shape has room for its number
-INLINE = 'width="28" height="28" viewBox="-14 -14 28 28"'  # a sign among text
+DROP = (0, 0, 0, 2.5, 0, -2.5)  # offset of the number below the middle of each shape
+INLINE = 'width="28" height="28" viewBox="-14 -14 28 28"'  # attributes of a sign in text
 
 
 @dataclass(frozen=True)
 class View:
-    """What every part of the page draws from."""
+    """The data that every part of the page uses."""
 
     steps: tuple[Step, ...]
     chunks: int
@@ -37,7 +37,7 @@ class View:
 
     @cached_property
     def kept(self) -> int:
-        """Picks before the stop."""
+        """Number of picks before the stop."""
         return next((t for t, step in enumerate(self.steps) if step.stop), len(self.steps))
 
     @cached_property
@@ -47,7 +47,7 @@ class View:
 
     @cached_property
     def ticks(self) -> list[float]:
-        """Of the Q axis, the same at every step; the first and the last are its ends."""
+        """Ticks of the Q axis, the same at every step; the first and the last are its ends."""
         from matplotlib.ticker import MaxNLocator
 
         values = [] if self.threshold is None else [self.threshold]
@@ -65,7 +65,7 @@ class View:
         return inside if self.chunks - inside[-1] < self.chunks / 6 else [*inside, self.chunks - 1]
 
     def x(self, chunk: int | float) -> str:
-        """Where a chunk begins, along the document."""
+        """The place along the document where a chunk begins."""
         return f"{100 * chunk / self.chunks:.4g}%"
 
     def middle(self, chunk: int) -> str:
@@ -76,9 +76,9 @@ class View:
         return f"{HEIGHT * (high - q) / (high - low):.4g}"
 
     def cuts(self, t: int) -> list[int]:
-        """Bounds of the intervals that the picks before step ``t`` cut (eq. 6): interval j begins at the j-th picked chunk.
+        """Bounds of the intervals into which the picks before step ``t`` cut the document (eq. 6): interval j begins at the j-th pick.
 
-        Only relative positions know of intervals; with others the document is one.
+        Only relative positions have intervals; with others, the document is one interval.
         """
         picks = sorted(step.pick.chunk for step in self.steps[:t]) if self.positions == "relative" else []
         return [0, *picks, self.chunks]
@@ -88,7 +88,7 @@ class View:
         return sum(cut <= self.steps[t].pick.chunk for cut in self.cuts(t)[1:-1])
 
     def neighbours(self, t: int) -> int:
-        """Earlier picks so near that their signs would cover the one of step ``t``."""
+        """Number of earlier picks so near that their signs would cover the sign of step ``t``."""
         return sum(abs(step.pick.chunk - self.steps[t].pick.chunk) < self.chunks / 10 for step in self.steps[:t])
 
     def verdict(self, t: int) -> tuple[str, str]:
@@ -106,12 +106,12 @@ class View:
 
 
 def show(value: float) -> str:
-    """A Q, as the page writes it."""
+    """A value of Q as text."""
     return f"{value:.3f}".replace("-", "−")
 
 
 def marker(view: View, t: int, place: str) -> str:
-    """The numbered sign of step ``t``: hollow if the search would have left its pick out."""
+    """The numbered sign of step ``t``; it is hollow if the search would have left out the pick."""
     shape, kind = t % len(SHAPES), f"c{t % COLOURS}" + (" out" if t >= view.kept else "")
     return f'<svg class="mark {kind}" {place} aria-hidden="true">{SHAPES[shape]}<text y="{DROP[shape]}">{t + 1}</text></svg>'
 
@@ -126,7 +126,7 @@ def _chunk_axis(view: View, top: int) -> str:
 
 
 def ruler(view: View) -> str:
-    """The whole document, once a step: the intervals cut so far as bands, and the pick. Supporting chunks stand above."""
+    """The whole document, one row per step: bands for the intervals cut so far, and the pick. Supporting chunks are shown above."""
     rows, top = [], 0
     if view.support:
         signs = (
@@ -144,7 +144,7 @@ def ruler(view: View) -> str:
             kind = "here" if view.positions == "relative" and j == view.interval(t) else ("odd" if j % 2 else "even")
             share = (end - start) / view.chunks
             bands.append(f'<rect class="band {kind}" x="{view.x(start)}" y="{y + 3}" width="{view.x(end - start)}" height="{ROW - 6}"/>')
-            if share >= 1 / 16 and view.positions == "relative":  # at the end that is free of the pick
+            if share >= 1 / 16 and view.positions == "relative":  # at the end away from the pick
                 right = kind == "here" and 2 * step.pick.chunk < start + end
                 place = f'text-anchor="end" x="{view.x(end)}" dx="-8"' if right else f'x="{view.x(start)}" dx="8"'
                 name = f"interval {j}" if share >= 1 / 4 else f"{j}"
@@ -178,7 +178,7 @@ def key(view: View) -> str:
 
 
 def curve(view: View, t: int) -> str:
-    """Q along the document at step ``t``; the Q axis and the chunk axis are those of every other step and of the ruler."""
+    """Q along the document at step ``t``. All steps share the Q axis; all steps and the ruler share the chunk axis."""
     step = view.steps[t]
     if step.curve is None:
         return '<p class="note">No curve was recorded for this search.</p>'
@@ -222,6 +222,6 @@ def curve(view: View, t: int) -> str:
 
 
 def _runs(curve: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches without a gap."""
+    """Stretches of the curve without a gap, as (start, end)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], ~np.isnan(curve), [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -1,4 +1,4 @@
-"""What a search reads (documents and their rows) and what it gives back."""
+"""The inputs of a search (documents and their rows) and its results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Rows(Protocol):
         """N."""
 
     def parts(self) -> Sequence[tuple[int, int]]:
-        """Consecutive ranges of rows that cover all of them, each best read at once."""
+        """Consecutive ranges that cover all rows; each is best read at once."""
 
     def block(self, start: int, end: int) -> Float[np.ndarray, "R D"]:
         """Rows ``start`` to ``end``, float32: a view where the storage allows it."""
@@ -51,7 +51,7 @@ class Document(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A chunk that was scored and not picked at a step; its characters and the name of its document as in :class:`Pick`."""
+    """A chunk that was scored but not picked at a step. Its fields have the same meaning as those of :class:`Pick`."""
 
     chunk: int
     text: str
@@ -63,8 +63,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pick:
-    """One retrieved chunk: its index in the document and its text; its Q and its position (eq. 6) when it was picked; its characters
-    in the source if that was a text; and at which step it was picked, from 0."""
+    """One retrieved chunk: its index in the document and its text; its Q and its position (eq. 6) when it was picked; its characters in
+    the source, if that was a text; and the step at which it was picked, counted from 0."""
 
     chunk: int
     text: str
@@ -80,10 +80,10 @@ class Pick:
 class Step:
     """One step of a search.
 
-    ``runners_up``: the next best chunks, best first. ``stop``: the pick's Q is below the stop threshold (never at step 0); a search that
-    stops leaves this pick and what follows out. ``curve``: the highest Q in each of equal stretches of the document (NaN: nothing left to
-    pick there), or None if it was not asked for. ``seconds``: embedding the state and reading the index,
-    without compiling; a beam's steps get equal shares.
+    ``runners_up``: the next best chunks, best first. ``stop``: whether the pick's Q is below the stop threshold (never at step 0); a search
+    that stops leaves out this pick and all later ones. ``seconds``: time for embedding the state and reading the index, without compiling;
+    the steps of a beam get equal shares. ``curve``: the highest Q in each of several equal stretches of the document (NaN if nothing is
+    left to pick there), or None if it was not requested.
     """
 
     number: int
@@ -105,8 +105,8 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Look:
-    """What one state sees of its document: the best available chunks, best first, and (if asked for) the highest Q of each of equal
-    stretches of the document, NaN where nothing is available."""
+    """The view of one state on its document: the best available chunks, best first, and (if requested) the highest Q in each of several
+    equal stretches of the document, NaN where nothing is available."""
 
     chunks: tuple[int, ...]
     q: tuple[float, ...]
@@ -115,7 +115,7 @@ class Look:
 
 @dataclass(frozen=True)
 class PoolRows:
-    """Rows of a pool of distinct texts' embeddings, in a document's order."""
+    """The rows of a document, gathered in its order from a pool of embeddings of distinct texts."""
 
     pool: Float[np.ndarray, "U D"]
     index: Int[np.ndarray, " N"]
@@ -136,7 +136,7 @@ class PoolRows:
 
 @dataclass(frozen=True)
 class MemoryDocument:
-    """A :class:`Document` that ``owner`` embedded."""
+    """A :class:`Document` in memory that ``owner`` embedded."""
 
     chunks: Sequence[Chunk]
     rows: PoolRows
@@ -150,4 +150,4 @@ class MemoryDocument:
 
     def check(self, retriever: ChunkEmbedder) -> None:
         if retriever is not self.owner:
-            raise ValueError("this document was embedded by another retriever; make it with the one that searches it")
+            raise ValueError("this document was embedded by another retriever; make it with the retriever that searches it")

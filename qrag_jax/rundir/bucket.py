@@ -1,8 +1,10 @@
-"""Runs in a bucket: gs://BUCKET/NAME is worked on in a folder here, and a thread keeps the bucket like it.
+"""Runs in a bucket: the run gs://BUCKET/NAME works in a folder on this machine, and a thread copies every change to the bucket.
 
 The folder may be a run directory, or hold several of them: seeds, ablations, the trials of a sweep.
-A bucket has no renames, so order does what they do on a disk. A checkpoint is sent when it is whole here, after the files that it needs and
-with its list of digests last, and loses that first when it is removed: whenever a process dies, what has a list in the bucket is whole.
+
+On a disk, a checkpoint is renamed when it is complete. A bucket has no renames, so the order of the files does that work. A checkpoint is
+sent when it is complete on this machine, after the files that it needs, and its list of digests is sent last. When it is removed, its list
+is removed first. So a checkpoint that has a list in the bucket is complete, whenever a process dies.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from qrag_jax.rundir.files import disk_error, is_unfinished, read_json, whole_fi
 from qrag_jax.rundir.log import CannotWrite, Preempted, say
 
 EVERY = 2.0  # seconds between looks at the folder
-PATIENCE = 600.0  # seconds of failing before a run is stopped
-SNAPSHOT = 2**25  # bytes: files up to here may grow while they are sent
-CHECKPOINT = re.compile(r"((?P<run>.+/|)checkpoints/(?P<kind>last|best)/(?P<step>\d+))/.+")  # a file of one
+PATIENCE = 600.0  # seconds of failures after which a run is stopped
+SNAPSHOT = 2**25  # bytes: files up to this size may grow while they are sent
+CHECKPOINT = re.compile(r"((?P<run>.+/|)checkpoints/(?P<kind>last|best)/(?P<step>\d+))/.+")  # a file of a checkpoint
 PROBE = ".write-access"
 
 
@@ -37,13 +39,13 @@ def is_url(path: str | Path) -> bool:
 
 
 def home(url: str) -> Path:
-    """Where a URL is kept on this machine: ``run`` is what is worked on, ``read`` what was only fetched."""
+    """The folder of a URL on this machine. It holds ``run``, in which the run works, and ``read``, the copy that :func:`fetch` makes."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "qrag-jax" / "buckets" / urllib.parse.quote(url.removeprefix("gs://").rstrip("/"), safe="")
 
 
 class Bucket:
-    """The objects below a URL, by their names there. Raises ValueError on a bad URL, and where gcsfs is not installed."""
+    """The objects below a URL, by their names there. Raises ValueError on a bad URL, or if gcsfs is not installed."""
 
     def __init__(self, url: str) -> None:
         parts = url.rstrip("/").split("/")[3:]
@@ -53,13 +55,13 @@ class Bucket:
             from gcsfs.core import GCSFileSystem
         except ImportError:
             raise ValueError(f"{url}: buckets need gcsfs: pip install 'qrag-jax[gcs]'") from None
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)  # it logs the traces of errors that it also raises
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)  # it logs the tracebacks of errors that it also raises
         self._root = url.removeprefix("gs://").rstrip("/")
-        token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None  # a server that stands in for Google's asks nobody who it is
+        token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None  # an emulator asks for no login
         self._files = GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
 
     def digests(self) -> dict[str, str]:
-        """Name -> MD5 of every object, or what else tells its versions apart."""
+        """Name -> MD5 of every object, or its etag if it has no MD5."""
         found = self._files.find(self._root, detail=True).items()
         names = {path.removeprefix(f"{self._root}/"): entry for path, entry in found if path.startswith(f"{self._root}/")}
         return {name: entry.get("md5Hash") or entry["etag"] for name, entry in names.items() if not name.endswith(("/", PROBE))}
@@ -69,9 +71,9 @@ class Bucket:
             self._files.get_file(f"{self._root}/{name}", str(temporary))
 
     def put(self, name: str, content: bytes | Path) -> None:
-        """Sends bytes, or a file that nobody changes."""
+        """Sends bytes, or a file that nothing changes meanwhile."""
         if isinstance(content, bytes):
-            # One chunk: in the multipart request that gcsfs makes otherwise, a last carriage return is lost, and its boundary cuts.
+            # One chunk: otherwise gcsfs sends a multipart request, which loses a final carriage return and ends at its boundary string.
             self._files.pipe_file(f"{self._root}/{name}", content, consistency="md5", chunksize=max(len(content), 1))
         else:
             self._files.put_file(str(content), f"{self._root}/{name}", consistency="md5")
@@ -79,13 +81,13 @@ class Bucket:
     def remove(self, name: str) -> None:
         try:
             self._files.rm_file(f"{self._root}/{name}")
-        except FileNotFoundError:  # by whom ever
-            self.digests()  # raises it again if the bucket itself is gone
+        except FileNotFoundError:  # someone has removed it already
+            self.digests()  # raises the error again if the bucket itself is gone
 
 
 @contextmanager
 def opening(url: str) -> Iterator[None]:
-    """Raises ValueError where there is no bucket or no right to it, Preempted where it is out of reach, CannotWrite on a full disk here."""
+    """Turns errors into ValueError (no such bucket, or no access), Preempted (it cannot be reached) and CannotWrite (this disk is full)."""
     from google.auth.exceptions import GoogleAuthError
 
     try:
@@ -112,7 +114,7 @@ def reason(error: BaseException) -> str:
 
 
 def fetch(url: str) -> Path:
-    """A copy on this machine of the export below a URL, of a run or by itself. Raises ValueError when there is none."""
+    """Copies the export below a URL (of a run, or an export folder) to this machine. Raises ValueError when there is none."""
     bucket, folder = Bucket(url), home(url) / "read"
     with opening(url):
         found = bucket.digests()
@@ -124,16 +126,17 @@ def fetch(url: str) -> Path:
 
 
 class Mirror:
-    """The folder on this machine, and the thread that keeps the bucket like it; a context manager that ends when all is sent.
+    """The folder on this machine, and the thread that copies its changes to the bucket; a context manager that ends when all is sent.
 
-    The bucket is what counts. The folder goes on where the bucket is as this machine left it, so that what could not be sent is not lost;
-    otherwise it is made like the bucket. ``sent.json`` beside the folder says how that was. Raises what :func:`opening` raises.
+    If the bucket is still as this machine left it, the run continues with the folder, so that changes which could not be sent are not lost.
+    Otherwise the bucket has changed, and the folder is made equal to it. ``sent.json``, next to the folder, records how this machine left
+    the bucket. Raises the errors of :func:`opening`.
     """
 
     def __init__(self, url: str) -> None:
         self._url, self.folder = url.rstrip("/"), home(url) / "run"
         self._bucket = Bucket(url)
-        self._sent: dict[str, list[str | None]] = {}  # name -> what the bucket may have of it; two while it is under way
+        self._sent: dict[str, list[str | None]] = {}  # name -> digest in the bucket; two while it is being sent
         self._stamps: dict[str, tuple[int, int, int]] = {}
         self._failure: Exception | None = None
         with opening(url):
@@ -154,8 +157,8 @@ class Mirror:
             say(f"everything is in {self._url}")
             return
         told = (
-            f"{self._url}: cannot be written to ({reason(self._failure)}); nothing is lost: {self.folder} has it all, and the same command "
-            "on this machine sends it and goes on"
+            f"{self._url}: cannot be written to ({reason(self._failure)}); nothing is lost: {self.folder} has everything. Run the same "
+            "command on this machine to send it and resume"
         )
         if kind is not None and not issubclass(kind, Preempted):
             say(f"error: {told}")
@@ -169,13 +172,13 @@ class Mirror:
         ours = all(there.get(name) in sent.get(name, [None]) for name in there.keys() | sent.keys())
         if not (ours or there):
             raise ValueError(
-                f"{self._url}: is empty, but held the run of {self.folder}; remove that folder to start over, or bring the run back "
+                f"{self._url}: is empty, but it held the run of {self.folder}; remove that folder to start over, or send the run back "
                 f"(gcloud storage rsync --recursive {self.folder} {self._url})"
             )
         halves = {match[1] for name in there.keys() - whole if (match := CHECKPOINT.fullmatch(name))}
         for half in sorted(halves):
             if not (ours and (self.folder / half).exists()):
-                say(f"skipping {self._url}/{half}: it was not sent whole")
+                say(f"skipping {self._url}/{half}: it was not sent completely")
         _follow(self._bucket, self.folder, {name: there[name] for name in whole}, keep=ours)
         self._sent = {name: [digest] for name, digest in there.items()}
         write_json(state, self._sent)
@@ -187,13 +190,13 @@ class Mirror:
             try:
                 while not self._send():
                     pass
-            except Exception as error:  # gcsfs raises many kinds; whatever it is, the run goes on for a while
+            except Exception as error:  # gcsfs raises many kinds; the run continues for a while, whatever it is
                 if failing is None:
                     failing = time.monotonic()
                     say(f"{self._url}: cannot be written to ({reason(error)}); trying again for {PATIENCE:.0f} s")
                 if time.monotonic() - failing >= PATIENCE:
                     self._failure = error
-                    if not closing:  # the run saves and leaves, as when it is preempted
+                    if not closing:  # the run saves and ends, as when it is preempted
                         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 time.sleep(EVERY)
             else:
@@ -202,9 +205,9 @@ class Mirror:
                     return
 
     def _send(self) -> bool:
-        """Makes the bucket like the folder; False when a file went away meanwhile, and the folder must be looked at again."""
+        """Makes the bucket equal to the folder. Returns False if a file disappeared meanwhile and the folder must be listed again."""
         last = [name for name in _files(self.folder) if _is_last(name)]
-        # Looked at later: what each of those needs.
+        # The files that these checkpoints need are listed after them, so that none of those is missing.
         names = _in_order([*last, *(name for name in _files(self.folder) if not _is_last(name))])
         for name in names:
             path = self.folder / name
@@ -225,7 +228,7 @@ class Mirror:
                         raise
                     return False
             self._stamps[name] = stamp
-        # Where the whole run has gone from here, nothing is removed there.
+        # If the whole run is gone from the folder, nothing is removed from the bucket.
         gone = [(name, match) for name in self._sent.keys() - set(names) if (match := CHECKPOINT.fullmatch(name))]
         pruned = [name for name, match in gone if f"{match['run']}config.json" in names]
         for name in sorted(pruned, key=lambda name: not name.endswith(CONTENTS)):
@@ -239,13 +242,13 @@ class Mirror:
         return True
 
     def _note(self, name: str, digest: str | None) -> None:
-        """Written before the bucket changes, so that a killed run finds it as it was left."""
+        """Records a change before it is made in the bucket, so that a run that is killed then still recognises the bucket."""
         self._sent[name] = [*self._sent.get(name, [None])[-1:], digest]
         write_json(self.folder.parent / "sent.json", self._sent)
 
 
 def _follow(bucket: Bucket, folder: Path, there: dict[str, str], keep: bool = False) -> None:
-    """Makes a folder like ``there``, objects with their digests. ``keep``: what it has is left as it is, and only what it lacks comes."""
+    """Makes a folder equal to ``there`` (objects and their digests). With ``keep``, only fetches missing files and changes no others."""
     here = {name: _md5(folder / name) for name in _files(folder)}
     if not keep:
         for name in here.keys() - there.keys():
@@ -260,25 +263,26 @@ def _follow(bucket: Bucket, folder: Path, there: dict[str, str], keep: bool = Fa
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of the files of a folder that are not being written aside."""
+    """Names of the files of a folder, without temporary ones."""
     found: list[Path] = []
-    for place, folders, names in os.walk(folder):  # which passes over what goes away meanwhile
+    for place, folders, names in os.walk(folder):  # os.walk skips what disappears meanwhile
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [path for name in names if not is_unfinished(path := Path(place, name))]
     return [path.relative_to(folder).as_posix() for path in found]
 
 
 def _is_last(name: str) -> bool:
-    """Whether a file is one of a checkpoint to go on from."""
+    """Whether a file belongs to a checkpoint to resume from."""
     return (match := CHECKPOINT.fullmatch(name)) is not None and match["kind"] == "last"
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """As they must reach the bucket: what makes it a run, other files, best checkpoints, those that name them; lists of digests last."""
+    """Names in the order in which they must reach the bucket: config.json, other files, best checkpoints, then the last checkpoints, which
+    need those; in each checkpoint the list of digests comes last."""
 
     def key(name: str) -> tuple[int, int, bool, str]:
         if match := CHECKPOINT.fullmatch(name):
-            # The newest first: it stays longest, and may take long to send.
+            # The newest first: it is kept longest, and may take long to send.
             return (2 if match["kind"] == "best" else 3, -int(match["step"]), name.endswith(f"/{CONTENTS}"), name)
         return (0 if name.rpartition("/")[2] == "config.json" else 1, 0, False, name)
 
@@ -286,13 +290,13 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
-    """Another one after every change of a file."""
+    """Size, time of change and inode of a file: they differ after every change."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _md5(content: bytes | Path) -> str:
-    """As Google Cloud Storage writes it."""
+    """MD5 in the form that Google Cloud Storage uses."""
     if isinstance(content, bytes):
         return base64.b64encode(hashlib.md5(content).digest()).decode()
     with content.open("rb") as file:

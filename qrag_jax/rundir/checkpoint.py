@@ -1,8 +1,8 @@
-"""Train states on disk, by orbax: the last two, to resume from, and the parameters best on validation, to use.
+"""Train states on disk, by orbax: the last two, to resume from, and the parameters that are best on validation, to use.
 
-A checkpoint is written by a thread into a folder with a temporary name, which is renamed when it is complete. So the loop does not wait,
-and a killed process leaves no half checkpoint under a final name. Each checkpoint lists the digests of its files: a run never resumes from
-one that a broken disk or an interrupted copy has damaged.
+A thread writes each checkpoint into a folder with a temporary name, which is renamed when it is complete. So the loop does not wait, and a
+killed process leaves no incomplete checkpoint under a final name. Each checkpoint lists the digests of its files, so that a run never
+resumes from one that a broken disk or an interrupted copy has damaged.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from qrag_jax.rundir.log import say
 
 FORMAT = {"format": "qrag-jax-checkpoint", "version": 2}
 STATE, CONTENTS = "state", "contents.json"  # in a checkpoint's folder: what orbax writes; progress or threshold, and digests
-KEEP = 2  # checkpoints to resume from: if one cannot be read, there is the one before
+KEEP = 2  # checkpoints to resume from: if the newest cannot be read, the one before it is used
 
 
 @dataclass(frozen=True)
 class SavedWindow:
-    """The updates since the last record: their metrics by name, one value an update; texts embedded; seconds."""
+    """The updates since the last record: their metrics by name, one value per update; texts embedded; seconds."""
 
     metrics: dict[str, list[float]] = field(default_factory=dict)
     texts: int = 0
@@ -45,22 +45,22 @@ class SavedWindow:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the training loop carries besides the train state. ``Progress()`` is that of a new run."""
+    """The state of the training loop, apart from the train state. ``Progress()`` is that of a new run."""
 
     seconds: float = 0.0
     """Time spent in the loop."""
     best: float = -1.0
     """Highest validation score so far."""
     best_step: int = 0
-    """Update with that score: the step of its checkpoint "best"."""
+    """The update with that score, which is the step of its checkpoint "best"."""
     reached: int = 0
     """How many validations in a row, up to the latest, have reached ``train.stop_at``."""
     threshold: float | None = None
-    """Stop threshold of the latest validation; None where there is nothing to stop."""
+    """Stop threshold of the latest validation; None with a budget of 1, where there is nothing to stop."""
     window: SavedWindow = field(default_factory=SavedWindow)
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` takes."""
+        """The tree that :meth:`from_json` takes."""
         return asdict(self)
 
     @classmethod
@@ -69,7 +69,7 @@ class Progress:
         names = [item.name for item in fields(cls)]
         if not isinstance(tree, dict) or set(tree) != set(names):
             found = sorted(tree) if isinstance(tree, dict) else tree
-            raise ValueError(f"its progress is {found}, expected the fields {sorted(names)}; another version has written it")
+            raise ValueError(f"its progress is {found}, expected the fields {sorted(names)}; another version wrote it")
         try:
             return cls(**{**tree, "window": SavedWindow(**tree["window"])})
         except TypeError as error:
@@ -78,7 +78,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run resumes from: its train state (host arrays) and progress after ``step`` updates."""
+    """A checkpoint to resume from: the train state (host arrays) and progress after ``step`` updates."""
 
     step: int
     state: Any
@@ -87,7 +87,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """The parameters best on validation (host arrays), after ``step`` updates, and their stop threshold."""
+    """The parameters that are best on validation (host arrays), after ``step`` updates, and their stop threshold."""
 
     step: int
     params: Any
@@ -97,8 +97,9 @@ class BestCheckpoint:
 class Checkpoints:
     """``checkpoints/last`` and ``checkpoints/best`` of a run directory; a context manager that ends when everything is written.
 
-    The ``progress.best_step`` of a last checkpoint names its best one. A best one is kept for as long as a last one names it: if a killed
-    run saved a best one after its last checkpoint, the resumed run writes that one again, and the one before it is still there.
+    Each last checkpoint names its best checkpoint, by ``progress.best_step``. A best checkpoint is kept as long as a last one names it.
+    So if a run is killed after it saved a new best checkpoint, but before the next last one, the old best checkpoint is still there, and
+    the resumed run writes the new one again.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -107,19 +108,19 @@ class Checkpoints:
         if marker.exists():
             if (found := read_json(marker)) != FORMAT:
                 raise ValueError(
-                    f"{marker}: {found} is not {FORMAT}; another program or another version has written these checkpoints, so use that "
-                    "one, or choose another run directory"
+                    f"{marker}: {found} is not {FORMAT}; another program or another version wrote these checkpoints; use that one, or "
+                    "choose another run directory"
                 )
         elif self._root.exists() and any(path for path in self._root.iterdir() if not is_unfinished(path)):
             raise ValueError(f"{self._root}: holds files that are not checkpoints of qrag-jax; choose another run directory")
         else:
             write_json(marker, FORMAT)
-        # One process saves alone, whatever others train beside it (orbax would have all of them come).
+        # One process saves alone, even if others train with it (by default, orbax would wait for all of them).
         alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: list[tuple[int, Future[None]]] = []
-        self._best_of: dict[int, int] = {}  # of each whole last checkpoint
+        self._best_of: dict[int, int] = {}  # step of each complete last checkpoint -> step of its best one
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Checkpoints:
@@ -131,30 +132,30 @@ class Checkpoints:
             self.wait()
 
     def save(self, step: int, state: Any, progress: Progress) -> None:
-        """Saves what a run resumes from after ``step`` updates. Returns when ``state`` is copied, before it is on disk.
+        """Saves a checkpoint to resume from after ``step`` updates. Returns when ``state`` is copied, before it is on disk.
 
-        Waits for checkpoints of earlier steps that are still being written, and raises what went wrong with them.
+        Waits for checkpoints of earlier steps that are still being written, and raises their errors.
         """
         self._submit(step, state, partial(self._write_last, step, progress))
         self._saved_at = time.monotonic()
 
     def save_best(self, step: int, params: Any, threshold: float | None) -> None:
-        """Saves the parameters best on validation and their stop threshold; otherwise like :meth:`save`."""
+        """Saves the parameters that are best on validation and their stop threshold; otherwise like :meth:`save`."""
         self._submit(step, {"params": params}, partial(self._write, "best", step, {"threshold": threshold}))
 
     def save_is_due(self, minutes: float) -> bool:
-        """Whether the last :meth:`save`, or the start, is at least ``minutes`` ago."""
+        """Whether the last :meth:`save` (or the start, if there was none) is at least ``minutes`` ago."""
         return time.monotonic() - self._saved_at >= 60 * minutes
 
     def wait(self, before: int | None = None) -> None:
-        """Until everything (of steps below ``before``) is on disk; raises what kept it from getting there."""
+        """Waits until everything (of steps below ``before``) is on disk; raises the errors of writing it."""
         for step, future in self._writing:
             if before is None or step < before:
                 future.result()
         self._writing = [item for item in self._writing if not item[1].done() or item[1].exception()]
 
     def check(self) -> None:
-        """Raises what went wrong with a checkpoint in the background, without waiting for one."""
+        """Raises the error of a checkpoint that failed in the background. Does not wait."""
         for _, future in self._writing:
             if future.done():
                 future.result()
@@ -162,8 +163,8 @@ class Checkpoints:
     def latest(self, template: Any, params: Any) -> Checkpoint | None:
         """The newest checkpoint to resume from, in the shapes of ``template``; None if none was ever finished.
 
-        A checkpoint that cannot be read is skipped with a message, and so is one whose best checkpoint (in the shapes of ``params``)
-        cannot be read. Raises ValueError if there are checkpoints but none can be read.
+        A checkpoint is skipped, with a message, if it or its best checkpoint (in the shapes of ``params``) cannot be read. Raises
+        ValueError if there are checkpoints but none can be read.
         """
         steps = saved_steps(self._root.parent)
         for step in steps:
@@ -188,9 +189,9 @@ class Checkpoints:
         return self._read_best(step, params)
 
     def _submit(self, step: int, state: Any, write: Callable[[Any], None]) -> None:
-        """Has the thread ``write`` a copy of ``state``."""
+        """Lets the thread ``write`` a copy of ``state``."""
         self.wait(before=step)
-        # A host array may be a view of a device buffer that the next update takes over.
+        # A host array may be a view of a device buffer that the next update overwrites.
         copy = jax.tree.map(np.array, _unkey(state))
         self._writing.append((step, self._thread.submit(write, copy)))
 
@@ -208,7 +209,7 @@ class Checkpoints:
             write_json(new / CONTENTS, {"info": info, "info_sha256": _digest_of(info), "sha256": _digests(new / STATE)})
 
     def _prune(self) -> None:
-        """Keeps the newest complete checkpoints and the best ones that they name; removes all others, broken and unfinished ones too."""
+        """Keeps the newest complete checkpoints and the best ones that they name; removes all others, also broken and unfinished ones."""
         self._best_of = {step: self._best_of[step] for step in sorted(self._best_of)[-KEEP:]}
         for name, kept in (("last", self._best_of.keys()), ("best", self._best_of.values())):
             for path in (self._root / name).glob("*"):
@@ -226,7 +227,7 @@ class Checkpoints:
         state, info = self._read("best", step, {"params": params})
         if not isinstance(info, dict) or set(info) != {"threshold"}:
             held = sorted(info) if isinstance(info, dict) else info
-            raise ValueError(f"{self._root / 'best' / str(step)}: holds {held}, expected a threshold; another version has written it")
+            raise ValueError(f"{self._root / 'best' / str(step)}: holds {held}, expected a threshold; another version wrote it")
         return BestCheckpoint(step, state["params"], info["threshold"])
 
     def _read(self, name: str, step: int, template: Any) -> tuple[Any, Any]:
@@ -237,7 +238,7 @@ class Checkpoints:
         try:
             info, expected = contents["info"], contents["sha256"]
             if contents["info_sha256"] != _digest_of(info):
-                raise ValueError(f"{CONTENTS} is not what was written")
+                raise ValueError(f"the content of {CONTENTS} has changed since it was written")
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: not a checkpoint of qrag-jax, or damaged ({error!r})") from error
         found = _digests(folder / STATE)
@@ -245,7 +246,7 @@ class Checkpoints:
             raise ValueError(f"{folder}: {damaged[0]} is damaged or missing")
         try:
             state = self._orbax.restore(folder / STATE, args=ocp.args.StandardRestore(plain))
-        except Exception as error:  # orbax raises many kinds; the files are undamaged, so all mean another model
+        except Exception as error:  # orbax raises many kinds; the files are undamaged, so each means that the model is another one
             raise ValueError(f"{folder}: cannot be restored ({type(error).__name__}: {error})") from error
         for (path, value), like in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(plain), strict=True):
             if (value.shape, value.dtype) != (like.shape, like.dtype):
@@ -256,14 +257,14 @@ class Checkpoints:
 
 
 def saved_steps(run_dir: Path) -> list[int]:
-    """The number of updates behind each checkpoint to resume from, newest first; read from the names of their folders."""
+    """The number of updates of each checkpoint to resume from, newest first; read from the names of their folders."""
     folder = run_dir / "checkpoints" / "last"
     return sorted((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs the traces of its own threads for an error that it also raises."""
+    """Silences orbax, which logs the tracebacks of its own threads for an error that it also raises."""
     loggers = [logging.getLogger(name) for name in ("absl", "concurrent.futures")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -294,7 +295,7 @@ def _is_key(x: Any) -> bool:
 
 
 def _unkey(tree: Any) -> Any:
-    """Random keys as plain integers, which is what files hold."""
+    """Random keys as plain integers, the form in which files hold them."""
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if _is_key(x) else x, tree)
 
 

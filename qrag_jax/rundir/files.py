@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# A full disk, a quota, the largest file allowed, a broken disk, one that became read-only.
+# A full disk, a full quota, a file above the largest size allowed, a broken disk, a disk that became read-only.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to; the file takes its place at the end of the block. So a reader never sees half a file.
+    """Gives a temporary path to write to; at the end of the block the file is renamed to ``path``. So a reader never sees half a file.
 
     A failure leaves ``path`` as it was.
     """
@@ -35,7 +35,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Gives a new folder beside ``path`` to fill; it takes the place of ``path``, or of what was there, at the end of the block.
+    """Gives a new temporary folder to fill; at the end of the block it is renamed to ``path``, replacing what was there.
 
     A failure leaves ``path`` as it was. Only one process at a time may write the folder.
     """
@@ -55,7 +55,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Writes a file whole or not at all, and makes its folder. See :func:`whole_file`."""
+    """Writes a file completely or not at all, and makes its folder. See :func:`whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
@@ -67,13 +67,13 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file or folder was being written by :func:`whole_file` or :func:`whole_folder` when its process died, or still is."""
+    """Whether a file or folder is a temporary one of :func:`whole_file` or :func:`whole_folder`, perhaps left by a process that died."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def disk_error(error: BaseException) -> str | None:
-    """What the system said, such as "No space left on device", if ``error`` says that a file could not be written; otherwise None."""
-    # Tensorstore, which writes checkpoints, tells the number in the text of a ValueError.
+    """The system's message, such as "No space left on device", if ``error`` means that a file could not be written; otherwise None."""
+    # Tensorstore, which writes checkpoints, gives the number in the text of a ValueError.
     told = re.search(r"os_error_code='(\d+)'", str(error))
     number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
     return os.strerror(number) if number in DISK_ERRORS else None

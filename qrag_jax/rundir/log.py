@@ -1,4 +1,4 @@
-"""What a run prints and records: lines, a progress bar, metrics.jsonl, manifest.json; and how it may end. Only this file prints."""
+"""What a run prints and records (lines, a progress bar, metrics.jsonl, manifest.json), and how it may end. Only this file prints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Preempted(Exception):
 
 
 class Pruned(Exception):
-    """The run was stopped because others are better. Its state is saved; the argument is the number of updates it has made."""
+    """The run was stopped because other runs are better. Its state is saved; the argument is the number of updates it has made."""
 
 
 class NotFinite(Exception):
@@ -32,7 +32,7 @@ class NotFinite(Exception):
 
 
 class CannotWrite(Exception):
-    """The disk is full or broken, or a bucket refuses files. The checkpoint before is undamaged."""
+    """The disk is full or broken, or a bucket refuses files. The previous checkpoint is undamaged."""
 
 
 def silence() -> None:
@@ -42,7 +42,7 @@ def silence() -> None:
 
 
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
-    """A progress bar with rate and time left, on stderr. Where stderr is not a terminal, it is written less often."""
+    """A progress bar with rate and time left, on stderr. If stderr is not a terminal, it is written less often."""
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)
     if _silent:
         options["disable"] = True
@@ -58,7 +58,7 @@ def say(text: str) -> None:
 
 
 class RunLog:
-    """``metrics.jsonl`` of a run directory: one object a line, ``{"kind", "step", ...}``, written at once."""
+    """``metrics.jsonl`` of a run directory: one object per line, ``{"kind", "step", ...}``, written at once."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "metrics.jsonl"
@@ -71,17 +71,17 @@ class RunLog:
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line without an end was being written when the process died.
+        # A last line without a line end was being written when the process died.
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, step: int) -> None:
-        """Removes what was recorded after ``step`` updates: a resumed run records it again."""
+        """Removes the records made after ``step`` updates: a resumed run makes them again."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def write_manifest(run_dir: Path, seed: int, devices: list[str]) -> None:
-    """manifest.json: what this run was made with."""
+    """Writes manifest.json: the command, versions, devices and seed of this run."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "transformers")
     write_json(
         run_dir / "manifest.json",

@@ -1,4 +1,4 @@
-"""Training: ``run`` is a whole run; the loop, batches, devices and hosts behind it."""
+"""Training: ``run`` is a whole run; the other modules are its loop, batches, devices and hosts."""
 
 from __future__ import annotations
 

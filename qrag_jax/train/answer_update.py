@@ -18,7 +18,7 @@ from qrag_jax.types import QAExample, TaskBatch
 
 
 class AnswerUpdate:
-    """The update of ``learner`` where ``rl.reward`` is not "support". The reader is not part of the train state: it is never updated.
+    """The update of ``learner`` for an ``rl.reward`` other than "support". The reader is never updated, so it is not in the train state.
 
     ``phases`` are the two halves of the learner's update on the run's devices; the host asks the reader between them. ``folder`` keeps the
     answers, so that a resumed run asks nothing twice.
@@ -27,7 +27,7 @@ class AnswerUpdate:
     def __init__(self, learner: Learner, phases: Phases, folder: Path) -> None:
         config = learner.config
         reader = make_reader(config.eval, folder)
-        assert reader is not None, "the configuration has checked that there is one"
+        assert reader is not None, "the configuration has checked that a reader is given"
         self.reader = reader
         self._kind = config.rl.reward
         self._reward = AnswerReward(reader, config.data.benchmark, self._score)

@@ -13,9 +13,9 @@ from qrag_jax.config import DataConfig, RunConfig, Stage
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.types import PAD, WHOLE, QAExample, Share, TaskBatch
 
-# Padded sizes (rows of a pool, chunks of a document): dense enough to waste little, few enough that a run compiles a handful of shapes.
+# Padded sizes (rows of a pool, chunks of a document): close enough to waste little, and so few that a run compiles only a few shapes.
 PADDED_SIZES = (*range(16, 65, 16), *range(128, 513, 64), *range(640, 2049, 128))
-POOL_SAMPLE = 16  # batches that a stage's pool size is estimated from
+POOL_SAMPLE = 16  # number of batches from which a stage's pool size is estimated
 
 
 def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
@@ -27,7 +27,7 @@ def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
 class Batches:
     """The batches of a run, of ``size`` episodes; ``batches[step]`` is a pure function of the step.
 
-    Of several processes each makes its ``share`` of a batch's episodes and pool rows: the rows that a single process would have there.
+    With several processes, each makes its ``share`` of a batch's episodes and pool rows; all shares together are a single process's batch.
     """
 
     def __init__(
@@ -55,20 +55,20 @@ class Batches:
         return [self._stages[stage][1][i] for i in range(step * self._size, (step + 1) * self._size)]
 
     def _pool_rows(self, stage: int) -> int:
-        """Room for the pool of nearly every batch of a stage, so that it compiles once."""
+        """A number of rows that holds the pool of nearly every batch of a stage, so that the update compiles once."""
         sizes = [len({text for e in self._examples(stage, step) for text in e.chunks}) for step in range(POOL_SAMPLE)]
         return padded_size(round(1.1 * max(sizes)))
 
     def __getitem__(self, step: int) -> TaskBatch:
         stage, examples = self._number(step), self.examples(step)
-        # The pool's order is that of the whole batch's texts, the same everywhere.
+        # All processes order the pool by the texts of the whole batch, so the order is the same everywhere.
         pool = Pool.build(examples, self._tokenizer, self._config.chunk_tokens, at_least=self._rows[stage], share=self._share)
         part = self._share.of(len(examples))
         first = step * self._size + part.start
         return make_batch(examples[part], first, self._tokenizer, self._config, chunks=self._stages[stage][0].chunks, pool=pool)
 
     def ahead(self, start: int, stop: int) -> Iterator[TaskBatch]:
-        """Batches ``start`` to ``stop - 1``; a thread makes the next one while the device works on this one."""
+        """Batches ``start`` to ``stop - 1``; a thread makes the next batch while the device works on the current one."""
         with ThreadPoolExecutor(1) as worker:
             coming = worker.submit(self.__getitem__, start)
             for step in range(start, stop):
@@ -79,16 +79,16 @@ class Batches:
 
 
 def padded_size(size: int) -> int:
-    """The smallest padded size that holds ``size``; past the last of ``PADDED_SIZES``, the next multiple of it."""
+    """The smallest padded size that holds ``size``; above the last of ``PADDED_SIZES``, the next multiple of that one."""
     return next((candidate for candidate in PADDED_SIZES if size <= candidate), -(-size // PADDED_SIZES[-1]) * PADDED_SIZES[-1])
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The distinct chunk texts of some documents: ``rows`` says where a text stands in the pool [U, Lc].
+    """The distinct chunk texts of some documents: ``rows`` maps each text to its row in the pool [U, Lc].
 
-    Texts go to the devices in turn, in order of first use, so that each device embeds about the same number. ``ids`` are the token rows of
-    the share that was asked for; the whole pool is the shares of all processes, one after another.
+    Texts are dealt to the devices in turn, in order of first use, so that each device embeds about the same number. ``ids`` are the token
+    rows of the requested share; the whole pool consists of the shares of all processes, one after another.
     """
 
     rows: dict[str, int]
@@ -98,7 +98,7 @@ class Pool:
     def build(
         cls, examples: Iterable[QAExample], tokenizer: TextTokenizer, chunk_tokens: int, *, at_least: int = 0, share: Share = WHOLE
     ) -> Pool:
-        """U is rounded up to a padded size of ``at_least`` rows that divides over the share's devices."""
+        """Rounds U up to a padded size of ``at_least`` rows or more that can be divided evenly over the share's devices."""
         texts = dict.fromkeys(text for example in examples for text in example.chunks)
         each = -(-padded_size(max(len(texts), at_least)) // share.devices)
         rows = {text: i % share.devices * each + i // share.devices for i, text in enumerate(texts)}
@@ -118,10 +118,10 @@ def make_batch(
     chunks: int | None = None,
     pool: Pool | None = None,
 ) -> TaskBatch:
-    """Examples as the arrays of one batch, their episodes numbered from ``first_id``.
+    """The arrays of one batch of examples. Episodes are numbered from ``first_id``.
 
-    Documents are padded to ``chunks`` (default ``config.chunks``); a longer one raises ValueError. ``pool`` (default: built here) must
-    hold every text.
+    Documents are padded to ``chunks`` (default ``config.chunks``). ``pool`` (default: built here) must hold every text. Raises ValueError
+    on a document with more chunks.
     """
     size, count = len(examples), chunks or config.chunks
     pool = pool or Pool.build(examples, tokenizer, config.chunk_tokens)

@@ -1,8 +1,8 @@
-"""The processes of a run, one a host: how they start, agree, and follow the first.
+"""The processes of a run, one per host: how they start, agree, and follow the first.
 
-Process 0 leads. It alone reads and writes the run directory, prints, validates and evaluates; the others train beside it and get what it
-found. So they need no folder in common, and with one process every function here is the plain call. All of them but :func:`is_leader` are
-called by all processes, in the same order.
+Process 0 is the leader. It alone reads and writes the run directory, prints, validates and evaluates; the others only train, and receive
+its results. So the processes need no common folder. With one process, each function here just makes the call. All processes must call
+these functions in the same order, except :func:`is_leader`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, silence
 
 T = TypeVar("T")
 ENDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
-"""Errors with an exit code of their own, which all processes end with when one does."""
+"""Errors with an exit code of their own. If one process ends with such an error, all do."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
-LEAVE = 60  # and at the end, which all reach together: longer only if one has failed
-PATIENCE = 7 * 24 * 3600  # seconds the others wait while process 0 evaluates
+LEAVE = 60  # and at the end: all reach it together, so a longer wait means that one has failed
+PATIENCE = 7 * 24 * 3600  # seconds that the others wait while process 0 evaluates
 _barriers = itertools.count()
 
 
 def start() -> None:
-    """Joins the other processes of this run where the environment says that there are some. Call it before anything uses a device.
+    """Joins the other processes of this run, if there are any. Call it before anything uses a device.
 
-    There are some when ``VARIABLES`` are set (jax's own names; JAX_LOCAL_DEVICE_IDS picks this process's GPUs), or when this machine is
+    There are others if ``VARIABLES`` are set (jax's own names; JAX_LOCAL_DEVICE_IDS picks this process's GPUs), or if this machine is
     one of several hosts of a Cloud TPU. Raises ValueError when the variables are incomplete or wrong.
     """
     given = _variables()
     if jax.distributed.is_initialized() or (given[1] if given else tpu_hosts()) == 1:
         return
-    # Left on, jax would take SIGTERM for itself; the training loop agrees on when to stop in its own way.
+    # If this stayed on, jax would handle SIGTERM itself; but the training loop has its own way to agree on when to stop.
     jax.config.update("jax_enable_preemption_service", False)
     timeouts: dict[str, Any] = {"initialization_timeout": START, "shutdown_timeout_seconds": LEAVE}
     if given:
@@ -55,7 +55,7 @@ def start() -> None:
 
 
 def _variables() -> tuple[str, int, int] | None:
-    """Address, number of processes and own number as the environment gives them; None where it does not."""
+    """The coordinator's address, the number of processes and this process's number, from the environment; None if they are not set."""
     address, count, number = values = [os.environ.get(name, "") for name in VARIABLES]
     if not any(values):
         return None
@@ -67,14 +67,14 @@ def _variables() -> tuple[str, int, int] | None:
     if not re.fullmatch(r"[1-9]\d*", count):
         raise ValueError(f"JAX_NUM_PROCESSES = {count!r}: must be a whole number >= 1")
     if not number.isdecimal() or int(number) >= int(count):
-        raise ValueError(f"JAX_PROCESS_ID = {number!r}: must be in 0..{int(count) - 1}, another one for each process")
+        raise ValueError(f"JAX_PROCESS_ID = {number!r}: must be in 0..{int(count) - 1}, different for each process")
     return address, int(count), int(number)
 
 
 def tpu_hosts() -> int:
-    """Hosts of the Cloud TPU that this machine belongs to; 1 where there is no TPU, or it has one host.
+    """Number of hosts of the Cloud TPU that this machine belongs to; 1 if there is no TPU, or if it has one host.
 
-    GKE names them in the environment, Compute Engine in its metadata, which is asked on TPU VMs only.
+    GKE names the hosts in the environment, Compute Engine in its metadata, which are read on TPU VMs only.
     """
     if "TPU_ML_PLATFORM" not in os.environ:  # importing jax sets it on a machine with TPU chips and libtpu
         return 1
@@ -86,7 +86,7 @@ def tpu_hosts() -> int:
 
 
 def _metadata(name: str) -> str | None:
-    """An attribute of this virtual machine; None where there is none, or no metadata server."""
+    """An attribute of this virtual machine; None if it has no such attribute or no metadata server."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{name}"
     try:
@@ -102,12 +102,12 @@ def is_multiprocess() -> bool:
 
 
 def is_leader() -> bool:
-    """Whether this is process 0. Uses no device where there is one process."""
+    """Whether this is process 0. With one process, uses no device."""
     return not is_multiprocess() or jax.process_index() == 0
 
 
 def run_on_all(make: Callable[[], T]) -> T:
-    """``make()``, on every process. Where it fails on one it fails on all, with the same of ``ENDS``, or RuntimeError."""
+    """Calls ``make`` on every process. If it fails on one, it fails on all: with the same error of ``ENDS``, or else with RuntimeError."""
     if not is_multiprocess():
         return make()
     failure: Exception | None = None
@@ -126,14 +126,14 @@ def run_on_all(make: Callable[[], T]) -> T:
 
 
 def _kind(error: Exception) -> str:
-    """The name of the one of ``ENDS`` that an error is, or will be told as; else its own."""
+    """The name of the error of ``ENDS`` that ``error`` is, or will be reported as; else the name of its own class."""
     if disk_error(error) is not None:
         return CannotWrite.__name__
     return next((name for name, kind in ENDS.items() if isinstance(error, kind)), type(error).__name__)
 
 
 def from_leader(make: Callable[[], T]) -> T:
-    """What ``make()`` gives on process 0, where alone it is called; the others get it by way of JSON. Errors are those of all."""
+    """Calls ``make`` on process 0 only, and returns its result on every process (sent as JSON). An error there is raised on all."""
     made = run_on_all(lambda: make() if is_leader() else None)
     if jax.process_count() == 1:
         return cast(T, made)
@@ -142,7 +142,7 @@ def from_leader(make: Callable[[], T]) -> T:
 
 
 def leader_only(make: Callable[[], T]) -> T:
-    """``make()`` on process 0; elsewhere something whose methods do nothing and return None. An error of ``make`` is that of all."""
+    """``make()`` on process 0; on the others an object whose methods do nothing and return None. An error of ``make`` is raised on all."""
     return run_on_all(lambda: make() if is_leader() else cast(T, _Absent()))
 
 
@@ -158,24 +158,24 @@ class _Absent:
 
 
 def on_any(flag: bool) -> bool:
-    """Whether ``flag`` is true on one of the processes."""
+    """Whether ``flag`` is true on any of the processes."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(flag)).any())
 
 
 def agree(**texts: str) -> None:
-    """Raises ValueError, naming the thing, unless every process has the same texts."""
+    """Raises ValueError, naming what differs, unless every process has the same texts."""
     found = [json.loads(texts) for texts in _gather(json.dumps(texts))]
     for name in texts:
         others = [process for process, theirs in enumerate(found) if theirs[name] != found[0][name]]
         if others:
             raise ValueError(
-                f"{name.replace('_', ' ')}: process {others[0]} has another one than process 0; "
+                f"{name.replace('_', ' ')}: differs between process {others[0]} and process 0; "
                 "start all processes with the same command, code and data"
             )
 
 
 def barrier() -> None:
-    """Waits for all processes, however long; collectives of devices give up after half a minute."""
+    """Waits for all processes, for as long as it takes; collectives of devices would give up after half a minute."""
     if not is_multiprocess():
         return
     ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_barriers)}", timeout_ms=1000 * PATIENCE)
@@ -188,6 +188,6 @@ def _gather(text: str) -> list[str]:
     barrier()
     own = np.frombuffer(text.encode(), np.uint8)
     sizes: Any = multihost_utils.process_allgather(np.int32(len(own)))
-    room = 2 ** int(np.ceil(np.log2(max(sizes.max(), 256))))  # few shapes, so few compiles
+    room = 2 ** int(np.ceil(np.log2(max(sizes.max(), 256))))  # few shapes, so few compilations
     rows = multihost_utils.process_allgather(np.pad(own, (0, room - len(own))))
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]

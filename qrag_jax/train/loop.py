@@ -30,7 +30,7 @@ from qrag_jax.train.window import Window, write_bad_update
 from qrag_jax.types import QAExample, TaskBatch
 
 Prune = Callable[[], bool] | None
-ENOUGH = 2  # validations in a row that reach train.stop_at end a run
+ENOUGH = 2  # a run ends after this many validations in a row that reach train.stop_at
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     stop: StopRequest,
     prune: Prune = None,
 ) -> int:
-    """Returns the step of the checkpoint "best", which holds the parameters best on validation and their stop threshold."""
+    """Trains, and returns the step of the checkpoint "best": the parameters that are best on validation, with their stop threshold."""
     settings, steps = config.train, config.train.steps
     log = leader_only(lambda: RunLog(run_dir))
     updates = make_updates(config, run_dir, model, stages, devices)
@@ -54,7 +54,7 @@ def train(
         log.rewind(start)
     else:
         log.rewind(-1)
-        # What the parameters can do before training: zero-shot, where they are pretrained.
+        # How good the parameters are before training: zero-shot, if they are pretrained.
         progress = _from_leader(partial(validate, state, 0, progress))
     began, window = time.perf_counter() - progress.seconds, Window(progress.window)
     pruned, ended = False, start >= steps or progress.reached >= ENOUGH
@@ -74,7 +74,7 @@ def train(
                 window = Window()
                 ended = step == steps or progress.reached >= ENOUGH
             asked = late = False
-            if recorded or jax.process_count() == 1:  # several processes agree at records, and do not wait for each other in between
+            if recorded or jax.process_count() == 1:  # several processes agree at records only, and do not wait for each other in between
                 asked = on_any(stop.asked)
                 late = from_leader(partial(checkpoints.save_is_due, settings.checkpoint_minutes))
             if ended or asked or late or pruned or step % settings.checkpoint_every == 0:
@@ -91,14 +91,14 @@ def train(
 
 @dataclass(frozen=True)
 class Updates:
-    """The updates of a run on its devices. Update N, counted from 1, takes batch N - 1."""
+    """The updates of a run on its devices. Update N, counted from 1, uses batch N - 1."""
 
     first: TrainState
     """The state before update 1."""
     batches: Batches
     parallel: Parallel
     answers: AnswerUpdate | None
-    """The update where a reader's answers are the reward."""
+    """The update for rewards that come from a reader's answers; None for other rewards."""
 
     def __call__(self, state: TrainState, batch: TaskBatch, step: int) -> tuple[TrainState, Metrics]:
         """The state and metrics after update ``step``; ``state`` is donated."""
@@ -107,7 +107,7 @@ class Updates:
         return self.answers(state, batch, self.batches.examples(step - 1), self.batches.stage(step - 1).task)
 
     def texts(self, batch: TaskBatch, budget: int) -> int:
-        """How many texts an update embeds, in all processes: the pool under two sets of parameters, and a state before each pick."""
+        """How many texts an update embeds, in all processes: the pool with two sets of parameters, and a state before each pick."""
         return self.parallel.share.count * (2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * budget)
 
 
@@ -137,7 +137,7 @@ def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunL
 
 
 def restore(checkpoints: Checkpoints, updates: Updates) -> tuple[int, TrainState, Progress]:
-    """The newest checkpoint's step, state (on the devices) and progress; without a checkpoint those of a new run."""
+    """The newest checkpoint's step, state (on the devices) and progress; without a checkpoint, those of a new run."""
     found = run_on_all(lambda: checkpoints.latest(updates.first, updates.first.params))
     saved = found or Checkpoint(0, updates.first, Progress())
     step, progress = from_leader(lambda: (saved.step, saved.progress.to_json()))
@@ -149,9 +149,9 @@ def save(checkpoints: Checkpoints, parallel: Parallel, step: int, state: TrainSt
 
 
 def refuse_nan(window: Window, step: int, updates: Updates, checkpoints: Checkpoints, run_dir: Path) -> None:
-    """Raises NotFinite if an update of ``window``, whose last one is ``step``, gave NaN or infinity.
+    """Raises NotFinite if an update of ``window``, the last of which is ``step``, gave NaN or infinity.
 
-    Before that it repeats the updates from the newest checkpoint to the one before, and writes what the bad update started from.
+    First it repeats the updates between the newest checkpoint and the bad update, and writes the state in which that update began.
     """
     if (index := window.first_bad()) is None:
         return
@@ -161,7 +161,7 @@ def refuse_nan(window: Window, step: int, updates: Updates, checkpoints: Checkpo
     for i in range(at + 1, bad):
         before, _ = updates(before, updates.batches[i - 1], i)
     metrics = window.values(index)
-    # Of several processes, this shows the rows of the first.
+    # With several processes, these are the rows of process 0.
     examples, batch, state = updates.batches.examples(bad - 1), updates.batches[bad - 1], updates.parallel.fetch(before)
     path = from_leader(lambda: str(write_bad_update(run_dir, bad, metrics, examples, batch, state)))
     raise NotFinite(
@@ -171,7 +171,7 @@ def refuse_nan(window: Window, step: int, updates: Updates, checkpoints: Checkpo
 
 
 def record(window: Window, step: int, seconds: float, transitions: int, log: RunLog, bar: tqdm) -> None:
-    """Writes the means of ``window`` and shows them. ``transitions`` are those of one update; ``seconds`` are of training so far."""
+    """Writes the means of ``window`` and shows them. ``transitions``: of one update. ``seconds``: of training so far."""
     means, spent = window.means(), window.seconds
     rate = len(window) * transitions / spent
     log.record("train", step, **means, seconds=seconds, transitions_per_second=rate, chunks_per_second=window.texts / spent)
@@ -181,5 +181,5 @@ def record(window: Window, step: int, seconds: float, transitions: int, log: Run
 
 
 def _from_leader(make: Callable[[], Progress]) -> Progress:
-    """What ``make()`` gives on process 0, on every process."""
+    """Calls ``make`` on process 0, and returns its result on every process."""
     return Progress.from_json(from_leader(lambda: make().to_json()))

@@ -1,4 +1,4 @@
-"""What a run starts from: encoders and tokenizer, from another run, from pretrained weights, or from scratch."""
+"""The model that a run starts from: encoders and tokenizer, from another run, from pretrained weights, or from scratch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from qrag_jax.rl.learner import Params
 from qrag_jax.types import QAExample
 
-VOCABULARY_EXAMPLES = 2000  # training documents whose text the vocabulary of a from-scratch run is counted on
+VOCABULARY_EXAMPLES = 2000  # number of training documents from which the vocabulary of a from-scratch run is made
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a run starts from."""
+    """The model that a run starts from."""
 
     backbone: BackboneConfig
     embedder: Embedder
@@ -35,7 +35,7 @@ class Model:
 def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QAExample]]) -> Model:
     """Encoders and tokenizer: from another run, from pretrained weights, or from scratch with a vocabulary of the training text.
 
-    ``examples`` are those of each stage. Raises ValueError on a start that cannot be read or does not suit ``config``.
+    ``examples``: the training examples of each stage. Raises ValueError when the weights cannot be read or do not fit ``config``.
     """
     if config.train.init_from is not None:
         export = read_export(find_export(config.train.init_from))

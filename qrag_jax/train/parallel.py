@@ -1,8 +1,8 @@
 """The only file that names a device: how ``learner.update`` is spread over the devices of a run.
 
-jit on one device; ``jax.pmap`` over the local devices of one host; jit + ``jax.shard_map`` over a mesh (several hosts, or by choice).
-Parameters are replicated; a batch's episodes and pool rows are split, and the pool's token rows gathered on every device; the state's
-buffers are donated.
+jit on one device; ``jax.pmap`` over the local devices of one host; jit + ``jax.shard_map`` over a mesh (on several hosts, or if chosen).
+Parameters are replicated. A batch's episodes and pool rows are split over the devices; each device then gathers the token rows of the whole
+pool. The state's buffers are donated.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Update = Callable[..., tuple[Any, Metrics]]
 
 @dataclass(frozen=True)
 class Parallel:
-    """How a run uses its devices. ``place`` puts a host state on them, ``update`` steps it, ``fetch`` brings it back to the host.
+    """How a run uses its devices. ``place`` puts a host state on them, ``update`` updates it, ``fetch`` copies it back to the host.
 
-    Of several processes ``update`` takes each one's ``share`` of the batch, and ``place`` gives all of them the state of process 0.
+    With several processes, each passes its own ``share`` of the batch to ``update``, and ``place`` gives all of them process 0's state.
     """
 
     kind: str
@@ -44,9 +44,10 @@ class Parallel:
 
 
 def choose_devices(config: TrainConfig, batch: int) -> tuple[jax.Device, ...]:
-    """The devices of a run: the first ``config.devices`` (0: all), one under "jit"; on several hosts all of them, host by host.
+    """The devices of a run: the first ``config.devices`` (0: all), but one with "jit"; on several hosts all devices, host by host.
 
-    Raises ValueError when there are fewer, when ``batch`` episodes do not divide over them, or when several hosts cannot be used so.
+    Raises ValueError when there are fewer, when ``batch`` episodes cannot be divided evenly over them, or when the settings do not work
+    on several hosts.
     """
     devices = jax.devices()
     if config.devices > len(devices):
@@ -68,7 +69,7 @@ def _check_hosts(config: TrainConfig, devices: list[jax.Device]) -> None:
     if not jax.distributed.is_initialized():
         raise ValueError(f"{count} hosts share these devices, but were not started together: see docs/multihost.md, or use one host")
     if config.parallel not in ("auto", "shard_map"):
-        raise ValueError(f"train.parallel = {config.parallel!r}: is for one process, here are {count}; use auto")
+        raise ValueError(f"train.parallel = {config.parallel!r}: is for one process, but there are {count}; use auto")
     if config.devices not in (0, len(devices)):
         raise ValueError(f"train.devices = {config.devices}: {count} processes use all their devices, {len(devices)}; use 0")
     sizes = Counter(device.process_index for device in devices)
@@ -79,7 +80,7 @@ def _check_hosts(config: TrainConfig, devices: list[jax.Device]) -> None:
 def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) -> Parallel:
     """Wraps ``function(state, batch, axis_name)``, which returns a new state (or any replicated tree) and metrics.
 
-    ``kind`` is ``TrainConfig.parallel``; ``devices`` those of :func:`choose_devices`.
+    ``kind`` is ``TrainConfig.parallel``; ``devices`` come from :func:`choose_devices`.
     """
     count = len(devices)
     if kind == "auto":
@@ -91,7 +92,7 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) 
     everywhere, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
     if kind == "pmap":
         step = jax.pmap(spread, AXIS, devices=devices, donate_argnums=0)
-        # Placed as pmap returns it, or the second call would compile again.
+        # Placed in the way that pmap returns it; otherwise the second call would compile again.
         place = lambda state: jax.device_put(_replicate(state, count), split)
         return Parallel("pmap", devices, Share(devices=count), place, partial(_call_pmap, step, count), _first)
     step = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=(everywhere.spec, split.spec), out_specs=everywhere.spec), donate_argnums=0)
@@ -101,9 +102,9 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) 
 
 @dataclass(frozen=True)
 class Phases:
-    """An update in two halves, between which the host computes rewards. Both take a state that :class:`Parallel` has placed.
+    """An update in two halves; the host computes rewards between them. Both take a state that :class:`Parallel` has placed.
 
-    Rows of the episodes are [B, ...], under pmap [devices, B / devices, ...], and rewards are wanted in the same shape.
+    Rows of the episodes are [B, ...], or [devices, B / devices, ...] with pmap; rewards must have the same shape.
     """
 
     collect: Callable[[Any, TaskBatch], Episode]
@@ -134,7 +135,7 @@ def make_phases(collect: Callable[..., Episode], learn: Update, kind: str, devic
 
 
 def _gather_pool(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(state, batch, ..., axis_name)`` of a batch whose pool rows are split over the devices."""
+    """``function(state, batch, ..., axis_name)`` for a batch whose pool rows are split over the devices."""
 
     def spread(state: TrainState, batch: TaskBatch, *rows: Any) -> Any:
         pool = jax.lax.all_gather(batch.chunk_pool_ids, AXIS, tiled=True)
@@ -144,12 +145,12 @@ def _gather_pool(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _split(batch: TaskBatch, count: int) -> TaskBatch:
-    """Rows [B, ...] -> [count, B / count, ...], as pmap takes them."""
+    """Rows [B, ...] -> [count, B / count, ...], the shape that pmap takes."""
     return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
 
 
 def _own_buffers(state: TrainState) -> TrainState:
-    """A copy whose buffers may be donated without taking anything from the caller."""
+    """A copy whose buffers may be donated without destroying the caller's."""
     return jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else jnp.array(x), state)
 
 
@@ -163,19 +164,19 @@ def _call_pmap(step: Update, count: int, state: TrainState, batch: TaskBatch, *r
 
 
 def _first(tree: Any) -> Any:
-    """The first device's rows. Indexing the whole array would be a program of all devices for each leaf."""
+    """The first device's rows. (Indexing the whole array would run a program on all devices for each leaf.)"""
     return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
 
 def _place(everywhere: NamedSharding, state: TrainState) -> TrainState:
-    # Keys travel as the integers they are made of.
+    # Random keys are sent as plain integers.
     state = multihost_utils.broadcast_one_to_all(replace(state, key=jax.random.key_data(state.key)))
     state = jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.array(x)), state)
     return replace(state, key=jax.random.wrap_key_data(state.key))
 
 
 def _call_shard_map(step: Any, split: NamedSharding) -> Update:
-    """``step`` of this process's rows of a batch; those of all processes together are one array a field."""
+    """``step`` for this process's rows of a batch; the rows of all processes form one array per field."""
     compiled: dict[Any, Any] = {}
 
     def call(state: TrainState, batch: TaskBatch) -> tuple[Any, Metrics]:
@@ -184,7 +185,7 @@ def _call_shard_map(step: Any, split: NamedSharding) -> Update:
             return step(state, batch)
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         if shapes not in compiled:
-            # One process may compile for much longer than another, and collectives wait for half a minute only.
+            # One process may compile for much longer than another, but collectives wait for only half a minute.
             compiled[shapes] = step.lower(state, batch).compile()
             barrier()
         return compiled[shapes](state, batch)
@@ -193,5 +194,5 @@ def _call_shard_map(step: Any, split: NamedSharding) -> Update:
 
 
 def _fetch(tree: Any) -> Any:
-    """The copy on this process's first device: every device has the whole."""
+    """The copy on this process's first device; every device has all of it."""
     return jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))

@@ -10,7 +10,7 @@ from qrag_jax.rundir.log import Preempted
 
 
 class StopRequest:
-    """Whether the run is ``asked`` to stop. Asking raises Preempted at once, but not inside :meth:`later`, where the loop saves first."""
+    """Whether the run was ``asked`` to stop. Asking raises Preempted at once, except inside :meth:`later`: there the loop saves first."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -23,7 +23,7 @@ class StopRequest:
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Inside, a request only sets ``asked``; one that nobody has acted on raises Preempted at the end."""
+        """Inside this block, a request only sets ``asked``. If the block ends normally after a request, Preempted is raised."""
         self._at_once = False
         try:
             yield
@@ -35,7 +35,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Inside, SIGTERM (a preempted machine) asks the run to save and stop; afterwards the old handler is back."""
+    """Inside this block, SIGTERM (a preempted machine) asks the run to save and stop; afterwards the old handler is restored."""
     request = StopRequest()
     try:
         old = signal.signal(signal.SIGTERM, request.ask)

@@ -1,7 +1,7 @@
 """The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
 
-The same call on the same folder resumes, and the result is the same bit for bit: batches and randomness depend on the seed and the
-update only. Several processes make the same call; process 0 alone has the folder, validates and evaluates (qrag_jax/train/hosts.py).
+The same call on the same folder resumes a run. The result is the same bit for bit, because batches and randomness depend only on the seed
+and the update. Several processes make the same call; only process 0 uses the folder, validates and evaluates (qrag_jax/train/hosts.py).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from qrag_jax.train.parallel import choose_devices
 from qrag_jax.train.stop import StopRequest, stop_requests
 from qrag_jax.types import QAExample
 
-SEEDS = "seeds.json"  # lies in a folder that holds runs of several seeds and is none itself (experiments/seeds.py)
-# What the same run directory may change between two calls: nothing that training depends on.
+SEEDS = "seeds.json"  # marks a folder that holds the runs of several seeds and is not a run itself (experiments/seeds.py)
+# Settings that may change between two calls on the same run directory: training does not depend on them.
 MAY_CHANGE = (
     *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
     *("eval.reader_timeout", "eval.reader_concurrency", "eval.reader_devices", "eval.reader_dtype"),
@@ -45,8 +45,9 @@ MAY_CHANGE = (
 def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Prune = None) -> list[dict[str, Any]]:
     """Trains, evaluates and exports; returns the rows of results.json.
 
-    ``test`` False leaves the test questions alone, so there are no rows: the trials of a sweep are compared on validation. The same call
-    with True evaluates what was trained. After each validation but the first and the last, process 0 asks ``prune`` whether to stop.
+    If ``test`` is False, the test questions are not used and there are no rows: the trials of a sweep are compared on validation. The same
+    call with True then evaluates the trained retriever. After each validation except the first and the last, process 0 calls ``prune`` to
+    ask whether to stop.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
     when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or broken.
@@ -87,7 +88,7 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune:
 
 
 def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[EvaluationSet], list[tuple[Stage, Sequence[QAExample]]], Model]:
-    """What is read before anything is written: test sets, training examples by stage, and the model to start from."""
+    """Reads all inputs, before anything is written: test sets, training examples by stage, and the model to start from."""
     check_reader(config.eval)
     tests = final_sets(config) if test else []
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
@@ -95,7 +96,7 @@ def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[Evaluati
 
 
 def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[jax.Device, ...]) -> None:
-    """Makes the run directory and writes what the run is: config.json, tokenizer.json, manifest.json."""
+    """Makes the run directory and writes the files that describe the run: config.json, tokenizer.json, manifest.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.json", config.to_json())
     if not (run_dir / "tokenizer.json").exists():
@@ -104,7 +105,7 @@ def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[j
 
 
 def finish(config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
-    """Evaluates and exports the parameters best on validation; returns the rows of results.json, one for each of ``tests``."""
+    """Evaluates and exports the parameters that are best on validation; returns the rows of results.json, one for each of ``tests``."""
     with Checkpoints(run_dir) as checkpoints:
         best = checkpoints.best(best_step, model.params)
     params = jax.device_put(best.params)
@@ -120,7 +121,7 @@ def finish(config: RunConfig, run_dir: Path, model: Model, best_step: int, tests
 
 
 def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes results.json, results.md and, where there are context lengths, context.png; prints the table."""
+    """Writes results.json, results.md and, if there are context lengths, context.png; prints the table."""
     write_results(run_dir, rows)
     if lengths := [row for row in rows if row["context_tokens"] is not None]:
         plots.context(lengths, run_dir / "context.png")

@@ -1,4 +1,4 @@
-"""Validation during training: the search of the final evaluation on fewer questions. It chooses the checkpoint "best"."""
+"""Validation during training: the search of the final evaluation, on fewer questions. It chooses the checkpoint "best"."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from qrag_jax.types import QAExample
 
 @dataclass(frozen=True)
 class Validation:
-    """Validates a run on ``questions``. Process 0 alone calls it."""
+    """Validates a run on ``questions``. Only process 0 calls it."""
 
     config: RunConfig
     model: Model
     parallel: Parallel
     questions: EvaluationSet
     examples: list[QAExample]
-    """Those of all groups of ``questions``."""
+    """The questions of all groups."""
     reader: Reader | None
-    """Answers the questions where answers are the reward; None: runs are compared by Fact EM."""
+    """The reader, if its answers are the reward: checkpoints are then compared by Answer EM. None: they are compared by Fact EM."""
     log: RunLog
     checkpoints: Checkpoints
 
     def __call__(self, state: TrainState, step: int, progress: Progress) -> Progress:
-        """Records how good the parameters are after ``step`` updates; saves them as "best" if no validation before was better."""
+        """Records how good the parameters are after ``step`` updates; saves them as "best" unless an earlier validation was better."""
         params = self.parallel.fetch(state.params)
         retriever = Retriever(self.config, self.model.embedder, params, self.model.tokenizer)
         records = run_episodes(retriever, self.examples, self.config.eval.budget, beam=self.config.eval.beam)
@@ -45,7 +45,7 @@ class Validation:
         target = self.config.train.stop_at
         reached = progress.reached + 1 if target is not None and found["fact_em"] >= target else 0
         progress = replace(progress, threshold=threshold, reached=reached)
-        # The stopped F1 breaks ties: it is high only where the values of finished episodes are low.
+        # The stopped F1 breaks ties: it is high only if Q is low once all supporting chunks have been picked.
         score = found["fact_em" if self.reader is None else "answer_em"] + 1e-3 * (found["fact_f1_stopped"] or 0.0)
         if score < progress.best:
             return progress

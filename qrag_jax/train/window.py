@@ -1,4 +1,4 @@
-"""The metrics of the updates since the last record, which survive a kill, and the files about an update that gave NaN."""
+"""The metrics of the updates since the last record (kept in checkpoints), and the files about an update that gave NaN."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Window:
         return time.perf_counter() - self._began
 
     def add(self, metrics: Mapping[str, Any], texts: int) -> None:
-        """One update's scalars. Waits for the update before it, so that the loop does not run ahead of the device and can stop soon."""
+        """Adds one update's scalars. Waits for the update before it, so that the loop stays close to the device and can stop soon."""
         if self._metrics:
             jax.block_until_ready(self._metrics[-1])
         self._metrics.append(dict(metrics))
@@ -57,7 +57,7 @@ class Window:
         return {name: float(values[index]) for name, values in self._columns().items()}
 
     def saved(self) -> SavedWindow:
-        """What the constructor takes; float32 values survive it exactly."""
+        """The argument that the constructor takes; float32 values are kept exactly."""
         metrics = {name: [float(value) for value in values] for name, values in self._columns().items()}
         return SavedWindow(metrics, self.texts, self.seconds)
 

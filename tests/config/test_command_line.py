@@ -1,4 +1,4 @@
-"""Command lines: every mistake in one line, whatever the terminal, and how a command ends."""
+"""Command lines: every mistake is reported in one line, on any terminal, and each ending has its exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retrieval without fine-tuning: BM25, one look, many looks, chance."""
+"""Retrieval without fine-tuning: BM25, single-step search, multi-step search, chance."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_scores_against_context_length(figures: list[Figure], tmp_path: Path) ->
 
 
 def test_a_legend_over_data_is_seen(tmp_path: Path) -> None:
-    """The check itself: matplotlib's own place for a legend, inside the axes, fails it."""
+    """The check itself is tested: it fails when a legend is inside the axes, where matplotlib would put it."""
     figure, axes = plots.subplots(1)
     axes[0, 0].plot([0, 1], [0, 1], label="a line")
     axes[0, 0].set(xlabel="x", ylabel="y", title="a title")

@@ -1,4 +1,4 @@
-"""Exports: written, read again, and loaded in PyTorch by the two libraries a user has."""
+"""Exports are written, read again, and loaded in PyTorch by the two libraries that users have."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Run = Callable[..., tuple[int, list[str], list[str]]]
 
 
 def roberta_tokenizer() -> TextTokenizer:
-    """The special tokens of XLM-RoBERTa at their ids: its network takes positions from where the padding id is not."""
+    """The special tokens of XLM-RoBERTa at their ids: its network counts positions by the tokens that are not padding."""
     words = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "the", "milk", "apple", "sentence"]
     tokenizer = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -50,7 +50,7 @@ def roberta_tokenizer() -> TextTokenizer:
 
 
 def qwen_tokenizer() -> TextTokenizer:
-    """No opening special token, <|endoftext|> closes a text: as Qwen3-Embedding's."""
+    """Like Qwen3-Embedding's tokenizer: no opening special token, and <|endoftext|> closes a text."""
     words = ["<|endoftext|>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "the", "milk", "apple"]
     tokenizer = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -66,7 +66,7 @@ def tokenizer_for(config: BackboneConfig) -> TextTokenizer:
 
 
 def export(out: Path, backbone: BackboneConfig, config: RunConfig = CONFIG, **options: Any) -> Export:
-    """An export of random encoders, the two of them different."""
+    """An export of two different random encoders."""
     state = random_params(backbone)
     action = jax.tree.map(lambda leaf: leaf * np.float32(0.9), state)
     params = pair(state, None if config.model.tied else action, config.model.tied)

@@ -1,4 +1,4 @@
-"""A checkpoint written by the reference code, and what that code computes with it: the same here, at 1e-4.
+"""A checkpoint written by the reference code gives the values here that it gives in that code, at 1e-4.
 
 The shared data folder lies beside the repository; without it these tests are skipped. Its golden.json was recorded on CPU, with the
 encoders in eval mode.
@@ -118,7 +118,7 @@ def test_states_q_values_and_soft_values(
 
 
 def test_recorded_positions_are_those_of_eq_6_up_to_the_end_point(golden: dict[str, Any]) -> None:
-    """Eq. 6 spreads an interval over its n chunks, the reference code over n - 1 steps, end point included."""
+    """Eq. 6 spreads an interval over its n chunks; the reference code spreads it over n - 1 steps, end point included."""
     step = golden["episodes"][0]["steps"][0]
     count = len(step["positions"])
     ours = relative_positions(jnp.zeros(count, bool), count, QHeadConfig(position_resolution="continuous"))
@@ -143,7 +143,7 @@ def test_import_writes_an_export(reference: ReferenceCheckpoint, tmp_path: Path)
 
 
 def test_the_reference_layout_is_that_of_the_reference_code(tmp_path: Path) -> None:
-    """Names, shapes and types of every part, as its load_state_dict wants them; the trained encoders to the bit."""
+    """Names, shapes and types of every part are those that its load_state_dict needs; the trained encoders are equal bit for bit."""
     export = read_export(import_reference(FOLDER / "model_best.pt", tmp_path / "export"))
     folder = to_torch(export, tmp_path / "torch", "reference")
     ours, theirs = (torch.load(path / "model_best.pt", weights_only=True) for path in (folder, FOLDER))
@@ -172,7 +172,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, *parts: str, **options: Any) -> None:
-    """One clear error that says every one of ``parts``, and nothing written."""
+    """There is one clear error that contains all of ``parts``, and nothing is written."""
     before = set(folder.parent.iterdir())
     with pytest.raises(ValueError, match=re.escape(parts[0])) as error:
         import_reference(folder / "model_best.pt", folder.parent / "export", **options)

@@ -1,4 +1,4 @@
-"""An open-domain checkpoint of the reference code (XLM-R on HotpotQA, no positions, states in the order of the picks): the same here.
+"""An open-domain checkpoint of the reference code (XLM-R on HotpotQA, no positions, states in pick order) gives the same values here.
 
 The shared data folder lies beside the repository; without it these tests are skipped. golden.json was recorded on CPU, with the encoders in
 eval mode: four episodes of HotpotQA with two picks, four of MuSiQue with four.
@@ -88,7 +88,7 @@ def test_token_ids_of_every_state_in_training(retriever: Retriever, episodes: li
 
 
 def test_the_readers_write_the_same_chunks(retriever: Retriever, episodes: list[dict[str, Any]]) -> None:
-    """Of the recorded questions that are in the shared files: the same tokens, though spaces may differ."""
+    """For the recorded questions that are in the shared files, the tokens are the same, though spaces may differ."""
     config = retriever.config.data
     files = ((hotpotqa, "hotpotqa", ("train", "validation", "test")), (musique, "musique", ("train", "validation", "test")))
     known: dict[str, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""An untrained retriever, since what is tested is what arrives and in which order, and the frameworks, where they are installed."""
+"""An untrained retriever (these tests look only at which chunks arrive, and in which order), and the frameworks, if installed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUN, INDEX = "runs/babilong-qa2-tiny", "story.index"  # as in the guide
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory and an index, where the guide has them."""
+    """A run directory and an index, with the paths that the guide uses."""
     folder = tmp_path_factory.mktemp("integrations")
     tokenizer = small_tokenizer()
     backbone = scratch_backbone(SMALL.model, tokenizer.vocab_size)
@@ -62,7 +62,7 @@ def counted(retriever: Retriever) -> Calls:
 
 
 def same(found: dict[str, Any], pick: Pick) -> bool:
-    """Metadata against a pick of another search: everything to the letter, Q to float32 rounding."""
+    """Compares metadata with a pick of another search: all fields exactly, Q up to float32 rounding."""
     exact = {name: getattr(pick, name) for name in ("chunk", "position", "start", "end", "source")}
     return {name: found[name] for name in exact} == exact and found["q"] == pytest.approx(pick.q, abs=1e-5) and "text" not in found
 

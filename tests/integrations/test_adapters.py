@@ -1,4 +1,4 @@
-"""What all adapters have in common, their guide, and life without the frameworks."""
+"""The common part of all adapters, their guide, and the behaviour if a framework is not installed."""
 
 from __future__ import annotations
 

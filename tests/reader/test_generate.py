@@ -103,7 +103,7 @@ def test_draws_have_the_chances_of_the_softmax() -> None:
 
 
 def test_nucleus_keeps_the_fewest_tokens_that_hold_the_mass() -> None:
-    """Chances .5 .3 .15 .05: 0.8 needs the first two (0.5 < 0.8 <= 0.8), 0.81 the first three, 0.5 the first."""
+    """Probabilities .5 .3 .15 .05: a top_p of 0.8 needs the first two (0.5 < 0.8 <= 0.8), 0.81 the first three, 0.5 the first."""
     logits = jnp.log(jnp.array([[0.15, 0.5, 0.05, 0.3]]))
     for top_p, kept in ((0.4, [1]), (0.79, [1, 3]), (0.81, [0, 1, 3]), (1.0, [0, 1, 2, 3])):
         assert np.flatnonzero(np.isfinite(nucleus(logits, top_p)[0])).tolist() == kept

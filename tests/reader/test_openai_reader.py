@@ -1,4 +1,4 @@
-"""The endpoint reader against a server that fails to order: nothing lost, nothing scored as empty, a bounded number of requests."""
+"""The endpoint reader with a server that fails as told: nothing is lost, nothing is scored as empty, requests are bounded."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_refusal_fails_at_once_with_status_and_body(status: int, advice: str) 
 
 
 class Clock(threading.Event):
-    """A stop that never comes, and notes how long it was waited for."""
+    """A stop event that never happens; it records how long each wait for it was."""
 
     def __init__(self) -> None:
         super().__init__()

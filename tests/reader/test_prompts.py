@@ -1,4 +1,4 @@
-"""Prompts: what must be in them, what must not, and examples that are right."""
+"""Prompts: what they must contain, what they must not contain, and that their examples are right."""
 
 from __future__ import annotations
 

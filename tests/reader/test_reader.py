@@ -1,4 +1,4 @@
-"""Answers: an experiment with a reader behind an endpoint, as a user runs it."""
+"""Answers: an experiment with a reader at an endpoint, in the way a user runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.small import SMALL, last_place, options, small_learner, small
 
 @pytest.fixture(scope="module")
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained one: what the reader is given and what becomes of its answers does not depend on training."""
+    """An untrained retriever: the reader's prompts and the use of its answers do not depend on training."""
     learner, state = small_learner()
     export = Export(SMALL, learner.embedder.config, state.params, small_tokenizer(), "mean")
     return write_export(tmp_path_factory.mktemp("reader") / "export", export)
@@ -137,7 +137,7 @@ def test_bad_readers(retriever: Path, tmp_path: Path, reader: str, capsys: pytes
 
 
 def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Training from answers alone: the support labels of qa1 are never looked at, yet its facts are found."""
+    """Training from answers alone finds the facts of qa1, although its support labels are never used."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     times = {"steps": 10, "eval_every": 5, "checkpoint_every": 5, "devices": 2}
     small = options(train=times, rl={"budget": 2, "reward": "answer_em"}, eval={"budget": 2, "episodes": 4})

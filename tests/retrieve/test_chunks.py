@@ -1,4 +1,4 @@
-"""Texts to chunks with a tokenizer: their places, and the budget with the special tokens counted."""
+"""Texts are cut into chunks with a tokenizer: their characters, and the budget of tokens, special ones included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of a search counts no compiling."""
+"""The clock of a search does not count compiling."""
 
 from __future__ import annotations
 

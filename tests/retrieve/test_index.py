@@ -255,7 +255,7 @@ def test_another_model_is_refused(retriever: Retriever, copy: Path) -> None:
     other = small_retriever(1)
     index = Index.open(copy)
     index.check(retriever)
-    names = f"model {model_hash(retriever)[:12]}, this retriever is model {model_hash(other)[:12]}"
+    names = f"model {model_hash(retriever)[:12]}, but this retriever is model {model_hash(other)[:12]}"
     for refuse in (
         lambda: index.check(other),
         lambda: index.add(other, ["new"]),
@@ -336,7 +336,7 @@ def test_vectors_that_are_not_finite_are_refused(retriever: Retriever, tmp_path:
 
 
 def fail_after(patch: pytest.MonkeyPatch, retriever: Retriever, calls: int) -> None:
-    """The next embedding after ``calls`` of them raises."""
+    """Lets the embedding raise an error after ``calls`` calls."""
     embed, count = retriever.embed_chunks, iter(range(calls))
 
     def failing(texts: list[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a kill at any moment leaves of an index that is built or added to."""
+"""An index survives a kill at any moment of a build or an addition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search: greedy against training's rollout, the beam against exhaustive search, and what the border refuses."""
+"""Search: greedy compared with training's rollout, the beam compared with exhaustive search, and the input that is refused."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_documents_are_named_where_the_index_knows_them():
 
 
 def test_the_stop_threshold_is_named_beside_the_title_of_the_curve():
-    """Its name lay on the curve; nothing but numbered signs and ticks is written there."""
+    """The name must not cover the curve: only numbered signs and ticks may be written there."""
     page = render()
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert ["stop below 0.500" in caption for caption in captions] == [True] * 3

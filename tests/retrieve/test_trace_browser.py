@@ -81,7 +81,7 @@ def browser(chromium: Any, page: str) -> Any:
 
 
 def soon(read: Callable[[], Any], wanted: Any) -> None:
-    """Waits for what the page shows: it hears of a change of theme or of the pointer a frame later."""
+    """Waits until the page shows it: a change of theme or a move of the pointer shows one frame later."""
     for _ in range(200):
         if read() == wanted:
             return

@@ -1,4 +1,4 @@
-"""The supervised objective: its loss, the states it is taken in, its gradient on several devices, and what it is refused with."""
+"""The supervised objective: its loss, the states in which the loss is taken, its gradient on several devices, and refused settings."""
 
 from __future__ import annotations
 

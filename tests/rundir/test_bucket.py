@@ -1,4 +1,4 @@
-"""Runs whose directory is in a bucket, on a real server of this machine (tests/support/bucket.py)."""
+"""Runs whose directory is in a bucket, with a real server on this machine (tests/support/bucket.py)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
-    """A function that moves to another machine: one with a cache of its own."""
+    """A function that moves the test to another machine, that is, to another cache folder."""
     monkeypatch.setattr(bucket, "PATIENCE", 30.0)
 
     def move(name: str) -> None:
@@ -59,7 +59,7 @@ def here(run_dir: str | Path, *extra: str) -> int:
 
 
 def whole_steps(url: str) -> list[int]:
-    """Last checkpoints in the bucket that have all that they list."""
+    """The last checkpoints in the bucket that have all the files that they list."""
     names = Bucket(url).digests()
     return sorted(int(name.split("/")[2]) for name in names if name.startswith("checkpoints/last/") and name.endswith("/contents.json"))
 
@@ -72,7 +72,7 @@ def send(folder: Path, url: str) -> None:
 
 @pytest.fixture
 def at_update_13(monkeypatch):
-    """Calls ``does[0]`` while update 13 is made; those after it take a while."""
+    """Calls ``does[0]`` during update 13; the updates after it are slow."""
     add, seen, does = window.Window.add, [], []
 
     def add_and_do(self, metrics, texts):
@@ -116,7 +116,7 @@ def test_a_half_sent_checkpoint_is_passed_over(server, whole, capsys):
     Bucket(url).remove("checkpoints/last/40/contents.json")
     assert here(url) == 0
     output = capsys.readouterr().out
-    assert f"skipping {url}/checkpoints/last/40: it was not sent whole" in output
+    assert f"skipping {url}/checkpoints/last/40: it was not sent completely" in output
     assert "at update 30 of 40" in output
     assert_same_run(home(url) / "run", whole)
     assert whole_steps(url) == [35, 40]
@@ -185,7 +185,7 @@ def test_files_arrive_to_the_last_byte(server, content, tmp_path):
 
 @pytest.mark.parametrize("run", ["", "seed-1/", "trials/ab/"])
 def test_only_pruned_checkpoints_are_removed(server, run):
-    """``run``: where the run is in the folder."""
+    """``run``: the folder of the run, relative to the mirror's folder."""
     url = f"{server}/mirror/pruned-{len(run)}"
     names = ["config.json", "notes.txt", "checkpoints/last/1/contents.json", "checkpoints/last/1/state/x", "checkpoints/format.json"]
     with Mirror(url) as mirror:
@@ -212,7 +212,7 @@ def test_a_half_sent_checkpoint_of_one_of_several_runs_is_passed_over(server, ma
     with Mirror(url) as mirror:
         found = [path.relative_to(mirror.folder).as_posix() for path in mirror.folder.rglob("*") if path.is_file()]
     assert sorted(found) == ["seed-0/checkpoints/last/5/contents.json", "seed-0/checkpoints/last/5/state/x"]
-    assert f"skipping {url}/seed-1/checkpoints/last/5: it was not sent whole" in capsys.readouterr().out
+    assert f"skipping {url}/seed-1/checkpoints/last/5: it was not sent completely" in capsys.readouterr().out
 
 
 def test_what_makes_checkpoints_whole_is_sent_after_them():
@@ -228,7 +228,7 @@ def test_what_makes_checkpoints_whole_is_sent_after_them():
 
 
 def ends_at_once(config: RunConfig, run_dir: Path, **_: Any) -> list[dict[str, Any]]:
-    """In place of a training run."""
+    """Replaces a training run."""
     named = {"benchmark": "babilong", "task": "qa1", "split": "test", "context_tokens": 1_000, "chunks": 9, "episodes": 8, "budget": 4}
     scores = dict.fromkeys(("fact_em", "fact_f1", "fact_em_stopped", "fact_f1_stopped", "stop_threshold", "seconds_per_episode"), 0.5)
     rows = [{**named, **scores, "answer_em": None, "answer_f1": None, "ci95": [0.2, 0.8], "checkpoint_step": 4}]
@@ -282,7 +282,7 @@ def test_an_emptied_bucket_is_not_filled_again_unasked(server):
     with Mirror(url) as mirror:
         (mirror.folder / "config.json").write_text("{}")
     Bucket(url).remove("config.json")
-    with pytest.raises(ValueError, match="is empty, but held the run of"):
+    with pytest.raises(ValueError, match="is empty, but it held the run of"):
         Mirror(url)
     assert (mirror.folder / "config.json").exists()
 
@@ -314,7 +314,7 @@ def test_bad_urls_are_refused(server, run_dir, message, capsys):
 
 
 class Forbidding(BaseHTTPRequestHandler):
-    """Answers as Google does to somebody without the right."""
+    """Answers like Google's server to a user without access."""
 
     def do_POST(self) -> None:
         content = b'{"error": {"code": 403, "message": "somebody does not have storage.objects.create access"}}'

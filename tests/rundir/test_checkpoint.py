@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back, what is broken is named and skipped, and nothing needed is ever removed."""
+"""Checkpoints are restored as they were saved, broken ones are named and skipped, and none that is needed is ever removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRESS = Progress(best_step=0, threshold=0.3, window=SavedWindow({"loss": [0.1
 
 
 def state_at(step: int):
-    """A state whose numbers tell its step."""
+    """A state whose numbers show its step."""
     return {"params": {"w": np.arange(4000, dtype=np.float32) + step}, "key": jax.random.key(step)}
 
 
@@ -119,7 +119,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("harm", [cut(0.0), cut(0.99), flip, Path.unlink], ids=["empty", "shorter", "flipped", "gone"])
 @pytest.mark.parametrize("name", ["last/20", "best/0"])
 def test_a_run_never_resumes_from_a_broken_file(two, tmp_path, capsys, harm, name):
-    """Either the file did not matter and everything is as it was saved, or the checkpoint is skipped and named."""
+    """Either the broken file was not needed and everything is restored as saved, or the checkpoint is named and skipped."""
     skipped = 0
     files = [path.relative_to(two) for path in (two / "checkpoints" / name).rglob("*") if path.is_file()]
     assert len(files) > 8
@@ -168,7 +168,7 @@ def test_a_foreign_checkpoint_is_skipped_and_makes_room(two, tmp_path, capsys):
 
 
 def rewrite(contents: Path, info: object) -> None:
-    """Other JSON in a checkpoint, with the digest that belongs to it."""
+    """Puts other JSON into a checkpoint, with the right digest."""
     tree = json.loads(contents.read_text())
     contents.write_text(json.dumps(tree | {"info": info, "info_sha256": checkpoint._digest_of(info)}))
 
@@ -188,8 +188,8 @@ def test_the_format_on_disk_is_the_one_that_earlier_runs_have_left(two, tmp_path
         ("last/20", [3], "last/20: its progress is [3], expected the fields"),
         ("last/20", PROGRESS.to_json() | {"window": None}, "last/20: its window of metrics cannot be read"),
         ("last/20", PROGRESS.to_json() | {"window": {"metrics": {}, "rows": 1}}, "last/20: its window of metrics cannot be read"),
-        ("best/0", {}, "best/0: holds [], expected a threshold; another version has written it"),
-        ("best/0", 7, "best/0: holds 7, expected a threshold; another version has written it"),
+        ("best/0", {}, "best/0: holds [], expected a threshold; another version wrote it"),
+        ("best/0", 7, "best/0: holds 7, expected a threshold; another version wrote it"),
     ],
 )
 def test_progress_of_another_version_is_told_and_skipped(two, tmp_path, capsys, name, info, told):
@@ -214,7 +214,7 @@ def test_other_shapes_are_refused(tmp_path):
 def test_another_programs_folder_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "format.json").write_text('{"format": "something", "version": 9}')
-    with pytest.raises(ValueError, match="another program or another version has written"):
+    with pytest.raises(ValueError, match="another program or another version wrote these"):
         Checkpoints(tmp_path)
     (tmp_path / "checkpoints" / "format.json").rename(tmp_path / "checkpoints" / "mine.json")
     with pytest.raises(ValueError, match="not checkpoints of qrag-jax"):

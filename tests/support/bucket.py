@@ -14,7 +14,7 @@ BUCKET = "some-bucket"
 
 @contextmanager
 def bucket_server() -> Iterator[str]:
-    """gs:// of its one bucket, which gcsfs finds by the environment, here and in the processes started meanwhile."""
+    """The gs:// URL of the server's only bucket. gcsfs finds the server by the environment, here and in processes started meanwhile."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,8 +1,8 @@
 """How XLA compiles the programs of tests. Most of the time of this suite is compiling.
 
 JAX's own switch, ``jax_disable_most_optimizations``, saves a third of it. XLA's older code generator for the CPU, which this module adds
-to the switch, saves another third. JAX has no setting for it but XLA_FLAGS, which hold for all programs of a process alike, so the function
-that makes the options of a compilation is wrapped.
+to the switch, saves another third. JAX's only setting for it is XLA_FLAGS, which would change all programs of a process. So this module
+wraps the function that makes the options of a compilation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QUICK = {"xla_cpu_use_fusion_emitters": False}
 
 
 def quick() -> bool:
-    """Whether programs are compiled quickly from here on."""
+    """Whether programs are compiled quickly now."""
     return bool(jax.config.read(SWITCH))
 
 

@@ -1,4 +1,4 @@
-"""A chat-completion server on loopback that misbehaves to order."""
+"""A chat-completion server on loopback that misbehaves as a test tells it to."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StubServer(ThreadingHTTPServer):
         return [request["messages"][-1]["content"] for request in self.requests]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of the game."""
+        """Ignores clients that have closed the connection: tests do that on purpose."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A small retriever without training, and things to make an index of."""
+"""A small untrained retriever, and sources for an index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder as a kill would leave it at every moment at which this process changes it."""
+"""Copies of a folder as a kill would leave it, at each moment when this process changes it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 @contextmanager
 def moments_of(folder: Path, copies: Path) -> Iterator[list[Path]]:
-    """Copies of ``folder``, made in ``copies`` before each change that Python's own file functions make, on any thread, and at the end.
+    """Copies ``folder`` into ``copies`` before each change that Python's own file functions make, on any thread, and at the end.
 
-    The list is whole when the context ends. A process that is killed leaves what it has written, so each copy is what a kill at that
-    moment leaves.
+    The list is complete when the context ends. A killed process leaves the files that it has written so far, so each copy is the folder
+    that a kill at that moment would leave.
     """
     moments = _Moments(folder, copies)
     if not _watched:
@@ -80,7 +80,7 @@ _installed: list[bool] = []
 
 
 def _install() -> None:
-    """Hooks cannot be taken out again; this one does nothing while nothing is watched."""
+    """Installs the hook. Hooks cannot be removed, so it does nothing while no folder is watched."""
     if not _installed:
         sys.addaudithook(_hook)
         _installed.append(True)

@@ -1,7 +1,7 @@
-"""Two processes that train together, and all that is to be seen of it: ``python -m tests.support.pair FOLDER`` in each of them.
+"""Two processes that train together, and files that show what they did: run ``python -m tests.support.pair FOLDER`` in each of them.
 
-One pair plays scene after scene, as starting one costs more than a scene. Of each scene a process leaves FOLDER/SCENE-PROCESS.json, with
-the exit code and all that it said. ``python -m tests.support.pair FOLDER SCENE`` plays one, in any number of processes.
+One pair plays all scenes, because starting a pair costs more than a scene. For each scene, each process writes FOLDER/SCENE-PROCESS.json,
+with its exit code and its output. ``python -m tests.support.pair FOLDER SCENE`` plays one scene, in any number of processes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.support.small import SMALL, changed, dotted, options, small_learner, 
 COUNT = 2
 CONFIG = changed(SMALL, rl={"budget": 2})  # the whole batch has 8 episodes
 TRAIN = options(train={"steps": 20}, rl={"budget": 2}, eval={"budget": 2})
-# Who may pick four of 16 chunks finds more than who may pick one; a state of 15 is longer than the embedder can read.
+# Four picks of 16 chunks find more facts than one pick; a state of 15 chunks would be longer than the embedder can read.
 SPEC: dict[str, Any] = {
     **{"benchmark": "babilong", "task": "qa1", "method": "grid", "prune": True, "prune_startup": 1, "prune_warmup": 0},
     "fixed": dotted(train={"steps": 8, "log_every": 2, "eval_every": 4, "checkpoint_every": 4}, rl={"budget": 2}),
@@ -75,7 +75,7 @@ def gradients(kind: str, devices: tuple[jax.Device, ...]) -> dict[str, np.ndarra
 
 
 def play_gradients(folder: Path) -> int:
-    """folder/gradients.npz."""
+    """Writes folder/gradients.npz."""
     found = gradients("auto", choose_devices(CONFIG.train, CONFIG.optim.batch))
     if hosts.is_leader():
         np.savez(folder / "gradients.npz", **found)
@@ -98,7 +98,7 @@ def play_endings(folder: Path) -> int:
 
 
 def play_different(folder: Path) -> int:
-    """Settings that differ."""
+    """Settings that differ between the processes."""
     return command(*TRAIN, "--run-dir", str(folder / "different"), "--seed", str(jax.process_index()))
 
 
@@ -149,7 +149,7 @@ def play(folder: Path, *scenes: str) -> None:
 
 
 def scene(folder: Path, name: str) -> tuple[list[int], list[str]]:
-    """Exit codes and words of a scene, by process."""
+    """Exit codes and output of a scene, by process."""
     found = [json.loads((folder / f"{name}-{i}.json").read_text()) for i in range(COUNT)]
     return [process["code"] for process in found], [process["said"] for process in found]
 

@@ -1,4 +1,4 @@
-"""Figures as they were saved, and what must hold of every one of them: labels, a title, and legends and texts that cover nothing."""
+"""Saved figures, and the checks for each of them: it has labels and a title, and its legends and texts cover nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def legends(figure: Figure) -> list[list[str]]:
 
 
 def check(figure: Figure) -> None:
-    """Fails on an axis without a label, a figure without a title, a legend over data, texts over each other, and what is cut off."""
+    """Fails on an axis without a label, a figure without a title, a legend over data, overlapping texts, and parts that are cut off."""
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     shown = [axis for axis in figure.axes if axis.axison]

@@ -1,4 +1,4 @@
-"""Python in processes of its own. A start that imports JAX costs 5 to 10 seconds: docs/testing.md says who may have one."""
+"""Starts Python processes. A start that imports JAX costs 5 to 10 seconds; docs/testing.md says which tests may start one."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def environment() -> dict[str, str]:
 
 
 def start_python(*words: str, **variables: str) -> subprocess.Popen[str]:
-    """``python WORDS`` at the root of the repository; what it says goes to one pipe."""
+    """Starts ``python WORDS`` at the root of the repository; stdout and stderr go to one pipe."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment() | variables, **pipes)
 
 
 @contextmanager
 def processes(*commands: tuple[str, ...]) -> Iterator[list[subprocess.Popen[str]]]:
-    """``python COMMAND`` for each, in processes that know of each other, on four simulated devices in all."""
+    """Starts ``python COMMAND`` for each command, as the processes of one run, on four simulated devices in all."""
     count = len(commands)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -52,14 +52,14 @@ def processes(*commands: tuple[str, ...]) -> Iterator[list[subprocess.Popen[str]
 
 
 def finish_all(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
-    """What each of them said, when all have ended with this exit code."""
+    """Waits until all processes have ended, checks their exit code, and returns the output of each."""
     outputs = [process.communicate(timeout=1200)[0] for process in started]
     assert [process.returncode for process in started] == [code] * len(started), "\n".join(outputs)
     return outputs
 
 
 def wait_for_all(happened: Callable[[], bool], started: list[subprocess.Popen[str]]) -> None:
-    """Looks every 20 ms, for as long as all of them live."""
+    """Checks every 20 ms, as long as all processes are alive."""
     while not happened():
         assert all(process.poll() is None for process in started), finish_all(started)
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The small run of ``python -m experiments.babilong``, in this process or in one of its own, and what it leaves behind.
+"""The small run of ``python -m experiments.babilong``, in this process or in another one, and comparisons of its files.
 
 Started as a module, ``python -m tests.support.runs WORDS``, it is that command with a vocabulary that is trained in a moment.
 """
@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 900) -> None:
-    """Looks every 2 ms, for as long as the process lives."""
+    """Checks every 2 ms, as long as the process is alive."""
     until = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
@@ -74,12 +74,12 @@ def last_state(run_dir: Path) -> dict[str, np.ndarray]:
 
 
 def half_saved(run_dir: Path, name: str = "*") -> list[Path]:
-    """Folders of checkpoints 'last' or 'best' (both) that are not finished: a finished one is named by its update alone."""
+    """Unfinished folders of checkpoints 'last' and 'best'. (The name of a finished one is only the number of its update.)"""
     return [path for path in (run_dir / "checkpoints").glob(f"{name}/*") if not path.name.isdigit()]
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    """Records, final train state, episodes and results, bit for bit; times apart."""
+    """Compares records, final train state, episodes and results bit for bit, except times."""
     assert records(found) == records(expected)
     state, other = last_state(expected), last_state(found)
     assert other.keys() == state.keys()
@@ -92,7 +92,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 def assert_same_records(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """Records of metrics.jsonl whose numbers agree up to the order in which they were added."""
+    """Compares records of metrics.jsonl up to the rounding that depends on the order of sums."""
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         numbers = {name for name, value in theirs.items() if isinstance(value, float)}

@@ -98,7 +98,7 @@ def write_lines(path: Path, *lines: object) -> Path:
 
 
 def last_place(user: str) -> str:
-    """What a reader that knows the task says: the last place the person is said to have gone to."""
+    """The answer of a reader that knows the task: the last place to which the person went."""
     text, _, question = user.rpartition("Question: Where is ")
     name = question.split("?")[0]
     places = [word.rstrip(".") for line in text.splitlines() if line.startswith(f"{name} ") for word in line.split()]

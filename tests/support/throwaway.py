@@ -1,4 +1,4 @@
-"""A benchmark that exists in tests alone: what a reader below qrag_jax.data has to offer, in as few lines as possible."""
+"""A benchmark that exists only in tests: a minimal module of the kind that qrag_jax.data has for each benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tpu/babysit.sh: what it does as TPUs come and go and jobs end, in a world that plays a scenario."""
+"""tpu/babysit.sh: its actions when TPUs come and go and jobs end, in a simulated world that plays a scenario."""
 
 from __future__ import annotations
 

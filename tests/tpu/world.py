@@ -64,7 +64,7 @@ class World:
         return self.folder / "vm"
 
     def ready_vm(self) -> None:
-        """A TPU VM that setup.sh has been to."""
+        """A TPU VM on which setup.sh has run."""
         self.real_sleep = True
         (self.home / "qrag").mkdir(parents=True)
         (self.home / "qrag" / "src").symlink_to(ROOT)

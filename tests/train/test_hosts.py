@@ -145,7 +145,7 @@ def test_nan_stops_all_and_the_first_process_leaves_the_update(tmp_path):
 def test_processes_that_differ_are_refused(pair):
     codes, said = scene(pair, "different")
     assert codes == [64, 64]
-    assert all("error: configuration: process 1 has another one than process 0" in text for text in said)
+    assert all("error: configuration: differs between process 1 and process 0" in text for text in said)
     assert not (pair / "different").exists()
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, broken or moved, and what is left of them: everything."""
+"""Runs that are killed, stopped, broken or moved lose nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OFTEN = ("--train.checkpoint-every", "5")
 
 
 def rewritten(path: Path) -> Callable[[], bool]:
-    """Whether a file is another one than now."""
+    """A check whether a file has been replaced or changed since this call."""
     stamp = lambda: (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
     before = stamp()
     return lambda: stamp() != before
@@ -55,7 +55,7 @@ class Moments:
         wait_until(lambda: self._newest()["kind"] == "train" and self._newest()["step"] % 10 == 0, process)
 
     def saving(self, name: str, process: subprocess.Popen[str]) -> None:
-        """In the middle of a save. One that was left before is not counted."""
+        """In the middle of a save. Unfinished saves from before are not counted."""
         old = set(self._unfinished(name))
         wait_until(lambda: any(path not in old for path in self._unfinished(name)), process)
 
@@ -81,7 +81,7 @@ class Moments:
 
 
 def killed(run_dir: Path, until: Callable[[subprocess.Popen[str]], None]) -> bool:
-    """Starts the run and kills it; whether that left half a checkpoint."""
+    """Starts the run and kills it; returns whether that left an unfinished checkpoint."""
     process = start(run_dir, *OFTEN)
     until(process)
     process.send_signal(signal.SIGKILL)

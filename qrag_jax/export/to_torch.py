@@ -17,15 +17,17 @@ import numpy as np
 from jaxtyping import Float
 
 from qrag_jax.export.card import model_card
-from qrag_jax.export.folder import Export, replace_folder, state_tokens
+from qrag_jax.export.folder import ENCODERS, Export, replace_folder, state_tokens
 from qrag_jax.export.reference_layout import ACTION, STATE, refuse_what_reference_lacks, write_checkpoint
 from qrag_jax.models.embedder import encoders, pool
 from qrag_jax.models.folder import write_folder
 from qrag_jax.models.pickles import import_torch, load_tensors
+from qrag_jax.models.tokenizer import load_auto_tokenizer
 
 Format = Literal["hf", "sentence-transformers", "reference"]
 TOLERANCE = 1e-4
-NAMES = ("state_encoder", "action_encoder")
+NAMES = ENCODERS
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # how transformers reads a folder
 SAMPLES = (
     "Where is the apple?",
     "Mary went back to the kitchen, then picked up the milk there.",
@@ -77,17 +79,18 @@ def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, l
             except ImportError as error:
                 raise ValueError("this needs sentence-transformers: pip install qrag-jax[torch]") from error
             return np.asarray(SentenceTransformer(str(folder / name), device="cpu").encode(list(SAMPLES)))
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel
 
         source = folder / ("base_model" if layout == "reference" else name)
         if layout == "hf":
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            model = AutoModel.from_pretrained(source, dtype=torch.float32, **LOCAL)
         else:
-            model = AutoModel.from_config(AutoConfig.from_pretrained(source))
+            model = AutoModel.from_config(AutoConfig.from_pretrained(source, **LOCAL), trust_remote_code=False)
             critic, prefix = load_tensors(folder / "model_best.pt")["critic"], STATE if name == "state_encoder" else ACTION
             own = {key.removeprefix(prefix): torch.tensor(value) for key, value in critic.items() if key.startswith(prefix)}
             model.load_state_dict(own, strict=True)
-        tokens = AutoTokenizer.from_pretrained(source)(list(SAMPLES), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokenizer = load_auto_tokenizer(source)
+        tokens = tokenizer(list(SAMPLES), padding=True, truncation=True, max_length=length, return_tensors="pt")
         with torch.no_grad():
             hidden = model.eval()(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
     except (OSError, RuntimeError, KeyError) as error:

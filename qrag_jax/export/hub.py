@@ -125,9 +125,8 @@ def push_export(run: str | Path, repo: str, *, private: bool = False) -> str:
         if not public:
             api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=[*EXPORT, *SENT], commit_message="Q-RAG retriever")
     except Exception as error:  # the HTTP library that raises depends on the version of huggingface_hub
-        raise ValueError(
-            f"{repo}: the hub did not take it ({pretrained.first_line(error)}); it wants a token that may write: `hf auth login`, or HF_TOKEN"
-        ) from error
+        said = " ".join(str(error).split())
+        raise ValueError(f"{repo}: not sent; the hub wants a token that may write (`hf auth login`, or HF_TOKEN): {said}") from error
     if public:
         raise ValueError(f"{repo}: exists and is public: nothing was sent; make it private on the hub first, or leave out --private")
     return f"{api.endpoint}/{repo}"

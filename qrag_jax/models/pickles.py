@@ -13,8 +13,8 @@ import numpy as np
 
 # Before 2.6 weights_only could be made to run code (CVE-2025-32434).
 OLDEST_TORCH = (2, 6)
-# What was read of a mapped file counts as memory of this process until the file is closed, so it is opened again after this many bytes.
-REOPEN = 2**26
+# What was read of a mapped file counts as memory of this process until the file is closed: it is opened again after this share of it.
+REOPEN, REOPEN_BYTES = 1 / 64, 2**22
 
 
 def import_torch() -> Any:
@@ -82,7 +82,7 @@ class _TorchFile:
             raise ValueError(f"{path}: no such file")
         self._path, self._mapped = path, zipfile.is_zipfile(path)
         self._tree: dict[Any, Any] | None = None
-        self._read = 0
+        self._read, self._most = 0, max(REOPEN_BYTES, round(path.stat().st_size * REOPEN))
 
     def tree(self) -> dict[Any, Any]:
         if self._tree is None:
@@ -110,6 +110,6 @@ class _TorchFile:
         # A copy: the array must not change or vanish with the file.
         array: np.ndarray = node.detach().to(torch.float32 if node.dtype == torch.bfloat16 else node.dtype, copy=True).numpy()
         self._read += array.nbytes
-        if self._mapped and self._read >= REOPEN:
+        if self._mapped and self._read >= self._most:
             self._tree = None
         return array

@@ -25,7 +25,7 @@ def files_of(folder: Path) -> Files:
 
 
 class HubServer(ThreadingHTTPServer):
-    """``repositories``: OWNER/NAME -> revision -> files. Those in ``private`` are shown to nobody without ``token``, which writing needs too."""
+    """``repositories``: OWNER/NAME -> revision -> files. Writing, and reading those in ``private``, needs ``token``."""
 
     daemon_threads = True
     block_on_close = False
@@ -81,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         if revisions is None or (repo in self.server.private and not self.trusted()):
             self.refuse(401, "RepoNotFound")
             return None
-        found = revisions.get(revision) or next((files for files in revisions.values() if commit_of(files) == revision), None)
+        commits = {commit_of(files): files for files in revisions.values()}
+        found = (commits | revisions).get(revision)
         if found is None:
             self.refuse(404, "RevisionNotFound")
         return found
@@ -124,7 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             known = repo in server.repositories
             if not known:
                 server.serve(repo, {})
-                server.private |= {repo} if asked.get("private") else set()
+                # Two ages of huggingface_hub.
+                server.private |= {repo} if asked.get("private") or asked.get("visibility") == "private" else set()
             self.answer({"url": f"{server.url}/{repo}", "name": repo, "id": repo}, 409 if known else 200)
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
             modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(content)["files"]]

@@ -61,7 +61,16 @@ def write_export(out_dir: str | Path, export: Export) -> Path:
     def fill(folder: Path) -> None:
         state, action = encoders(export.params)
         for name, encoder, length in zip(ENCODERS, (state, action), (state_tokens(config), config.data.chunk_tokens), strict=True):
-            write_folder(folder / name, backbone, encoder, tokenizer, pooling=pooling, divisor=config.model.divisor, max_tokens=length)
+            write_folder(
+                folder / name,
+                backbone,
+                encoder,
+                tokenizer,
+                pooling=pooling,
+                normalize=config.model.normalize,
+                divisor=config.model.divisor,
+                max_tokens=length,
+            )
         write_tokenizer(folder, tokenizer, backbone.max_tokens)
         tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(config), "pooling": pooling}
         write_json(folder / "qrag.json", tree | {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)})

@@ -2,7 +2,8 @@
 
 In the checkpoint, ``critic.state_embed.model.*`` and ``critic.action_embed.model.model.*`` are the two encoders under their Hugging Face
 names; ``v_net_target.*`` and ``action_embed_target.*`` their slow copies. The base model's folder gives what a checkpoint lacks: the
-network's sizes and the tokenizer. Values are those of the reference code: integer positions, two halves, mean pooling divided by 10.
+network's sizes and the tokenizer. Values are those of the reference code: integer positions, two halves, mean pooling divided by 10, or
+of its SimpleEmbedder: the last token's vector, L2-normalised.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ from qrag_jax.models.registry import BackboneConfig, Pooling, encoder_params
 from qrag_jax.models.tokenizer import TextTokenizer
 
 CHECKPOINT, CONFIG = "model_best.pt", "config.yaml"
+# Classes of the reference code: encoders (the second one for Qwen3), and what turns a chunk's embedding by its position, or does not.
+SIMPLE = "rl.bert_predictor.SimpleEmbedder"
+ENCODERS = ("rl.bert_predictor.BertPredictor", SIMPLE)
+ROTATED = ("rl.bert_predictor.EmbedderWithAbsoluteEncoding", "rl.bert_predictor.EmbedderWithRelativeEncoding")
+UNROTATED = ("rl.bert_predictor.EmbedderNone",)
 # The value head of an earlier design, the separator ids and the rotary table: computed with here, not learned.
 OTHERS = re.compile(r"(state_embed|action_embed\.model)\.(cls_token|sep_token|head\.(weight|bias))$|action_embed\.rotary_emb\.freqs$")
 T = TypeVar("T")
@@ -76,6 +82,7 @@ def read_reference(
 
     tree = attempt(lambda: open_tensors(checkpoint))
     settings = attempt(lambda: HydraConfig(_find_config(checkpoint, config)))
+    model = attempt(lambda: _model(settings)) if settings else None
     folder = attempt(lambda: _find_base(settings, base_model)) if settings or base_model else None
     backbone = attempt(lambda: read_backbone(folder)) if folder else None
     tokenizer = attempt(lambda: read_tokenizer(folder)) if folder else None
@@ -84,18 +91,18 @@ def read_reference(
     if critic and backbone:
         params = attempt(lambda: _both(critic, critic, backbone, f"{checkpoint}: critic"))
         opening = len(tokenizer.prefix) if tokenizer else 1
-        run = attempt(lambda: _run_config(settings, critic, backbone, opening)) if settings else None
+        run = attempt(lambda: _run_config(settings, critic, backbone, opening, model[0] if model else ModelConfig())) if settings else None
     if targets and tree and backbone and {"v_net_target", "action_embed_target"} <= set(tree):
         states, actions = (attempt(partial(_part, tree, name, checkpoint)) for name in ("v_net_target", "action_embed_target"))
         target = attempt(lambda: _both(states, actions, backbone, f"{checkpoint}: targets")) if states and actions else None
     if critic and tokenizer and folder:
         attempt(lambda: _check_tokenizer(critic, tokenizer, folder))
-    if run and backbone:
-        attempt(lambda: make_embedder(run, backbone))
-    if problems or not (tree and run and backbone and params and tokenizer):
+    if run and backbone and model:
+        attempt(lambda: make_embedder(run, backbone, model[1]))
+    if problems or not (tree and run and backbone and params and tokenizer and model):
         raise ValueError("; ".join(problems))
     step = tree.get("scheduler", {}).get("last_epoch", 0)
-    return ReferenceCheckpoint(run, backbone, params, target, tokenizer, "mean", int(step))
+    return ReferenceCheckpoint(run, backbone, params, target, tokenizer, model[1], int(step))
 
 
 def _find_config(checkpoint: Path, config: str | Path | None) -> Path:
@@ -158,7 +165,9 @@ def _check_tokenizer(critic: Mapping[str, StoredTensor], tokenizer: TextTokenize
             raise ValueError(f"{folder}: its tokenizer's {name} is {ids}, the checkpoint's was {trained}; give the right --base-model")
 
 
-def _run_config(settings: HydraConfig, critic: Mapping[str, StoredTensor], backbone: BackboneConfig, opening: int) -> RunConfig:
+def _run_config(
+    settings: HydraConfig, critic: Mapping[str, StoredTensor], backbone: BackboneConfig, opening: int, model: ModelConfig
+) -> RunConfig:
     """The run's configuration: what the reference code's Q values depend on, and the hyperparameters of its value function.
 
     ``opening``: special tokens before a text.
@@ -189,11 +198,31 @@ def _run_config(settings: HydraConfig, critic: Mapping[str, StoredTensor], backb
         alpha_end=settings.get("algo.pqn.hyperparams.alpha", float),
         penalize_extra_steps=settings.get("feedback.ground_truth.penalize_extra_steps", boolean, False),
     )
-    model = ModelConfig(embedder=settings.get("algo.model.model_name", str), divisor=DIVISOR)
     return RunConfig(data=data, model=model, qhead=_qhead(settings, critic, backbone), rl=rl, eval=EvalConfig(budget=budget))
 
 
+def _model(settings: HydraConfig) -> tuple[ModelConfig, Pooling]:
+    """What the encoders' classes make of token vectors. Raises ValueError, naming the setting, on classes that are not known here."""
+    positions = settings.get("envs.positions_processor", str)
+    state, action, wrapper = "algo.pqn.state_embed", "algo.action_model", f"algo.action_embed_dict.{positions}"
+    target = {name: settings.get(f"{name}._target_", str) for name in (state, action, wrapper)}
+    for name, known in ((state, ENCODERS), (action, (target[state],)), (wrapper, ROTATED if positions != "none" else UNROTATED)):
+        if target[name] not in known:
+            raise ValueError(f"{settings.path}: {name}._target_ = {target[name]!r} is not supported here; supported: {', '.join(known)}")
+    for name in (state, action):
+        if (outputs := settings.get(f"{name}.n_output", int, 1)) != 1:
+            raise ValueError(f"{settings.path}: {name}.n_output = {outputs} is not supported; supported: 1")
+    embedder = settings.get("algo.model.model_name", str)
+    if target[state] != SIMPLE:
+        return ModelConfig(embedder=embedder, divisor=DIVISOR), "mean"
+    normalize, other = (settings.get(f"{name}.normalize_embeds", boolean, True) for name in (state, action))
+    if normalize != other:
+        raise ValueError(f"{settings.path}: {action}.normalize_embeds = {other}: must be that of {state}, {normalize}")
+    return ModelConfig(embedder=embedder, normalize=normalize, divisor=1.0), "last"
+
+
 SORTED = ("envs.test_env.sort_by_index", "envs.env.sort_by_index", "envs.sort_by_index")
+STRETCH = "algo.action_embed_dict.random.interpolate_factor"
 HYPERPARAMETERS = {"gamma": "gamma", "alpha": "alpha", "lam": "Lambda", "tau": "tau"}
 
 
@@ -204,8 +233,8 @@ def _qhead(settings: HydraConfig, critic: Mapping[str, StoredTensor], backbone: 
     step = settings.get("envs.positions_processor_dict.relative.step_size", float, 20.0)
     if positions == "relative" and step not in SPANS:
         raise ValueError(f"{settings.path}: envs.positions_processor_dict.relative.step_size = {step:g} is not supported; supported: 20")
-    if (stretch := settings.get("algo.model.predictor.interpolate_factor", float, 1.0)) != 1.0 and positions == "random":
-        raise ValueError(f"{settings.path}: algo.model.predictor.interpolate_factor = {stretch:g} is not supported; supported: 1")
+    if (stretch := settings.get(STRETCH, float, 1.0)) != 1.0 and positions == "random":
+        raise ValueError(f"{settings.path}: {STRETCH} = {stretch:g} is not supported; supported: 1")
     head = QHeadConfig(
         positions=positions,
         position_resolution="integer",

@@ -60,4 +60,4 @@ def test_so_is_one_that_config_json_names(folder: Path, load: Callable[[Path], A
 @pytest.mark.parametrize("load", [read_tokenizer, load_tokenizer])
 def test_code_for_the_configuration_does_not_run_either(folder: Path, load: Callable[[Path], Any]) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "unheard-of", "auto_map": {"AutoConfig": "code.Config"}}))
-    assert "trust_remote_code" in refused(load, folder)
+    assert "no tokenizer in it can be read" in refused(load, folder)

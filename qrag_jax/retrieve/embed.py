@@ -72,7 +72,8 @@ def model_hash(retriever: ChunkEmbedder) -> str:
     """Hex SHA-256 of everything a chunk's vector depends on, apart from its text.
 
     These are the action encoder's parameters (as float32), its network, pooling, normalisation, divisor and compute type, the tokenizer,
-    and the tokens a chunk is cut to; not the state encoder, nor anything about positions: an index serves every retriever that differs only there.
+    and the tokens a chunk is cut to; not the state encoder, nor anything about positions: an index serves every retriever that differs
+    only there.
     """
     embedder = retriever.embedder
     network = dataclasses.asdict(embedder.config) | {"hidden_dropout_prob": None}

@@ -52,7 +52,7 @@ def edit(folder: Path, *changes: tuple[str, Any]) -> None:
         (
             "algo.action_model._target_",
             f"{HOME}EmbedderNone",
-            "supported: rl.bert_predictor.BertPredictor, rl.bert_predictor.SimpleEmbedder",
+            f"supported: {HOME}BertPredictor, {HOME}SimpleEmbedder",
         ),
         ("algo.pqn.state_embed", {"_target_": f"{HOME}SimpleEmbedder"}, "algo.action_model._target_ = 'rl.bert_predictor.BertPredictor'"),
         ("algo.action_embed_dict.relative._target_", "mine.Rotated", "algo.action_embed_dict.relative._target_ = 'mine.Rotated'"),

@@ -158,7 +158,7 @@ def test_a_retriever_in_third_place_is_answered_with_the_command_that_was_meant(
 
 
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export; `qrag --help` says what each does"
+    assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export, push; `qrag --help` says what each does"
     assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, info;")
     assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export; did you mean export?"
     assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, import, export"

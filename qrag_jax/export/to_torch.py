@@ -78,7 +78,7 @@ def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, l
                 from sentence_transformers import SentenceTransformer
             except ImportError as error:
                 raise ValueError("this needs sentence-transformers: pip install qrag-jax[torch]") from error
-            return np.asarray(SentenceTransformer(str(folder / name), device="cpu").encode(list(SAMPLES)))
+            return np.asarray(SentenceTransformer(str(folder / name), device="cpu", **LOCAL).encode(list(SAMPLES)))
         from transformers import AutoConfig, AutoModel
 
         source = folder / ("base_model" if layout == "reference" else name)

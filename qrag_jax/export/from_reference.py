@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
+from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig
 from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.export.hydra import HydraConfig, boolean
@@ -178,9 +178,12 @@ def _run_config(
     train_budget = settings.get("envs.max_steps", int, budget)
     target = settings.get("envs.train_dataset._target_", str, "").lower()
     task = settings.get("envs.task", str, "")
+    benchmark = next((name for name, one in BENCHMARKS.items() if one.reference and one.reference in target), "reference")
+    own = task.split("_")[0]
     data = DataConfig(
-        benchmark=next((name for name, one in BENCHMARKS.items() if one.reference and one.reference in target), "reference"),
-        task=task.split("_")[0],
+        benchmark=benchmark,
+        # Of the multi-hop sets that code gives the set's own name.
+        task=own if benchmark not in BENCHMARKS or own in BENCHMARKS[benchmark].names else BENCHMARKS[benchmark].default_task,
         chunks=max(train_budget, settings.get("envs.num_sentences", int, DataConfig.chunks)),
         chunk_by="sentence" if "babilong" in target or "niah" in task else "tokens",
         question_tokens=text,
@@ -198,7 +201,8 @@ def _run_config(
         alpha_end=settings.get("algo.pqn.hyperparams.alpha", float),
         penalize_extra_steps=settings.get("feedback.ground_truth.penalize_extra_steps", boolean, False),
     )
-    return RunConfig(data=data, model=model, qhead=_qhead(settings, critic, backbone), rl=rl, eval=EvalConfig(budget=budget))
+    train = TrainConfig(steps=settings.get("steps_count", int, TrainConfig.steps))
+    return RunConfig(data=data, model=model, qhead=_qhead(settings, critic, backbone), rl=rl, train=train, eval=EvalConfig(budget=budget))
 
 
 def _model(settings: HydraConfig) -> tuple[ModelConfig, Pooling]:

@@ -78,7 +78,8 @@ def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, l
                 from sentence_transformers import SentenceTransformer
             except ImportError as error:
                 raise ValueError("this needs sentence-transformers: pip install qrag-jax[torch]") from error
-            return np.asarray(SentenceTransformer(str(folder / name), device="cpu", **LOCAL).encode(list(SAMPLES)))
+            model = SentenceTransformer(str(folder / name), device="cpu", trust_remote_code=False)
+            return np.asarray(model.encode(list(SAMPLES)))
         from transformers import AutoConfig, AutoModel
 
         source = folder / ("base_model" if layout == "reference" else name)
@@ -96,8 +97,8 @@ def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, l
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{folder}: PyTorch cannot load it: {error}") from error
     pooled = pool(hidden.numpy(), tokens["attention_mask"].numpy() > 0, export.pooling)
-    model = export.config.model
-    return np.asarray(normalized(pooled) if model.normalize else pooled) / model.divisor
+    settings = export.config.model
+    return np.asarray(normalized(pooled) if settings.normalize else pooled) / settings.divisor
 
 
 def _lengths(export: Export) -> tuple[int, int]:

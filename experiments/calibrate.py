@@ -27,7 +27,7 @@ from qrag_jax.config.retarget import only_tested, retest
 @dataclass(frozen=True)
 class Command:
     retriever: tyro.conf.Positional[Path]
-    """Run directory or export of the retriever; its threshold is replaced."""
+    """Run directory or export of the retriever, on this machine; its threshold is replaced."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     chunks: Annotated[int | None, OWN] = None
     """Chunks of a document."""
@@ -51,12 +51,17 @@ def run(command: Command) -> None:
     from qrag_jax.evaluate.episodes import run_episodes
     from qrag_jax.evaluate.metrics import calibrate_threshold, stopping
     from qrag_jax.evaluate.sets import validation_set
-    from qrag_jax.export.folder import find_export, read_export, write_export
+    from qrag_jax.export.folder import find_export, is_export, read_export, write_export
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.rundir.files import write_json
     from qrag_jax.rundir.log import say
 
     folder = find_export(command.retriever)
+    if not is_export(folder):
+        raise ValueError(
+            f"retriever = {command.retriever}: not an export on this machine, into which the threshold is written; make one first: "
+            "qrag import NAME OUT"
+        )
     export = read_export(folder)
     config = configuration(command, export.config)
     retriever = Retriever.from_pretrained(folder)

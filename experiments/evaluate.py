@@ -27,7 +27,7 @@ SHORT = {**EVAL_SHORT, "--budget": "--eval.budget"}
 @dataclass(frozen=True)
 class Command:
     retriever: tyro.conf.Positional[str]
-    """Run directory or export of the retriever; a folder, or gs://BUCKET/NAME."""
+    """The retriever: run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
     run_dir: str
     """Folder for results.json, results.md, comparison.md, context.png and episodes/; must not hold another run. May be gs://BUCKET/NAME."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)

@@ -16,7 +16,8 @@ from typing import Annotated
 import tyro
 
 from qrag_jax.config.command_line import DONE, exit_code, read_command, refuse_urls
-from qrag_jax.export.commands import Import, ToTorch, run_import, run_to_torch
+from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
+from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
@@ -45,7 +46,7 @@ class Build:
     index: tyro.conf.Positional[Path]
     """Folder to write."""
     retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")] = None
-    """Run directory, export folder or gs://BUCKET/NAME of a trained retriever."""
+    """A trained retriever: run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
     dtype: Annotated[Dtype, tyro.conf.arg(metavar="DTYPE")] = "float32"
     """How vectors are stored. float32: exact. bfloat16: half the bytes. int8: a quarter of the bytes."""
 
@@ -105,8 +106,8 @@ class Ask:
     """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
 
 
-Command = Build | Add | Info | Ask | Import | ToTorch
-COMMANDS = {"index build": Build, "index add": Add, "index info": Info, "ask": Ask, "import": Import, "export": ToTorch}
+Command = Build | Add | Info | Ask | Exchange
+COMMANDS = {"index build": Build, "index add": Add, "index info": Info, "ask": Ask, "import": Import, "export": ToTorch, "push": Push}
 
 
 def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_line) -> int:
@@ -146,10 +147,8 @@ def _refuse_three_places(words: Sequence[str]) -> None:
 
 
 def _run(command: Command, say: Callable[[str], None]) -> int:
-    if isinstance(command, Import):
-        return run_import(command, say)
-    if isinstance(command, ToTorch):
-        return run_to_torch(command, say)
+    if isinstance(command, Exchange):
+        return run_exchange(command, say)
     if isinstance(command, Ask):
         _ask(command, say)
     elif isinstance(command, Info):
@@ -226,7 +225,7 @@ def _home(index: Index, named: str | None) -> str:
     recorded = index.meta.model.retriever
     if recorded is None:
         raise ValueError(f"{index.path}: does not say where its retriever is; name it with --retriever")
-    if not is_url(recorded) and not Path(recorded).is_dir():
+    if not (is_url(recorded) or HubName.parse(recorded) or Path(recorded).exists()):
         raise ValueError(f"{recorded}: the retriever of {index.path} is no longer there; name it with --retriever")
     return recorded
 

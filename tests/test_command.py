@@ -105,7 +105,10 @@ def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], plac
     story, out, retriever = place / "story.txt", tmp_path / "out", ("--retriever", place / "run")
     assert "no such file or folder" in refuse(capsys, "index", "build", tmp_path / "absent", out, *retriever)
     assert "holds no .txt or .md file" in refuse(capsys, "index", "build", tmp_path / "other", out, *retriever)
-    assert "not an export" in refuse(capsys, "index", "build", story, out, "--retriever", tmp_path / "absent")
+    assert "absent: no such folder or file, and not a hub name" in refuse(
+        capsys, "index", "build", story, out, "--retriever", tmp_path / "absent"
+    )
+    assert "other: not an export" in refuse(capsys, "index", "build", story, out, "--retriever", tmp_path / "other")
     assert "exists and is not an index" in refuse(capsys, "index", "build", story, tmp_path / "other", *retriever)
     assert "has 'story.txt' already" in refuse(capsys, "index", "add", story, place / "index")
     assert "not an index" in refuse(capsys, "index", "add", story, out)
@@ -155,7 +158,7 @@ def test_a_retriever_in_third_place_is_answered_with_the_command_that_was_meant(
 
 
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export; `qrag --help` says what each does"
+    assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export, push; `qrag --help` says what each does"
     assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, info;")
     assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export; did you mean export?"
     assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, import, export"

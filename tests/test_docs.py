@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FOLDERS = "qrag_jax|experiments|tests|tpu|docs"
 PLACEHOLDER = re.compile(r"/(mine|[A-Z]+)(\.py)?(/|$)")
 """How pages name what the reader chooses: mine.py, FOLDER."""
-COMMAND = r"(?:python -m (?:experiments|qrag_jax)|qrag (?:index|ask|serve|import|export)|python (?:src/)?tpu/\w+\.py)"
+COMMAND = r"(?:python -m (?:experiments|qrag_jax)|qrag (?:index|ask|serve|import|export|push)|python (?:src/)?tpu/\w+\.py)"
 
 CHANGELOG = ROOT / "CHANGELOG.md"
 """It names files that are gone, so only its links are checked."""

@@ -96,7 +96,8 @@ def compare_encoders(name: str, export: Path, texts: Sequence[str], repeats: int
     torch.set_num_threads(cores())
     retriever = Retriever.from_pretrained(export)
     retriever.embedder = retriever.embedder.clone(dtype=jnp.float32)
-    model = SentenceTransformer(str(to_torch(read_export(export), folder, "sentence-transformers") / "action_encoder"), device="cpu")
+    written = to_torch(read_export(export), folder, "sentence-transformers")
+    model = SentenceTransformer(str(written / "action_encoder"), device="cpu", trust_remote_code=False)
     texts = list(texts)
 
     def forget() -> None:

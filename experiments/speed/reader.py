@@ -126,8 +126,8 @@ def _theirs(path: Path) -> Callable[[Any, int], Any]:
     from qrag_jax.models.decoder_loading import open_decoder
 
     where = {"gguf_file": path.name} if path.is_file() else {}
-    config = AutoConfig.from_pretrained(path.parent if path.is_file() else path, **where)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    config = AutoConfig.from_pretrained(path.parent if path.is_file() else path, trust_remote_code=False, **where)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     state = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in open_decoder(path).tensors.items()}
     lost = model.load_state_dict(state, strict=False)
     if lost.unexpected_keys or set(lost.missing_keys) - {"lm_head.weight"}:

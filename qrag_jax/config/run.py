@@ -90,6 +90,8 @@ class ModelConfig:
     """Longest text that the encoders can read, in tokens."""
     tied: bool = False
     """One set of encoder parameters for states and actions."""
+    normalize: bool = False
+    """Give the pooled embedding length 1 (L2), before the division (the reference code's Qwen3 encoders)."""
     divisor: float = 10.0
     """The pooled embedding is divided by this (reference code: 10, no normalisation)."""
     dropout: float = 0.0

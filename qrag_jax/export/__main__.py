@@ -1,6 +1,6 @@
-"""Import a released Q-RAG checkpoint, or write a trained retriever for PyTorch.
+"""Import a released Q-RAG model, write a trained retriever for PyTorch, or upload one.
 
-The same as qrag import and qrag export.
+The same as qrag import, qrag export and qrag push.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from qrag_jax.config.command_line import exit_code, read_command, refuse_urls
-from qrag_jax.export.commands import Import, ToTorch, run_import, run_to_torch
+from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
 from qrag_jax.rundir.log import say as say_line
 
 
@@ -18,9 +18,10 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
     words = sys.argv[1:] if args is None else args
 
     def run() -> int:
-        command: Import | ToTorch = read_command({"import": Import, "to-torch": ToTorch}, words, "python -m qrag_jax.export", __doc__ or "")
+        known = {"import": Import, "to-torch": ToTorch, "push": Push}
+        command: Exchange = read_command(known, words, "python -m qrag_jax.export", __doc__ or "")
         refuse_urls(command)
-        return run_import(command, say) if isinstance(command, Import) else run_to_torch(command, say)
+        return run_exchange(command, say)
 
     return exit_code(run)
 

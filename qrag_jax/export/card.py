@@ -36,7 +36,7 @@ Two text encoders trained by [Q-RAG](https://arxiv.org/abs/2511.07328) (soft Q-l
 question and the chunks picked so far, `action_encoder` reads a candidate chunk. The value of picking chunk c in state s is
 `Q(s, c) = <E_s(s), R(p) E_a(c)>`, with R the rotation by the chunk's position p relative to the chunks already picked.
 
-- started from `{embedder}` ({architecture}), {width} wide; {pooling} pooling, divided by {divisor:g}
+- started from `{embedder}` ({architecture}), {width} wide; {pooling} pooling{normalized}, divided by {divisor:g}
 - positions: {positions}; chunks of at most {chunk_tokens} tokens; checkpoint of update {step}
 - stop retrieving when the best Q is below: {threshold}
 
@@ -56,11 +56,11 @@ QRAG_JAX = """The whole retriever, in JAX:
 ```python
 import qrag_jax
 
-retriever = qrag_jax.Retriever.from_pretrained("path/to/this/folder")
+retriever = qrag_jax.Retriever.from_pretrained("path/to/this/folder")  # or its name on the hub, "OWNER/NAME"
 ```
 """
 
-SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers (pooling and division included; compare by dot product):
+SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers (all that follows them included; compare by dot product):
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -70,8 +70,8 @@ actions = SentenceTransformer("path/to/this/folder/action_encoder")
 ```
 """
 
-TRANSFORMERS = """The encoders, in PyTorch with transformers ({pooling} pooling of the token vectors and the division by {divisor:g} are
-yours to do; a pooler that transformers reports as missing is not used):
+TRANSFORMERS = """The encoders, in PyTorch with transformers ({pooling} pooling of the token vectors{normalized} and the division by
+{divisor:g} are yours to do; a pooler that transformers reports as missing is not used):
 
 ```python
 from transformers import AutoModel, AutoTokenizer
@@ -110,7 +110,8 @@ def model_card(
 ) -> str:
     """Markdown with the metadata that the hub reads. ``hf`` is the encoders' ``config.json``; ``layout`` is a key of :data:`LOADING`."""
     words = {"mean": "mean", "last": "last-token", "cls": "first-token"}[pooling]
-    sections = [text.format(pooling=words, divisor=config.model.divisor) for text in LOADING[layout]]
+    how = {"pooling": words, "normalized": ", length 1 (L2)" if config.model.normalize else "", "divisor": config.model.divisor}
+    sections = [text.format(**how) for text in LOADING[layout]]
     if "auto_map" in hf:
         sections.append(HUB_CODE)
     return CARD.format(
@@ -118,8 +119,7 @@ def model_card(
         embedder=config.model.embedder,
         architecture=hf["architectures"][0],
         width=hf["hidden_size"],
-        pooling=words,
-        divisor=config.model.divisor,
+        **how,
         positions=f"{config.qhead.positions}, {config.qhead.position_resolution}",
         chunk_tokens=config.data.chunk_tokens,
         step=step,

@@ -1,4 +1,4 @@
-"""What ``qrag import`` and ``qrag export`` do, and ``python -m qrag_jax.export import | to-torch`` alike."""
+"""What ``qrag import``, ``export`` and ``push`` do, and ``python -m qrag_jax.export import | to-torch | push`` alike."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Annotated
 import tyro
 
 from qrag_jax.config.command_line import DIFFERS, DONE
-from qrag_jax.export.folder import find_export, read_export
-from qrag_jax.export.from_reference import import_reference
+from qrag_jax.export.folder import write_export
+from qrag_jax.export.hub import load_model, push_export
 from qrag_jax.export.to_torch import TOLERANCE, Format, difference, to_torch
 
 
 @dataclass(frozen=True)
 class Import:
-    """Import a released Q-RAG checkpoint: model_best.pt becomes an export folder.
+    """Import a released Q-RAG model: it becomes an export folder.
 
-    Example: qrag import q-rag/model_best.pt imported
+    Example: qrag import Q-RAG/qrag-ft-e5-on-hotpotqa imported
     """
 
-    checkpoint: tyro.conf.Positional[Path]
-    """The .pt file of the reference code. Nothing in it is executed. Reading it needs PyTorch: pip install 'qrag-jax[torch]'."""
+    source: tyro.conf.Positional[str]
+    """Folder with model_best.pt and config.yaml, or a .pt file, or OWNER/NAME[@REVISION] on the hub. Nothing in it is executed. Reading a
+    .pt file needs PyTorch: pip install 'qrag-jax[torch]'."""
     out: tyro.conf.Positional[Path]
     """Export folder to write. An older export there is replaced."""
     base_model: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the model that the config names)")] = (
@@ -45,23 +46,50 @@ class ToTorch:
     """
 
     run: tyro.conf.Positional[str]
-    """Run directory with an export, an export folder, or gs://BUCKET/NAME."""
+    """Run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
     out: tyro.conf.Positional[Path]
     """Folder to write."""
     format: Annotated[Format, tyro.conf.arg(metavar="FORMAT")] = "hf"
     """hf: for transformers.AutoModel. sentence-transformers: the same with pooling. reference: model_best.pt of the reference code."""
 
 
+@dataclass(frozen=True)
+class Push:
+    """Upload an export, with its model card, to the Hugging Face hub.
+
+    The token is the one of `hf auth login` or HF_TOKEN.
+
+    Example: qrag push runs/babilong-qa2-tiny my-name/q-rag-babilong-qa2
+    """
+
+    export: tyro.conf.Positional[str]
+    """Run directory with an export, or an export folder."""
+    name: tyro.conf.Positional[str]
+    """OWNER/NAME of the repository; it is created if need be."""
+    private: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Only you and those you let in can see it."""
+
+
+Exchange = Import | ToTorch | Push
+
+
+def run_exchange(command: Exchange, say: Callable[[str], None]) -> int:
+    """Runs a command and returns its exit code. Raises ValueError on bad input."""
+    if isinstance(command, Import):
+        return run_import(command, say)
+    return run_to_torch(command, say) if isinstance(command, ToTorch) else run_push(command, say)
+
+
 def run_import(command: Import, say: Callable[[str], None]) -> int:
-    """Returns 0. Raises ValueError as :func:`~qrag_jax.export.from_reference.import_reference` does."""
-    out = import_reference(command.checkpoint, command.out, base_model=command.base_model, config=command.config)
+    """Returns 0. Raises ValueError as :func:`~qrag_jax.export.hub.load_model` does, and when ``out`` is taken."""
+    out = write_export(command.out, load_model(command.source, base_model=command.base_model, config=command.config))
     say(f"{out}: export written; to load it: qrag_jax.Retriever.from_pretrained({str(out)!r})")
     return DONE
 
 
 def run_to_torch(command: ToTorch, say: Callable[[str], None]) -> int:
     """Returns 0, or 1 when PyTorch and JAX differ: the files stay. Raises ValueError when there is no export or ``out`` is taken."""
-    export = read_export(find_export(command.run))
+    export = load_model(command.run)
     out = to_torch(export, command.out, command.format)
     say(f"{out}: written ({command.format})")
     if importlib.util.find_spec("torch") is None:
@@ -74,3 +102,10 @@ def run_to_torch(command: ToTorch, say: Callable[[str], None]) -> int:
     verdict = "OK" if found <= TOLERANCE else "FAIL: do not use these files"
     say(f"largest difference between PyTorch and JAX on sample texts: {found:.1e} (allowed {TOLERANCE:g}): {verdict}")
     return DONE if found <= TOLERANCE else DIFFERS
+
+
+def run_push(command: Push, say: Callable[[str], None]) -> int:
+    """Returns 0. Raises ValueError as :func:`~qrag_jax.export.hub.push_export` does."""
+    url = push_export(command.export, command.name, private=command.private)
+    say(f"{url}: uploaded; to load it: qrag_jax.Retriever.from_pretrained({command.name!r})")
+    return DONE

@@ -28,6 +28,7 @@ from qrag_jax.rundir.files import whole_folder, write_json
 
 FORMAT = "qrag-jax-export"
 VERSION = 1
+ENCODERS = ("state_encoder", "action_encoder")
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,17 @@ def write_export(out_dir: str | Path, export: Export) -> Path:
 
     def fill(folder: Path) -> None:
         state, action = encoders(export.params)
-        for name, encoder, length in (
-            ("state_encoder", state, state_tokens(config)),
-            ("action_encoder", action, config.data.chunk_tokens),
-        ):
-            write_folder(folder / name, backbone, encoder, tokenizer, pooling=pooling, divisor=config.model.divisor, max_tokens=length)
+        for name, encoder, length in zip(ENCODERS, (state, action), (state_tokens(config), config.data.chunk_tokens), strict=True):
+            write_folder(
+                folder / name,
+                backbone,
+                encoder,
+                tokenizer,
+                pooling=pooling,
+                normalize=config.model.normalize,
+                divisor=config.model.divisor,
+                max_tokens=length,
+            )
         write_tokenizer(folder, tokenizer, backbone.max_tokens)
         tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(config), "pooling": pooling}
         write_json(folder / "qrag.json", tree | {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)})
@@ -82,7 +89,10 @@ def read_export(folder: str | Path) -> Export:
     folder = Path(folder)
     path = folder / "qrag.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: not an export (it has no qrag.json); expected the export/ folder of a finished run")
+        raise ValueError(
+            f"{folder}: not an export (it has no qrag.json); expected the export/ folder of a finished run"
+            "; a released checkpoint has model_best.pt and config.yaml"
+        )
     tree = read_object(path)
     if tree.get("format") != FORMAT:
         raise ValueError(f"{path}: format = {tree.get('format')!r}, expected {FORMAT!r}")
@@ -102,7 +112,7 @@ def read_export(folder: str | Path) -> Export:
         config = RunConfig.from_json(json.dumps(tree.get("config")))
     except ValueError as error:
         raise ValueError(f"{path}: config: {error}") from error
-    state, action = folder / "state_encoder", folder / "action_encoder"
+    state, action = (folder / name for name in ENCODERS)
     backbone = read_backbone(state)
     if backbone != read_backbone(action):
         raise ValueError(f"{folder}: config.json of state_encoder and action_encoder differ; they must be the same network")

@@ -52,6 +52,7 @@ def refuse_what_reference_lacks(export: Export) -> None:
     config = export.config
     wanted: dict[str, tuple[Any, Any]] = {
         "pooling": (export.pooling, "mean"),
+        "model.normalize": (config.model.normalize, False),
         "model.divisor": (config.model.divisor, DIVISOR),
         "qhead.halves": (config.qhead.halves, HALVES),
         "qhead.theta": (config.qhead.theta, THETA),

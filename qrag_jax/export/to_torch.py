@@ -17,15 +17,17 @@ import numpy as np
 from jaxtyping import Float
 
 from qrag_jax.export.card import model_card
-from qrag_jax.export.folder import Export, replace_folder, state_tokens
+from qrag_jax.export.folder import ENCODERS, Export, replace_folder, state_tokens
 from qrag_jax.export.reference_layout import ACTION, STATE, refuse_what_reference_lacks, write_checkpoint
-from qrag_jax.models.embedder import encoders, pool
+from qrag_jax.models.embedder import encoders, normalized, pool
 from qrag_jax.models.folder import write_folder
 from qrag_jax.models.pickles import import_torch, load_tensors
+from qrag_jax.models.tokenizer import load_auto_tokenizer
 
 Format = Literal["hf", "sentence-transformers", "reference"]
 TOLERANCE = 1e-4
-NAMES = ("state_encoder", "action_encoder")
+NAMES = ENCODERS
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # how transformers reads a folder
 SAMPLES = (
     "Where is the apple?",
     "Mary went back to the kitchen, then picked up the milk there.",
@@ -76,23 +78,27 @@ def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, l
                 from sentence_transformers import SentenceTransformer
             except ImportError as error:
                 raise ValueError("this needs sentence-transformers: pip install qrag-jax[torch]") from error
-            return np.asarray(SentenceTransformer(str(folder / name), device="cpu").encode(list(SAMPLES)))
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+            model = SentenceTransformer(str(folder / name), device="cpu", trust_remote_code=False)
+            return np.asarray(model.encode(list(SAMPLES)))
+        from transformers import AutoConfig, AutoModel
 
         source = folder / ("base_model" if layout == "reference" else name)
         if layout == "hf":
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            network = AutoModel.from_pretrained(source, dtype=torch.float32, **LOCAL)
         else:
-            model = AutoModel.from_config(AutoConfig.from_pretrained(source))
+            network = AutoModel.from_config(AutoConfig.from_pretrained(source, **LOCAL), trust_remote_code=False)
             critic, prefix = load_tensors(folder / "model_best.pt")["critic"], STATE if name == "state_encoder" else ACTION
             own = {key.removeprefix(prefix): torch.tensor(value) for key, value in critic.items() if key.startswith(prefix)}
-            model.load_state_dict(own, strict=True)
-        tokens = AutoTokenizer.from_pretrained(source)(list(SAMPLES), padding=True, truncation=True, max_length=length, return_tensors="pt")
+            network.load_state_dict(own, strict=True)
+        tokenizer = load_auto_tokenizer(source)
+        tokens = tokenizer(list(SAMPLES), padding=True, truncation=True, max_length=length, return_tensors="pt")
         with torch.no_grad():
-            hidden = model.eval()(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+            hidden = network.eval()(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{folder}: PyTorch cannot load it: {error}") from error
-    return np.asarray(pool(hidden.numpy(), tokens["attention_mask"].numpy() > 0, export.pooling)) / export.config.model.divisor
+    pooled = pool(hidden.numpy(), tokens["attention_mask"].numpy() > 0, export.pooling)
+    settings = export.config.model
+    return np.asarray(normalized(pooled) if settings.normalize else pooled) / settings.divisor
 
 
 def _lengths(export: Export) -> tuple[int, int]:
@@ -116,6 +122,7 @@ def _fill(export: Export, folder: Path, layout: Format) -> None:
             params,
             export.tokenizer,
             pooling=export.pooling,
+            normalize=export.config.model.normalize,
             divisor=export.config.model.divisor,
             max_tokens=length,
             sentence_transformers=layout == "sentence-transformers",

@@ -1,4 +1,4 @@
-"""The pair of text encoders: E_s for states, E_a for actions; pooled, divided, float32 out."""
+"""The pair of text encoders: E_s for states, E_a for actions; pooled, normalised where asked, divided, float32 out."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def pool(hidden: Float[Array, "R L D"], mask: Bool[Array, "R *S L"], pooling: Po
     return total / jnp.maximum(mask.sum(-1, keepdims=True), 1)
 
 
+def normalized(vectors: Float[Array, "*R D"]) -> Float[Array, "*R D"]:
+    """Each vector divided by its length (L2). Zeros stay zeros, with a gradient that is finite."""
+    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
 class Embedder(nn.Module):
     """``apply(params, ids, method="embed_states" | "embed_actions")``: token rows [R, L] -> embeddings [R, D].
 
@@ -41,6 +47,7 @@ class Embedder(nn.Module):
     config: BackboneConfig
     tied: bool = False
     pooling: Pooling = "mean"
+    normalize: bool = False
     divisor: float = 10.0
     dtype: Any = jnp.float32
     remat: bool = False
@@ -69,9 +76,11 @@ class Embedder(nn.Module):
         self, encoder: nn.Module, ids: Array, deterministic: bool, segments: Int[Array, "R L"] | None = None, count: int = 1
     ) -> Array:
         if segments is None:
-            return pool(encoder(ids, deterministic), ids >= 0, self.pooling) / self.divisor
-        belongs = segments[:, None, :] == jnp.arange(count)[:, None]
-        return pool(encoder(ids, deterministic, segments), belongs, self.pooling) / self.divisor
+            pooled = pool(encoder(ids, deterministic), ids >= 0, self.pooling)
+        else:
+            belongs = segments[:, None, :] == jnp.arange(count)[:, None]
+            pooled = pool(encoder(ids, deterministic, segments), belongs, self.pooling)
+        return (normalized(pooled) if self.normalize else pooled) / self.divisor
 
 
 def embed_states(embedder: Embedder, params: Any, ids: Int[Array, "R Ls"], **options: Any) -> Float[Array, "R D"]:
@@ -156,6 +165,7 @@ def make_embedder(config: RunConfig, backbone: BackboneConfig, pooling: Pooling 
         dataclasses.replace(backbone, hidden_dropout_prob=model.dropout),
         tied=model.tied,
         pooling=pooling or BACKBONES[backbone_of(backbone)].pooling,
+        normalize=model.normalize,
         divisor=model.divisor,
         dtype=jnp.dtype(model.compute_dtype),
         remat=model.remat,

@@ -1,7 +1,7 @@
 """One encoder as a Hugging Face model folder, read and written without torch; written so that sentence-transformers loads it too.
 
-What sentence-transformers needs beside the model: ``modules.json`` and a folder for each step after it: pooling, then a linear map of
-1 / divisor times the identity, its way of saying "divide".
+What sentence-transformers needs beside the model: ``modules.json`` and a folder for each step after it: pooling, normalisation where asked,
+then a linear map of 1 / divisor times the identity, its way of saying "divide".
 """
 
 from __future__ import annotations
@@ -160,6 +160,7 @@ def write_folder(
     pooling: Pooling,
     divisor: float,
     max_tokens: int,
+    normalize: bool = False,
     sentence_transformers: bool = True,
 ) -> None:
     """Writes one encoder. ``max_tokens`` is where sentence-transformers cuts a text. Not atomic: the caller renames.
@@ -173,17 +174,19 @@ def write_folder(
     if not sentence_transformers:
         return
     # Names from before version 5; later versions still read them.
-    steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"))
-    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in steps]
+    steps = ["Transformer", "Pooling", *(["Normalize"] if normalize else []), "Dense"]
+    paths = [f"{i}_{kind}" if i else "" for i, kind in enumerate(steps)]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in zip(paths, steps, strict=True)]
     write_json(folder / "modules.json", [{"idx": i, "name": str(i)} | module for i, module in enumerate(modules)])
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": min(max_tokens, backbone.max_tokens), "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None})
     (folder / "1_Pooling").mkdir()
     flags = {field: POOLING_NAMES[name] == pooling for name, field in POOLING_FIELDS.items()}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": backbone.width} | flags)
-    (folder / "2_Dense").mkdir()
+    dense = folder / paths[-1]
+    dense.mkdir()
     write_json(
-        folder / "2_Dense" / "config.json",
+        dense / "config.json",
         {
             "in_features": backbone.width,
             "out_features": backbone.width,
@@ -192,4 +195,4 @@ def write_folder(
         },
     )
     scale = np.eye(backbone.width, dtype=np.float32) / np.float32(divisor)
-    save_file({"linear.weight": scale}, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
+    save_file({"linear.weight": scale}, dense / "model.safetensors", metadata={"format": "pt"})

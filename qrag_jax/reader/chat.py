@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from qrag_jax.models.folder import VOCABULARIES, read_object
+from qrag_jax.models.tokenizer import load_auto_tokenizer
 from qrag_jax.reader.protocol import Prompt
 
 # Templates that print a date would make today's prompts differ from yesterday's; Llama 3's own fallback.
@@ -17,8 +18,6 @@ DATE = "26 Jul 2024"
 
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer of a model folder or a GGUF file. Raises ValueError when there is none, or it has no chat template."""
-    from transformers import AutoTokenizer
-
     # Without any of these, transformers makes up a tokenizer that knows no words.
     if path.is_dir() and not any(any(path.glob(pattern)) for pattern in VOCABULARIES):
         raise ValueError(f"{path}: no tokenizer; expected one of {', '.join(VOCABULARIES)}")
@@ -29,7 +28,7 @@ def load_tokenizer(path: Path) -> Any:
         )
     where = {"gguf_file": path.name} if path.is_file() else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent if path.is_file() else path), local_files_only=True, **where)
+        tokenizer = load_auto_tokenizer(path.parent if path.is_file() else path, **where)
     except Exception as error:  # what transformers raises depends on which of the files is missing
         raise ValueError(f"{path}: no tokenizer in it can be read: {' '.join(str(error).split()) or repr(error)}") from error
     if not tokenizer.chat_template:

@@ -71,8 +71,9 @@ class ChunkEmbedder(Protocol):
 def model_hash(retriever: ChunkEmbedder) -> str:
     """Hex SHA-256 of everything a chunk's vector depends on, apart from its text.
 
-    These are the action encoder's parameters (as float32), its network, pooling, divisor and compute type, the tokenizer, and the tokens
-    a chunk is cut to; not the state encoder, nor anything about positions: an index serves every retriever that differs only there.
+    These are the action encoder's parameters (as float32), its network, pooling, normalisation, divisor and compute type, the tokenizer,
+    and the tokens a chunk is cut to; not the state encoder, nor anything about positions: an index serves every retriever that differs
+    only there.
     """
     embedder = retriever.embedder
     network = dataclasses.asdict(embedder.config) | {"hidden_dropout_prob": None}
@@ -84,6 +85,8 @@ def model_hash(retriever: ChunkEmbedder) -> str:
         "compute_dtype": jnp.dtype(embedder.dtype).name,
         "chunk_tokens": retriever.config.data.chunk_tokens,
     }
+    if embedder.normalize:  # left out otherwise: indexes from before this setting stay valid
+        settings["normalize"] = True
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     with tempfile.TemporaryDirectory() as folder:
         retriever.tokenizer.save(Path(folder, "tokenizer.json"))

@@ -151,9 +151,10 @@ class Index:
         whole, unfinished = (path / META).is_file(), (path / JOURNAL).is_file()
         if path.exists() and not (whole or unfinished or (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir()))):
             raise ValueError(f"{path}: exists and is not an index; choose another folder or remove it")
-        from qrag_jax.rundir.bucket import is_url  # not at the top: it brings orbax
-
-        home = None if retriever_path is None else str(retriever_path if is_url(retriever_path) else Path(retriever_path).resolve())
+        home = None
+        if retriever_path is not None:
+            here = Path(retriever_path).expanduser()
+            home = str(here.resolve() if here.exists() else retriever_path)  # a URL or a hub name stays as it is
         data = retriever.config.data
         meta = Meta(
             IndexModel(model_hash(retriever), data.chunk_tokens, data.chunk_by, home), dtype, retriever.embedder.config.width, shard_chunks

@@ -69,10 +69,14 @@ class Retriever:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
-        """From a run directory or an export folder. Raises ValueError when it is neither."""
-        from qrag_jax.export.folder import find_export, read_export
+        """From a run directory, an export folder, a released checkpoint (its folder or its .pt file), gs://BUCKET/NAME, or
+        OWNER/NAME[@REVISION] on the hub, which holds an export or a released checkpoint.
 
-        export = read_export(find_export(path))
+        What is on the hub is downloaded into its cache once. Raises ValueError, saying what to do, when there is no such model.
+        """
+        from qrag_jax.export.hub import load_model
+
+        export = load_model(path)
         params = jax.device_put(export.params)  # once, not at every call
         return cls(export.config, export.embedder(), params, export.tokenizer, export.threshold, export.step)
 

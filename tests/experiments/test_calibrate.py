@@ -48,5 +48,10 @@ def test_bad_input(run_dir: Path, words: list[str], message: str, capsys: pytest
     assert read_export(run_dir / "export").threshold is None
 
 
-def test_not_an_export(tmp_path: Path) -> None:
-    assert calibrate.main([str(tmp_path)]) == 64
+def test_only_an_export_on_this_machine_has_a_threshold_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model_best.pt").touch()
+    for name in (str(tmp_path), "Q-RAG/qrag-ft-e5-on-hotpotqa"):
+        assert calibrate.main([name]) == 64
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"retriever = {name}: not an export on this machine" in line
+        assert "qrag import NAME OUT" in line

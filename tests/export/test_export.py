@@ -133,7 +133,7 @@ def test_reference_layout_is_read_back(config: BackboneConfig, tmp_path: Path) -
     found = difference(read, out, "reference")
     assert found is not None
     assert found < 1e-4
-    again = read_reference(out / "model_best.pt")
+    again = read_reference(out / "model_best.pt", targets=True)
     assert same_trees(again.params, read.params)
     assert same_trees(again.target_params, read.params)
     assert (again.backbone, again.step, again.config.qhead, again.config.data.chunk_tokens) == (config, 70, CONFIG.qhead, 16)

@@ -48,7 +48,7 @@ def golden() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference() -> ReferenceCheckpoint:
-    return read_reference(FOLDER / "model_best.pt")
+    return read_reference(FOLDER / "model_best.pt", targets=True)
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ def example(episode: dict[str, Any]) -> QAExample:
 
 def test_what_the_configuration_says(retriever: Retriever) -> None:
     data = retriever.config.data
+    assert (data.benchmark, data.task, retriever.config.train.steps) == ("hotpotqa", "all", 100), "as evaluate asks for them"
     assert (data.state_order, data.chunk_text, data.chunk_tokens) == ("picked", "reference", 48)
     # algo.pqn.hyperparams says 20 tokens, the top-level key 48; inside a state a chunk is cut with its opening token, which then goes.
     assert (data.question_tokens, data.state_chunk_tokens, data.state_tokens) == (20, 19, 512)

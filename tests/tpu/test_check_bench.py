@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,7 @@ def test_check(tpu, monkeypatch, tmp_path, capsys):
     else:
         assert 0 < found["gradient_difference"] < 1e-5
         assert found["loss_difference"] < 1e-5
+    assert found["host_difference"] is None
     assert "OK" in capsys.readouterr().out
 
 
@@ -67,6 +69,23 @@ def test_check_fails_on_a_wrong_gradient(tpu, monkeypatch, capsys):
     monkeypatch.setattr(tpu["check"], "first_updates", lambda *_: ([9, 1, 0], [True, False, False], [9.0, 1.0, 1.0]))
     assert call(monkeypatch, tpu["check"]) == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("wrong", "ok"), [(5e-4, True), (2e-3, False)])
+def test_the_gradient_of_an_accelerator_is_compared_with_the_cpu_s(tpu, monkeypatch, wrong, ok):
+    check, device, cpu = tpu["check"], jax.devices()[0], object()
+    monkeypatch.setattr(check, "host_device", lambda: cpu)
+    gradients = {device: ({"w": jnp.array([1.0, 2.0])}, 1.0), cpu: ({"w": jnp.array([1.0, 2.0 + 2 * wrong])}, 1.0)}
+    monkeypatch.setattr(check, "raw_gradient", lambda _, devices, alone: gradients[alone])
+    found = check.compare_gradients(SimpleNamespace(devices=(device,)))
+    assert (found.devices, found.loss) == (None, None)
+    # 2 wrong of 2 + 2 wrong: about ``wrong``.
+    assert math.isclose(found.host, wrong, rel_tol=0.01)
+    assert found.ok == ok
+
+
+def test_there_is_no_cpu_beside_a_cpu(tpu):
+    assert tpu["check"].host_device() is None
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from measure import REFERENCES, Subject, compilations, compute_dtype, describe, flops, main, matmul_peak, report, subject
+from measure import REFERENCES, Subject, compilations, compute_dtype, describe, flops, main, matmul_peak, peak_memory, report, subject
 from numpy.typing import ArrayLike
 
 from qrag_jax.rl.learner import TrainState
-from qrag_jax.train.parallel import Update, make_parallel
-from qrag_jax.types import Episode, TaskBatch
+from qrag_jax.train.parallel import Parallel, Update, make_parallel
+from qrag_jax.types import TaskBatch
 
 WARM_UP = 2
 
@@ -38,8 +38,9 @@ def encoder_flops(kernels: int, layers: int, width: int, lengths: ArrayLike) -> 
     return float((tokens * (2 * kernels + 4 * tokens * width * layers)).sum())
 
 
-def model_flops(subject: Subject, batch: TaskBatch, episode: Episode) -> float:
-    """FLOP of one update in the tokens that there are, F(rows) being a forward pass and a backward pass two of them:
+def model_flops(subject: Subject, batch: TaskBatch, picked: ArrayLike, state_ids: ArrayLike) -> float:
+    """FLOP of one update in the tokens that there are, given the picks [B, T] and states [B, T, Ls] of its episodes. F(rows) is a forward
+    pass, and a backward pass is two of them:
 
     rollout   F_a(pool) + sum over t < T of F_s(states at t)
     targets   F_a(pool) + sum over 1 <= t < T of F_s(states at t)
@@ -55,10 +56,10 @@ def model_flops(subject: Subject, batch: TaskBatch, episode: Episode) -> float:
         kernels = sum(x.size for path, x in leaves if getattr(path[-1], "key", None) == "kernel")
         return encoder_flops(kernels, backbone.num_hidden_layers, backbone.width, (np.asarray(ids) >= 0).sum(-1))
 
-    picks = np.unique(np.take_along_axis(np.asarray(batch.chunk_index), np.asarray(episode.picked), axis=1))
-    pools, picked = (forward("action_encoder", ids) for ids in (batch.chunk_pool_ids, np.asarray(batch.chunk_pool_ids)[picks]))
-    states, first = (forward("state_encoder", ids) for ids in (episode.state_ids, episode.state_ids[:, 0]))
-    return 2 * pools + 2 * states - first + 3 * (picked + states)
+    distinct = np.unique(np.take_along_axis(np.asarray(batch.chunk_index), np.asarray(picked), axis=1))
+    pools, picks = (forward("action_encoder", ids) for ids in (batch.chunk_pool_ids, np.asarray(batch.chunk_pool_ids)[distinct]))
+    states, first = (forward("state_encoder", ids) for ids in (np.asarray(state_ids), np.asarray(state_ids)[:, 0]))
+    return 2 * pools + 2 * states - first + 3 * (picks + states)
 
 
 @dataclass(frozen=True)
@@ -90,42 +91,55 @@ def time_updates(update: Update, state: TrainState, batches: Iterator[TaskBatch]
 
 def run(options: argparse.Namespace) -> int:
     it = subject(options.preset, options.batch)
-    config = it.learner.config
-    parallel = make_parallel(it.learner.update, config.train.parallel, it.devices)
-    state = parallel.place(it.state)
-    batches = it.batches.ahead(0, WARM_UP + options.updates)
-    for _ in range(WARM_UP):
-        state, metrics = parallel.update(state, next(batches))
-        jax.block_until_ready((state, metrics))
-
+    config, parallel = it.learner.config, make_parallel(it.learner.update, it.learner.config.train.parallel, it.devices)
     product = lambda: matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)
     peak = product()
-    timing = time_updates(parallel.update, state, batches, options.updates)
+    timing = time_training(it, parallel, options.updates)
     # Policies of nearby updates pick alike: the last batch stands for all.
     batch = it.whole[WARM_UP + options.updates - 1]
-    work = model_flops(it, batch, jax.jit(it.learner.collect)(parallel.fetch(timing.state), batch))
+    episode = jax.jit(it.learner.collect)(parallel.fetch(timing.state), batch)
+    speed = speed_of(it, timing, options.updates, model_flops(it, batch, episode.picked, episode.state_ids))
     peak = max(peak, product())
-    transitions = options.updates * config.optim.batch * config.rl.budget / timing.wall
     values = {
         "devices": [str(d) for d in it.devices],
         "kind": it.devices[0].device_kind,
         "preset": it.name,
         "compute_dtype": config.model.compute_dtype,
-        "updates": options.updates,
         "batch": config.optim.batch,
         "budget": config.rl.budget,
         "chunks": config.data.chunks,
-        "wall_seconds": timing.wall,
-        "transitions_per_second": transitions,
-        "flop_per_update": work,
+        **speed,
         "matmul_flops": peak,
-        "utilisation": work * options.updates / timing.wall / (peak * len(it.devices)),
-        "input_bound": timing.waited / timing.wall,
-        "compilations": len(timing.compiled),
-        "times_reference": times_reference(it.name, transitions, peak * len(it.devices)),
+        "utilisation": speed["flops"] / (peak * len(it.devices)),
+        "times_reference": times_reference(it.name, speed["transitions_per_second"], peak * len(it.devices)),
     }
     report(rows(it, values, timing), values, options.out)
     return 0
+
+
+def time_training(it: Subject, parallel: Parallel, updates: int) -> Timing:
+    """Times ``updates`` updates of a run from its beginning, after ``WARM_UP`` that compile. ``parallel`` makes them."""
+    state = parallel.place(it.start())
+    batches = it.batches.ahead(0, WARM_UP + updates)
+    for _ in range(WARM_UP):
+        state, metrics = parallel.update(state, next(batches))
+        jax.block_until_ready((state, metrics))
+    return time_updates(parallel.update, state, batches, updates)
+
+
+def speed_of(it: Subject, timing: Timing, updates: int, work: float) -> dict[str, Any]:
+    """The figures of ``updates`` timed updates of ``work`` FLOP each, by the names of the JSON file."""
+    config = it.learner.config
+    return {
+        "updates": updates,
+        "wall_seconds": timing.wall,
+        "transitions_per_second": updates * config.optim.batch * config.rl.budget / timing.wall,
+        "flop_per_update": work,
+        "flops": work * updates / timing.wall,
+        "input_bound": timing.waited / timing.wall,
+        "compilations": len(timing.compiled),
+        "peak_bytes": peak_memory(it.devices[0]),
+    }
 
 
 def times_reference(name: str, transitions: float, matmul_flops: float) -> float | None:

@@ -5,6 +5,8 @@ matmul       FLOP/s of one device on a large matrix product, in float32 and bflo
 split        episodes, pool rows and (range over devices) tokens of the pool that each device has in the first update
 gradient     one update's raw gradient on one device and on all: max |g_N - g_1| / max |g_1| over all parameters, with products in
              full precision; more than 1e-4 is a failure; and |loss_N - loss_1| (not measured with one device)
+host         the same of the gradient on one accelerator and on this machine's CPU; more than 1e-3 is a failure (not measured on a CPU,
+             nor with several processes)
 update       seconds of the fastest update, after the first two
 compilations XLA compilations in each of the first updates of training. The first has all of them, the second at most one (pmap: the
              state comes in as pmap leaves it); from the third on, one for each batch of a new shape, more is a failure
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,12 +31,13 @@ from qrag_jax.rl.rewards import support_reward
 from qrag_jax.train.parallel import make_parallel
 
 TOLERANCE = 1e-4
+HOST_TOLERANCE = 1e-3  # erf and the logarithm are not the same functions on two kinds of machines
 
 
-def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...]) -> tuple[Any, float]:
+def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...], alone: jax.Device | None = None) -> tuple[Any, float]:
     """Gradient of the first update (before clipping and Adam, which would hide a wrong scale) and its loss, on the host.
 
-    One device: this process's first, with the whole batch.
+    ``alone``: on this device only, with the whole batch, and not on ``devices``.
     """
     learner = subject.learner
 
@@ -45,13 +49,50 @@ def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...]) -> tuple[Any
         loss = metrics["loss"] if axis_name is None else jax.lax.pmean(metrics["loss"], axis_name)
         return {"grads": grads, "loss": loss}, {"step": jnp.zeros(())}
 
-    alone = len(devices) == 1
-    parallel = make_parallel(gradient, "jit" if alone else subject.learner.config.train.parallel, devices)
-    batch = (subject.whole if alone else subject.batches)[0]
-    with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
+    batch = (subject.batches if alone is None else subject.whole)[0]
+    kind = subject.learner.config.train.parallel if alone is None else "jit"
+    with warnings.catch_warnings(), jax.default_matmul_precision("highest"), jax.default_device(alone):
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # the state is given away for its gradient
-        found = parallel.fetch(parallel.update(parallel.place(subject.state), batch)[0])
+        parallel = make_parallel(gradient, kind, devices if alone is None else (alone,))
+        found = parallel.fetch(parallel.update(parallel.place(subject.start()), batch)[0])
     return found["grads"], float(found["loss"])
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """How far the gradient of the first update is from that of this process's first device: on all devices, and on the CPU of this
+    machine. None: not measured."""
+
+    devices: float | None
+    loss: float | None
+    host: float | None
+
+    @property
+    def ok(self) -> bool:
+        return (self.devices is None or self.devices <= TOLERANCE) and (self.host is None or self.host <= HOST_TOLERANCE)
+
+
+def compare_gradients(subject: Subject) -> Gradients:
+    several, cpu = len(subject.devices) > 1, host_device()
+    if not several and cpu is None:
+        return Gradients(None, None, None)
+    expected, expected_loss = raw_gradient(subject, subject.devices, jax.local_devices()[0])
+    error = loss_error = None
+    if several:
+        grads, loss = raw_gradient(subject, subject.devices)
+        error, loss_error = difference(grads, expected), abs(loss - expected_loss)
+    host = None if cpu is None else difference(expected, raw_gradient(subject, subject.devices, cpu)[0])
+    return Gradients(error, loss_error, host)
+
+
+def host_device() -> jax.Device | None:
+    """The CPU beside accelerators, if JAX has it and there is one process."""
+    if jax.default_backend() == "cpu" or jax.process_count() > 1:
+        return None
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
 
 
 def difference(found: Any, expected: Any) -> float:
@@ -72,7 +113,7 @@ def split(subject: Subject) -> dict[str, Any]:
 def first_updates(subject: Subject, updates: int) -> tuple[list[int], list[bool], list[float]]:
     """Of each of the first ``updates`` updates: how many compilations it took, whether its batch had a new shape, its seconds."""
     parallel = make_parallel(subject.learner.update, subject.learner.config.train.parallel, subject.devices)
-    state = parallel.place(subject.state)
+    state = parallel.place(subject.start())
     counts, new, seconds, seen = [], [], [], set()
     for step in range(updates):
         batch = subject.batches[step]
@@ -91,27 +132,33 @@ def first_updates(subject: Subject, updates: int) -> tuple[list[int], list[bool]
 def run(options: argparse.Namespace) -> int:
     it = subject(options.preset, options.batch)
     peaks = {name: matmul_peak(name, jax.local_devices()[0], options.matmul_size) for name in ("float32", "bfloat16")}
-    error = loss_error = None
-    if len(it.devices) > 1:
-        (grads, loss), (expected, expected_loss) = (raw_gradient(it, devices) for devices in (it.devices, it.devices[:1]))
-        error, loss_error = difference(grads, expected), abs(loss - expected_loss)
+    gradients = compare_gradients(it)
     counts, new, seconds = first_updates(it, options.updates)
     share, fastest = split(it), min(seconds[2:], default=seconds[-1])
     tokens = share["pool_tokens"]
-    ok = (error is None or error <= TOLERANCE) and sum(counts[2:]) <= sum(new[2:])
+    ok = gradients.ok and sum(counts[2:]) <= sum(new[2:])
     rows = {
         "devices": describe(it.devices),
         "matmul": ", ".join(f"{flops(peak)} {name}" for name, peak in peaks.items()) + " (one device)",
         "split": f"{share['episodes']} episodes, {share['pool_rows']} pool rows, {min(tokens)}-{max(tokens)} pool tokens a device",
-        "gradient": f"{error:.1e} from one device's (at most {TOLERANCE:.0e}), the loss {loss_error:.1e}"
-        if error is not None
+        "gradient": f"{gradients.devices:.1e} from one device's (at most {TOLERANCE:.0e}), the loss {gradients.loss:.1e}"
+        if gradients.devices is not None
         else "one device: nothing to compare",
+        "host": f"the gradient of one device is {gradients.host:.1e} from the CPU's (at most {HOST_TOLERANCE:.0e})"
+        if gradients.host is not None
+        else "not compared",
         "compilations": f"{' '.join(map(str, counts))} in updates 1 to {options.updates}, {sum(new)} shape(s) of batches",
         "update": f"{fastest:.3f} s",
         "": "OK" if ok else "FAIL",
     }
     values = {"devices": [str(d) for d in it.devices], "kind": it.devices[0].device_kind, "preset": it.name, "matmul_flops": peaks}
-    values |= {"processes": jax.process_count(), "split": share, "gradient_difference": error, "loss_difference": loss_error}
+    values |= {
+        "processes": jax.process_count(),
+        "split": share,
+        "gradient_difference": gradients.devices,
+        "loss_difference": gradients.loss,
+    }
+    values |= {"host_difference": gradients.host}
     report(rows, {**values, "update_seconds": fastest, "compilations": counts, "new_shapes": new, "ok": ok}, options.out)
     return 0 if ok else 1
 

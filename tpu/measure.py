@@ -1,4 +1,5 @@
-"""What check.py and bench.py share: a run's learner and batches without a run directory, the speed of a matrix product, compilations."""
+"""What check.py, bench.py and report.py share: a run's learner and batches without a run directory, the speed of a matrix product,
+compilations, memory."""
 
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from qrag_jax.config import RunConfig
 from qrag_jax.config.presets import PRESETS, preset
+from qrag_jax.models.pretrained import scratch_backbone
+from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, TrainState
 from qrag_jax.rl.supervised import make_learner
@@ -25,11 +28,13 @@ from qrag_jax.rundir.files import write_json
 from qrag_jax.rundir.log import say
 from qrag_jax.train import hosts
 from qrag_jax.train.batches import Batches, stage_examples
-from qrag_jax.train.model import Model, build_model, scratch_model
+from qrag_jax.train.model import Model, build_model, random_model, train_vocabulary
 from qrag_jax.train.parallel import choose_devices
 from qrag_jax.types import Share
 
+ComputeDtype = Literal["float32", "bfloat16"]
 COMPILED = "/jax/core/compile/backend_compile_duration"
+VOCABULARY_EXAMPLES = 200  # documents whose text the vocabulary of random weights is counted on
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,20 @@ class Subject:
     name: str
     model: Model
     learner: Learner
-    state: TrainState
     batches: Batches  # this process's share of them
     whole: Batches
     devices: tuple[jax.Device, ...]
+
+    def start(self) -> TrainState:
+        """The state before the first update, made anew: it is large, so whoever asks holds it no longer than needed."""
+        return self.learner.init(jax.random.key(self.learner.config.train.seed), self.model.params)
+
+    def computing_in(self, dtype: ComputeDtype) -> Subject:
+        """The same weights and batches with another ``model.compute_dtype``."""
+        config = self.learner.config
+        config = replace(config, model=replace(config.model, compute_dtype=dtype))
+        embedder = self.model.embedder.clone(dtype=jnp.dtype(dtype))
+        return replace(self, model=replace(self.model, embedder=embedder), learner=make_learner(embedder, config, self.learner.layout))
 
 
 def subject(name: str, batch: int = 0) -> Subject:
@@ -85,21 +100,30 @@ def subject(name: str, batch: int = 0) -> Subject:
     config = REFERENCES[name].config() if name in REFERENCES else preset(name, "babilong", "qa2")
     if batch:
         config = replace(config, optim=replace(config.optim, batch=batch))
+    # A vocabulary counted on these texts is smaller; the table is as large as the reference's all the same.
+    backbone = scratch_backbone(config.model, config.model.vocab_size) if name in REFERENCES else None
+    return make_subject(name, config, backbone)
+
+
+def make_subject(name: str, config: RunConfig, backbone: BackboneConfig | None = None) -> Subject:
+    """A run of ``config``, called ``name``. With a ``backbone`` its weights are random and its vocabulary is counted on the texts;
+    otherwise they are those of ``config.model.embedder``."""
     devices = choose_devices(config.train, config.optim.batch)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
-    with tempfile.TemporaryDirectory() as folder:
-        model = build_model(config, Path(folder), [examples for _, examples in stages])
-    if name in REFERENCES:
-        # A vocabulary counted on these texts is smaller; the table is as large as the reference's all the same.
-        model = scratch_model(config, model.tokenizer, config.model.vocab_size)
+    texts = [examples for _, examples in stages]
+    if backbone is None:
+        with tempfile.TemporaryDirectory() as folder:
+            model = build_model(config, Path(folder), texts)
+    else:
+        words = min(backbone.vocab_size, config.model.vocab_size)
+        model = random_model(config, backbone, train_vocabulary(texts, words, VOCABULARY_EXAMPLES))
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
     learner = make_learner(model.embedder, config, layout)
-    state = learner.init(jax.random.key(config.train.seed), model.params)
     share = Share(jax.process_index(), jax.process_count(), len(devices))
     shared, whole = (
         Batches(config.data, config.optim.batch, model.tokenizer, stages, part) for part in (share, Share(devices=len(devices)))
     )
-    return Subject(name, model, learner, state, shared, whole, devices)
+    return Subject(name, model, learner, shared, whole, devices)
 
 
 def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8) -> float:
@@ -113,13 +137,23 @@ def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8)
     # Columns of length about 1 keep the product's entries in range however often it is repeated.
     x, w = (jax.device_put((jax.random.normal(k, (n, n)) / n**0.5).astype(dtype), device) for k in jax.random.split(key))
     run = jax.jit(lambda x, w: jax.lax.fori_loop(0, repeats, lambda _, x: x @ w, x))
-    jax.block_until_ready(run(x, w))
+    return 2 * n**3 * repeats / fastest(lambda: run(x, w))
+
+
+def fastest(call: Callable[[], Any], repeats: int = 3) -> float:
+    """Seconds of the fastest of ``repeats`` calls, each waited for, after one that compiles."""
+    jax.block_until_ready(call())
     seconds = []
-    for _ in range(3):
+    for _ in range(repeats):
         began = time.perf_counter()
-        jax.block_until_ready(run(x, w))
+        jax.block_until_ready(call())
         seconds.append(time.perf_counter() - began)
-    return 2 * n**3 * repeats / min(seconds)
+    return min(seconds)
+
+
+def peak_memory(device: jax.Device) -> int | None:
+    """The most bytes that this process has had on a device at once; None where the device does not tell."""
+    return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 @contextmanager

@@ -58,8 +58,12 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
 
 
 def scratch_model(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> Model:
+    """Random weights in the network of ``config.model``, with a table of ``vocab_size`` words."""
+    return random_model(config, scratch_backbone(config.model, vocab_size), tokenizer)
+
+
+def random_model(config: RunConfig, backbone: BackboneConfig, tokenizer: TextTokenizer) -> Model:
     """Random weights, the same in both encoders, as with pretrained ones: so equal words are alike from the first update."""
-    backbone = scratch_backbone(config.model, vocab_size)
     embedder = make_embedder(config, backbone)
     ids = jnp.zeros((1, 4), jnp.int32)
     start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
@@ -70,8 +74,8 @@ def _shapes(params: Params) -> list[tuple[Any, tuple[int, ...]]]:
     return [(path, tuple(x.shape)) for path, x in jax.tree.leaves_with_path(params)]
 
 
-def train_vocabulary(examples: Sequence[Sequence[QAExample]], vocab_size: int) -> TextTokenizer:
-    """A WordPiece vocabulary counted on the beginning of each stage's ``examples``."""
-    share = range(VOCABULARY_EXAMPLES // len(examples))
+def train_vocabulary(examples: Sequence[Sequence[QAExample]], vocab_size: int, documents: int | None = None) -> TextTokenizer:
+    """A WordPiece vocabulary counted on the beginning of each stage's ``examples``, ``documents`` in all (VOCABULARY_EXAMPLES)."""
+    share = range((documents or VOCABULARY_EXAMPLES) // len(examples))
     some = (stage[i] for stage in examples for i in share)
     return train_wordpiece((text for example in some for text in (example.question, *example.chunks)), vocab_size)

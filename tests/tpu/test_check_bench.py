@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,7 @@ def test_check(tpu, monkeypatch, tmp_path, capsys):
     else:
         assert 0 < found["gradient_difference"] < 1e-5
         assert found["loss_difference"] < 1e-5
+    assert found["host_difference"] is None
     assert "OK" in capsys.readouterr().out
 
 
@@ -61,10 +63,29 @@ def test_check_fails_on_a_wrong_gradient(tpu, monkeypatch, capsys):
     if len(jax.devices()) < 2:
         pytest.skip("needs 2 devices; XLA_FLAGS was set before the tests' own --xla_force_host_platform_device_count=4")
     # What a forgotten mean over devices gives: the sum.
-    monkeypatch.setattr(tpu["check"], "raw_gradient", lambda _, devices: ({"w": jnp.ones(3) * len(devices)}, 1.0))
+    monkeypatch.setattr(
+        tpu["check"], "raw_gradient", lambda _, devices, alone=None: ({"w": jnp.ones(3) * (1 if alone else len(devices))}, 1.0)
+    )
     monkeypatch.setattr(tpu["check"], "first_updates", lambda *_: ([9, 1, 0], [True, False, False], [9.0, 1.0, 1.0]))
     assert call(monkeypatch, tpu["check"]) == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("wrong", "ok"), [(5e-4, True), (2e-3, False)])
+def test_the_gradient_of_an_accelerator_is_compared_with_the_cpu_s(tpu, monkeypatch, wrong, ok):
+    check, device, cpu = tpu["check"], jax.devices()[0], object()
+    monkeypatch.setattr(check, "host_device", lambda: cpu)
+    gradients = {device: ({"w": jnp.array([1.0, 2.0])}, 1.0), cpu: ({"w": jnp.array([1.0, 2.0 + 2 * wrong])}, 1.0)}
+    monkeypatch.setattr(check, "raw_gradient", lambda _, devices, alone: gradients[alone])
+    found = check.compare_gradients(SimpleNamespace(devices=(device,)))
+    assert (found.devices, found.loss) == (None, None)
+    # 2 wrong of 2 + 2 wrong: about ``wrong``.
+    assert math.isclose(found.host, wrong, rel_tol=0.01)
+    assert found.ok == ok
+
+
+def test_there_is_no_cpu_beside_a_cpu(tpu):
+    assert tpu["check"].host_device() is None
 
 
 @pytest.mark.parametrize(
@@ -146,14 +167,14 @@ def test_flop_of_an_encoder_are_most_of_what_xla_counts(tpu):
 def test_flop_of_an_update(tpu):
     subject = tpu["measure"].subject("tiny")
     batch = subject.batches[0]
-    episode = jax.jit(subject.learner.collect)(subject.state, batch)
+    episode = jax.jit(subject.learner.collect)(subject.start(), batch)
     # SMALL: one layer, 4 x 32 x 32 + 2 x 32 x 64 = 8192 weights.
     forward = lambda ids: sum(n * (2 * 8192 + 4 * n * 32) for n in (np.asarray(ids) >= 0).sum(-1).reshape(-1).tolist())
     states = [forward(episode.state_ids[:, t]) for t in range(2)]
     distinct = {int(batch.chunk_index[row, pick]) for row, picks in enumerate(episode.picked) for pick in picks}
     picks = forward(batch.chunk_pool_ids[sorted(distinct)])
     expected = 2 * forward(batch.chunk_pool_ids) + sum(states) + states[1] + 3 * (picks + sum(states))
-    assert tpu["bench"].model_flops(subject, batch, episode) == expected
+    assert tpu["bench"].model_flops(subject, batch, episode.picked, episode.state_ids) == expected
 
 
 def test_bench_beside_the_reference(tpu, monkeypatch, tmp_path):

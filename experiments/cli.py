@@ -67,8 +67,9 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -
     """A command line -> a checked configuration. Raises ValueError on unknown options and bad values."""
     words = long_names(sys.argv[1:] if argv is None else argv, SHORT)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="tiny")
-    first.add_argument("--data.task", dest="task")
+    # An option without its value is refused below, in one line.
+    first.add_argument("--preset", nargs="?", const="tiny", default="tiny")
+    first.add_argument("--data.task", dest="task", nargs="?")
     first.add_argument("--train.seed", dest="seed", nargs="?", const="")
     first.add_argument("--seeds", nargs="*")
     known, _ = first.parse_known_args(words)

@@ -73,6 +73,8 @@ def run(command: Command) -> None:
             raise ValueError(f"{name} = {values}: must be one or more numbers >= 1, each once")
     if max(command.budgets) < 2:
         raise ValueError(f"budgets = {command.budgets}: the largest must be >= 2; with one pick there is nothing to stop")
+    if command.run_dir.exists() and not command.run_dir.is_dir():
+        raise ValueError(f"{command.run_dir}: is a file, not a folder; choose another --run-dir")
     if command.run_dir.exists() and any(command.run_dir.iterdir()) and not (command.run_dir / "tables.json").exists():
         raise ValueError(f"{command.run_dir}: not empty and holds no tables; choose another --run-dir")
     retriever = Retriever.from_pretrained(command.retriever)

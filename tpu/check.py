@@ -1,15 +1,15 @@
-"""Does this machine compute what it should? Run it first on a new TPU (or GPU, or CPU): python tpu/check.py
+"""Checks that this machine computes correctly. Run it first on a new TPU (or GPU, or CPU): python tpu/check.py
 
-devices      how many, of which kind
+devices      their number and kind
 matmul       FLOP/s of one device on a large matrix product, in float32 and bfloat16
-split        episodes, pool rows and (range over devices) tokens of the pool that each device has in the first update
-gradient     one update's raw gradient on one device and on all: max |g_N - g_1| / max |g_1| over all parameters, with products in
-             full precision; more than 1e-4 is a failure; and |loss_N - loss_1| (not measured with one device)
+split        the work of each device in the first update: episodes, pool rows, and tokens of the pool (range over devices)
+gradient     one update's raw gradient on all devices compared with one device: max |g_N - g_1| / max |g_1| over all parameters, with
+             products in full precision, and |loss_N - loss_1|; more than 1e-4 is a failure; not measured with one device
+compilations XLA compilations in each of the first updates of training: all in the first update, at most one in the second (pmap leaves the
+             state in another form), and from the third on, one for each batch of a new shape; more is a failure
 update       seconds of the fastest update, after the first two
-compilations XLA compilations in each of the first updates of training. The first has all of them, the second at most one (pmap: the
-             state comes in as pmap leaves it); from the third on, one for each batch of a new shape, more is a failure
-Several processes (docs/multihost.md) each compare with their own first device; process 0 reports.
-Exit codes: 0 all is well, 1 the gradient is wrong or updates compile again and again, 64 bad settings.
+With several processes (docs/multihost.md), each compares with its own first device; process 0 reports.
+Exit codes: 0 all is well, 1 the gradient is wrong or updates compile repeatedly, 64 bad settings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...]) -> tuple[Any, float]:
     """Gradient of the first update (before clipping and Adam, which would hide a wrong scale) and its loss, on the host.
 
-    One device: this process's first, with the whole batch.
+    If there is only one device, it is this process's first, and it gets the whole batch.
     """
     learner = subject.learner
 
@@ -49,28 +49,28 @@ def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...]) -> tuple[Any
     parallel = make_parallel(gradient, "jit" if alone else subject.learner.config.train.parallel, devices)
     batch = (subject.whole if alone else subject.batches)[0]
     with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
-        warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # the state is given away for its gradient
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # the state is donated, but the result is a gradient
         found = parallel.fetch(parallel.update(parallel.place(subject.state), batch)[0])
     return found["grads"], float(found["loss"])
 
 
 def difference(found: Any, expected: Any) -> float:
-    """max |found - expected| / max |expected| over the leaves of two trees. Raises ValueError where ``expected`` is zero everywhere."""
+    """max |found - expected| / max |expected| over the leaves of two trees. Raises ValueError if ``expected`` is all zero."""
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     if scale == 0:
-        raise ValueError("the gradient is zero everywhere: nothing to compare")
+        raise ValueError("the gradient is zero everywhere, so there is nothing to compare")
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)) / scale
 
 
 def split(subject: Subject) -> dict[str, Any]:
-    """What each device has to do of the first update's batch."""
+    """Each device's part of the first update's batch."""
     batch, count = subject.whole[0], len(subject.devices)
     tokens = (np.asarray(batch.chunk_pool_ids) >= 0).reshape(count, -1).sum(1)
     return {"episodes": len(batch.chunk_mask) // count, "pool_rows": len(batch.chunk_pool_ids) // count, "pool_tokens": tokens.tolist()}
 
 
 def first_updates(subject: Subject, updates: int) -> tuple[list[int], list[bool], list[float]]:
-    """Of each of the first ``updates`` updates: how many compilations it took, whether its batch had a new shape, its seconds."""
+    """For each of the first ``updates`` updates: its number of compilations, whether its batch had a new shape, and its seconds."""
     parallel = make_parallel(subject.learner.update, subject.learner.config.train.parallel, subject.devices)
     state = parallel.place(subject.state)
     counts, new, seconds, seen = [], [], [], set()
@@ -102,11 +102,11 @@ def run(options: argparse.Namespace) -> int:
     rows = {
         "devices": describe(it.devices),
         "matmul": ", ".join(f"{flops(peak)} {name}" for name, peak in peaks.items()) + " (one device)",
-        "split": f"{share['episodes']} episodes, {share['pool_rows']} pool rows, {min(tokens)}-{max(tokens)} pool tokens a device",
-        "gradient": f"{error:.1e} from one device's (at most {TOLERANCE:.0e}), the loss {loss_error:.1e}"
+        "split": f"{share['episodes']} episodes, {share['pool_rows']} pool rows, {min(tokens)}-{max(tokens)} pool tokens per device",
+        "gradient": f"differs from one device's by {error:.1e} (at most {TOLERANCE:.0e}), the loss by {loss_error:.1e}"
         if error is not None
-        else "one device: nothing to compare",
-        "compilations": f"{' '.join(map(str, counts))} in updates 1 to {options.updates}, {sum(new)} shape(s) of batches",
+        else "not compared: there is only one device",
+        "compilations": f"{' '.join(map(str, counts))} in updates 1 to {options.updates}, {sum(new)} batch shape(s)",
         "update": f"{fastest:.3f} s",
         "": "OK" if ok else "FAIL",
     }

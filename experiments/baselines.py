@@ -1,11 +1,11 @@
-"""What retrieval without fine-tuning reaches on the test questions of a run: BM25, one look, many looks, chance.
+"""Scores of retrieval without fine-tuning on the test questions of a run: BM25, single-step search, multi-step search, random picks.
 
-    python -m experiments.baselines                                                # BabiLong qa2 and MiniLM
-    python -m experiments.baselines --benchmark hotpotqa --data-dir DIR            # two paragraphs of ten
+    python -m experiments.baselines                                                # BabiLong qa2 with MiniLM
+    python -m experiments.baselines --benchmark hotpotqa --data-dir DIR            # picks two paragraphs of ten
     python -m experiments.baselines --preset runs/babilong-qa2-minilm --methods bm25 multi
 
---preset takes the settings of a preset, or of a run (its folder, its export or its config.json): the same questions, lengths and budget.
-Embedders are as they come, before any fine-tuning; "tiny" is one of random weights. BM25 needs pip install 'qrag-jax[baselines]'.
+--preset takes the questions, context lengths and budget of a preset, or of a run (its folder, its export or its config.json).
+Embedders are used before any fine-tuning; "tiny" has random weights. BM25 needs pip install 'qrag-jax[baselines]'.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Command:
     run_dir: Path | None = None
     """Folder for results.json, results.md, comparison.md and episodes/. Default: runs/BENCHMARK-TASK-baselines."""
     methods: tuple[str, ...] = ("bm25", "single", "multi", "random")
-    """Which: bm25, single (one look), multi (the multi-step search), random."""
+    """Baselines: bm25, single (all picks at once by similarity to the question), multi (the multi-step search), random."""
     similarity: Literal["cosine", "dot"] = "cosine"
-    """What the one look compares by: as the embedder was trained, dot for contriever, cosine for most others."""
+    """Similarity of the single-step search. Use the one that the embedder was trained with: dot for contriever, cosine for most others."""
     eval_tokens: Annotated[tuple[str, ...] | None, OWN] = None
     """Context lengths."""
     eval_episodes: Annotated[int | None, OWN] = None
@@ -46,7 +46,7 @@ class Command:
     budget: Annotated[int | None, OWN] = None
     """T: chunks picked."""
     seed: Annotated[int | None, OWN] = None
-    """Which test questions, and what is drawn at random."""
+    """Seed of the test questions and of the random picks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,9 +64,9 @@ def run(command: Command) -> None:
 def measure(
     config: RunConfig, methods: Sequence[str], run_dir: Path, *, similarity: Literal["cosine", "dot"] = "cosine", vocabulary: Path
 ) -> list[dict[str, Any]]:
-    """The baselines called ``methods`` on the test of ``config``; writes the run directory and returns the rows of its results.json.
+    """Runs the baselines ``methods`` on the test of ``config``; writes the run directory and returns the rows of its results.json.
 
-    ``vocabulary`` may be the folder of a from-scratch run, whose tokens are then used.
+    ``vocabulary``: if it is the folder of a from-scratch run, that run's vocabulary is used.
     """
     from qrag_jax.evaluate import baselines
     from qrag_jax.evaluate.sets import final_sets
@@ -89,21 +89,21 @@ def measure(
 
 
 def configuration(command: Command) -> RunConfig:
-    """The settings of a preset or a run with what the command changes. Raises ValueError when it is neither."""
+    """The settings of a preset or a run, with the changes of the command. Raises ValueError if it is neither."""
     base = command.questions.of_preset(command.preset, command.seed)
     test = retest(base.eval, tokens=command.eval_tokens, episodes=command.eval_episodes, budget=command.budget)
     return untuned(replace(base, eval=test))
 
 
 def untuned(config: RunConfig) -> RunConfig:
-    """What of a run's settings is meant without training: its test, greedily and without a reader."""
+    """``config`` for a test without training: greedy search, no reader."""
     old = config.eval
     test = EvalConfig(tokens=old.tokens, benchmarks=old.benchmarks, episodes=old.episodes, budget=old.budget, haystacks=old.haystacks)
     return only_tested(replace(config, train=replace(config.train, init_from=None)), test)
 
 
 def check_results(run_dir: Path) -> None:
-    """Raises ValueError when the folder holds results that are no baselines'."""
+    """Raises ValueError if the folder holds a training run or results that are not of baselines."""
     path = run_dir / "results.json"
     results = read_json(path)["rows"] if path.exists() else []
     if (run_dir / "checkpoints").exists() or any("method" not in row for row in results):
@@ -111,7 +111,7 @@ def check_results(run_dir: Path) -> None:
 
 
 def untrained(config: RunConfig, run_dir: Path) -> Retriever:
-    """The embedder of a configuration before any fine-tuning. ``run_dir`` may hold the vocabulary of a from-scratch run."""
+    """A retriever before any fine-tuning. ``run_dir`` may hold the vocabulary of a from-scratch run."""
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.train.batches import stage_examples
     from qrag_jax.train.model import build_model

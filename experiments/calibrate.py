@@ -1,12 +1,13 @@
-"""Sets the stop threshold of a trained retriever: the Q below which a search ends, of highest Fact F1 on validation questions.
+"""Sets the stop threshold of a trained retriever: the Q value below which a search ends. It is the threshold with the highest Fact F1 on
+validation questions.
 
     python -m experiments.calibrate runs/babilong-qa2-tiny
     python -m experiments.calibrate runs/babilong-qa2-tiny --beam 4 --chunks 160
     python -m experiments.calibrate EXPORT --benchmark own --data-dir questions.jsonl
 
-A training run has done this already, greedily and in documents as long as its own. What you omit is the retriever's own: data folder,
-budget, beam and so on. The threshold is written into the export; what every
-threshold would have given is in calibration.json and calibration.png beside it (Tables 5 and 6 of the paper).
+A training run has already done this, with greedy search, in documents of its training length. Options that you omit keep the retriever's
+own values: data folder, budget, beam and so on. The threshold is written into the export. calibration.json and calibration.png, next to the
+export, show the scores at every threshold (Tables 5 and 6 of the paper).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Command:
     beam: Annotated[int | None, OWN] = None
     """Paths kept at each step of a search; 1 is greedy."""
     seed: Annotated[int | None, OWN] = None
-    """Which questions are drawn, and in which order."""
+    """Seed of the questions and of their order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,18 +48,18 @@ class Command:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     preset: str = "tiny"
     """Settings to start from: a name, a .json file with a configuration (a run's config.json, a sweep's best.json), or the folder of a run
-    or of an export. The task of a file or folder is then the default."""
+    or of an export. A file or folder also sets the default task."""
     run_dir: str = ""
-    """Folder of the run, or gs://BUCKET/NAME; the same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET (of a file
-    or folder: its name, and -seeds after it where --seeds is given)."""
+    """Folder of the run, or gs://BUCKET/NAME. The same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET. If the
+    preset is a file or folder, PRESET is its name. With --seeds, the default name ends in -seeds."""
     seeds: tuple[int, ...] = ()
-    """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. Seeds may be added later."""
+    """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. You can add seeds later."""
 
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
-    """A command line -> ``kind``. Raises ValueError, in one line, on anything it cannot read; ``--help`` exits with 0."""
+    """A command line -> ``kind``. Raises ValueError, with a message of one line, on bad words; ``--help`` exits with 0."""
     found: T = command_line.read(kind, words, f"python -m {prog}", description, default)
-    command_line.refuse_urls(found, "; only experiments that train, and evaluate, take gs://")
+    command_line.refuse_urls(found, "; only experiments.evaluate and the experiments that train take gs://")
     return found
 
 
@@ -67,8 +67,9 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -
     """A command line -> a checked configuration. Raises ValueError on unknown options and bad values."""
     words = long_names(sys.argv[1:] if argv is None else argv, SHORT)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="tiny")
-    first.add_argument("--data.task", dest="task")
+    # An option without its value is refused below, in one line.
+    first.add_argument("--preset", nargs="?", const="tiny", default="tiny")
+    first.add_argument("--data.task", dest="task", nargs="?")
     first.add_argument("--train.seed", dest="seed", nargs="?", const="")
     first.add_argument("--seeds", nargs="*")
     known, _ = first.parse_known_args(words)
@@ -88,14 +89,14 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -
 
 
 def _lists(benchmark: str) -> str:
-    """What may be typed, for the help."""
+    """Tasks, presets and short names, for the help."""
     tasks = ", ".join(benchmarks.find(benchmark).names)
     named = f"{', '.join(presets.PRESETS)}, a .json file, or the folder of a run"
     return f"Tasks: {tasks}. Presets: {named}. {short_names(SHORT)}"
 
 
 def main(benchmark: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Runs the experiment of a benchmark and returns its exit code, as :func:`execute`."""
+    """Runs the experiment of a benchmark and returns its exit code; see :func:`execute`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def run() -> None:
@@ -118,9 +119,9 @@ def main(benchmark: str, description: str, argv: Sequence[str] | None = None) ->
 
 @contextmanager
 def working_folder(run_dir: str) -> Iterator[Path]:
-    """Where to work on a run directory: there, or for one in a bucket in a folder that process 0 keeps the bucket like, to the end.
+    """The local folder to work in: ``run_dir`` itself, or for gs:// a local copy, which process 0 keeps sending to the bucket to the end.
 
-    Called by all processes. Raises what :class:`qrag_jax.rundir.bucket.Mirror` does.
+    Called by all processes. Raises what :class:`qrag_jax.rundir.bucket.Mirror` raises.
     """
     from qrag_jax.rundir import bucket
     from qrag_jax.train import hosts
@@ -136,11 +137,11 @@ def working_folder(run_dir: str) -> Iterator[Path]:
         except (Preempted, NotFinite):
             hosts.barrier()
             raise
-        hosts.barrier()  # the last to leave is the one that sends
+        hosts.barrier()  # process 0, which sends, leaves last
 
 
 def keep_compilations() -> None:
-    """Compiled programs are kept for the next start: in JAX_COMPILATION_CACHE_DIR, or the user's cache, a folder for each machine."""
+    """Keeps compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or in the user's cache, with one folder per machine."""
     import jax
 
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009 (jax makes it at run time, unseen by mypy)
@@ -153,9 +154,9 @@ def execute(run: Callable[[], None]) -> int:
 
     0    done
     64   bad input
-    70   NaN or infinity in an update; the same command would meet it again
-    74   the disk is full or broken, or the bucket takes nothing; the same command goes on once that is mended
-    75   preempted, or the reader is out of reach, with everything so far saved: run the same command again
+    70   NaN or infinity in an update; the same command would fail again
+    74   the disk is full or broken, or the bucket refuses files; once that is fixed, the same command resumes
+    75   preempted, or the reader cannot be reached; everything so far is saved: run the same command again
     """
     try:
         run()
@@ -172,6 +173,6 @@ def execute(run: Callable[[], None]) -> int:
         sys.stderr.write(f"preempted: {stop}\n")
         return EXIT_PREEMPTED
     except ReaderError as error:
-        sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the rest\n")
+        sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the remaining questions\n")
         return EXIT_PREEMPTED
     return 0

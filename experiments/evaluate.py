@@ -3,7 +3,7 @@
     python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/long --eval-tokens 1m
     python -m experiments.evaluate runs/babilong-qa2-tiny --run-dir runs/qa2-official --data-dir DIR
 
-What you omit is the retriever's own: its data folder, context lengths, budget, beam, reader and so on.
+Options that you omit keep the retriever's own values: data folder, context lengths, budget, beam, reader and so on.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class Command:
     retriever: tyro.conf.Positional[str]
     """The retriever: run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
     run_dir: str
-    """Folder for results.json, results.md, comparison.md, context.png and episodes/; must not hold another run. May be gs://BUCKET/NAME."""
+    """Folder for results.json, results.md, comparison.md, context.png and episodes/, or gs://BUCKET/NAME; must not hold another run."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     official: bool = False
     """RULER's own records (data_dir/ruler/LENGTH/TASK/validation.jsonl) instead of generated ones."""
     eval: EvalOptions = EvalOptions()  # noqa: RUF009  (frozen)
-    """The test. What is omitted is as in the retriever's own."""
+    """The test. Omitted options keep the retriever's own values."""
     seed: Annotated[int | None, OWN] = None
-    """Which questions are drawn, and in which order."""
+    """Seed of the questions and of their order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 64 bad input, 75 the reader is out of reach (run it again to ask the rest)."""
+    """Runs the command and returns its exit code: 0 done, 64 bad input, 75 the reader cannot be reached (run it again to resume)."""
     return execute(lambda: run(parse(argv)))
 
 
 def parse(argv: Sequence[str] | None) -> Command:
-    """A command line. Raises ValueError, in one line, on anything it cannot read."""
+    """Reads a command line. Raises ValueError, with a message of one line, on bad words."""
     words = long_names(sys.argv[1:] if argv is None else argv, SHORT)
     return read(Command, words, "experiments.evaluate", f"{__doc__}\n{short_names(SHORT)}")
 

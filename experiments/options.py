@@ -30,7 +30,7 @@ def long_names(words: Sequence[str], short: dict[str, str]) -> list[str]:
 
 
 def short_names(short: dict[str, str]) -> str:
-    """The short names and what they stand for, for the help."""
+    """The short names and their fields, for the help."""
     return "Short names:\n" + "\n".join(f"  {name} = {field}" for name, field in short.items())
 
 
@@ -44,13 +44,13 @@ class Questions:
     benchmark: Annotated[str | None, OWN] = None
     """The benchmark."""
     task: Annotated[str | None, OWN] = None
-    """The task. Another benchmark's default is its usual one."""
+    """The task. With another benchmark, the default is that benchmark's usual task."""
     data_dir: Annotated[tyro.conf.DisallowNone[str | None], OWN] = None
-    """Folder with the benchmark's files, or the .jsonl file of your own questions. "none": generated stories and needles in Python's
-    documentation."""
+    """Folder with the benchmark's files, or the .jsonl file of your own questions. "none": stories and needles are generated and hidden in
+    Python's documentation."""
 
     def of(self, config: RunConfig, chunks: int | None = None, seed: int | None = None) -> RunConfig:
-        """``config`` for these questions; None: its own. Raises ValueError on an unknown benchmark or task."""
+        """``config`` with these questions; None keeps its own value. Raises ValueError on an unknown benchmark or task."""
         return retarget(config, benchmark=self.benchmark, task=self.task, data_dir=self.data_dir, chunks=chunks, seed=seed)
 
     def of_preset(self, name: str, seed: int | None = None) -> RunConfig:
@@ -71,10 +71,10 @@ else:
         [(one.name, Annotated[tyro.conf.DisallowNone[_HINTS[one.name] | None], OWN], None) for one in fields(EvalConfig)],
         bases=(EvalConfig,),
         frozen=True,
-        namespace={"__post_init__": lambda self: None, "__doc__": "The test. What is omitted is as in the retriever's own."},
+        namespace={"__post_init__": lambda self: None, "__doc__": "The test. Omitted options keep the retriever's own values."},
     )
-"""The section ``eval`` of a configuration as it is typed, None where nothing was. It is checked once it stands beside what the retriever
-brings."""
+"""The section ``eval`` of a configuration as typed; None for options that were not given. It is checked later, once the retriever's own
+values have filled the gaps."""
 
 
 def given(options: EvalOptions) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Redraws the committed pictures of docs/results from the data beside them; :mod:`experiments.report` calls it."""
+"""Redraws the committed pictures of docs/results from the data in their folders; :mod:`experiments.report` calls it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Draw = Callable[[Path], None]
 
 
 def redraw(results: Path) -> int:
-    """Redraws every picture in a folder of ``results`` whose data is there; returns how many. Raises ValueError on data it cannot read."""
+    """Redraws every picture in a folder of ``results`` whose data is there; returns their number. Raises ValueError on bad data."""
     drawn = [(path, draw) for path, draw in drawings(results).items() if path.is_file()]
     for path, draw in drawn:
         draw(path)
@@ -24,12 +24,12 @@ def redraw(results: Path) -> int:
 
 
 def without_data(results: Path) -> list[Path]:
-    """Pictures in a folder of ``results`` that no data there gives."""
+    """Pictures in a folder of ``results`` that cannot be drawn from the data there."""
     return sorted(set(results.glob("*/*.png")) - drawings(results).keys())
 
 
 def drawings(results: Path) -> dict[Path, Draw]:
-    """Every picture that the data in the folders of ``results`` can give: path -> what draws it there."""
+    """Every picture that can be drawn from the data in the folders of ``results``: path -> the function that draws it there."""
     found: dict[Path, Draw] = {}
     for path in sorted(results.glob("*/results.json")):
         found[path.with_name("context.png")] = partial(draw_context, read_json(path)["rows"])

@@ -1,8 +1,8 @@
-"""Writes a data folder's bAbI files, books and multi-hop questions to array_record files, which the readers then use in their place.
+"""Converts a data folder's bAbI files, books and multi-hop questions to array_record files, which load faster and are then used instead.
 
     python -m experiments.prepare_data --data-dir DIR
 
-Takes half a minute for 107 MB of books, which then load in under a second in place of some fifteen.
+It takes half a minute for 107 MB of books, which then load in less than a second instead of about fifteen.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from experiments.cli import execute, read
 @dataclass(frozen=True)
 class Command:
     data_dir: str
-    """Folder with babi/en-10k/*.txt, books/{train,test}/*.txt, or both."""
+    """Folder with babi/en-10k/*.txt, books/{train,test}/*.txt or question files."""
     out_dir: str | None = None
-    """Folder to write tfds/ into, if not data_dir itself; it can then serve as a data folder without the text files."""
+    """Folder to write tfds/ into; default: data_dir itself. It then works as a data folder without the text files."""
     download: tuple[str, ...] = ()
-    """Benchmarks to download first, where the published files are plain ones (hotpotqa)."""
+    """Benchmarks to download first. Only benchmarks that are published as plain files can be downloaded (hotpotqa)."""
     skip_bad: bool = False
-    """Leave broken records of question files out, and say how many."""
+    """Skip broken records of question files, and report how many."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,10 +1,10 @@
-"""Writes docs/results/runs.md, and the pictures beside it, from the files of every committed run.
+"""Writes docs/results/runs.md, and the pictures in docs/results, from the files of every committed run.
 
     python -m experiments.report            # writes runs.md and every committed picture again
-    python -m experiments.report --check    # changes nothing; exits with 1 if they are not what the files give
+    python -m experiments.report --check    # changes nothing; exits with 1 if the page does not match the files
 
 Every FOLDER/results.json gives rows. A config.json in the same folder gives the settings of the run, a manifest.json the commit.
-An ablations.json or a tables.json gives tables of its own. A figure that was not measured is a dash.
+An ablations.json or a tables.json adds further tables. A dash means that a figure was not measured.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ NEEDED = (
 @dataclass(frozen=True)
 class Command:
     results: Path = Path("docs/results")
-    """Folder that holds one folder for each run; runs.md and the pictures are written there."""
+    """Folder with one folder per run; runs.md and the pictures are written there."""
     check: bool = False
-    """Only say whether runs.md is up to date."""
+    """Only check whether runs.md is up to date."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A committed run; ``config`` and ``commit`` are None where its folder does not have them."""
+    """A committed run; ``config`` and ``commit`` are None if they are not in its folder."""
 
     name: str
     rows: tuple[dict[str, Any], ...]
@@ -63,7 +63,7 @@ class Run:
 
 
 Cell = Callable[[Run, dict[str, Any]], str | None]
-"""What a column shows for a row of a run; None is a dash."""
+"""(run, row) -> the text of a column; None is shown as a dash."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,19 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         new = page(runs, read_more(command.results))
         if command.check:
             if astray := without_data(command.results):
-                say(f"{astray[0]}: the data of this picture is not beside it; commit the data or delete the picture")
+                say(f"{astray[0]}: the data of this picture is not in its folder; commit the data or delete the picture")
                 return EXIT_STALE
             missing = [name for name in (PAGE, *_pictures(runs)) if not (command.results / name).is_file()]
             if not missing and path.read_text(encoding="utf-8") == new:
                 return 0
-            what = f"{command.results / missing[0]} is missing" if missing else f"{path} is not what the committed files give"
+            what = f"{command.results / missing[0]} is missing" if missing else f"{path} does not match the committed files"
             say(f"{what}; run python -m experiments.report")
             return EXIT_STALE
         for name, benchmark in _pictures(runs).items():
             draw(command.results / name, title(benchmark), _lines(runs, benchmark), _paper(benchmark))
         drawn = redraw(command.results)
         write_text(path, new)
-        say(f"{path}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs, {drawn} pictures of their folders redrawn")
+        say(f"{path}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs; {drawn} pictures in their folders redrawn")
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_CONFIGURATION
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The runs of a folder, by name. Raises ValueError, naming file and row, on what is no results.json or config.json."""
+    """The runs of a folder, by name. Raises ValueError, naming file and row, on a bad results.json or config.json."""
     paths = sorted(folder.glob("*/results.json"))
     if not paths:
         raise ValueError(f"{folder}: no */results.json; give the folder that holds the committed runs (--results)")
@@ -112,7 +112,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], ...]:
-    """Rows of a results.json. Raises ValueError on another schema, no rows, and rows without a column."""
+    """Rows of a results.json. Raises ValueError on another schema, no rows, and rows that lack a column."""
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not isinstance(tree.get("rows"), list) or not tree["rows"]:
         raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and one or more rows")
@@ -139,7 +139,7 @@ def read_more(folder: Path) -> list[str]:
 
 
 def page(runs: Sequence[Run], more: Sequence[str] = ()) -> str:
-    """runs.md. ``more``: of :func:`read_more`."""
+    """The text of runs.md. ``more``: the result of :func:`read_more`."""
     parts = [INTRODUCTION]
     for benchmark in sorted({row["benchmark"] for run in runs for row in run.rows}):
         name = title(benchmark)
@@ -155,7 +155,7 @@ def page(runs: Sequence[Run], more: Sequence[str] = ()) -> str:
 
 
 def _settings(runs: Sequence[Run], benchmark: str) -> str:
-    """One line for each run: how its retriever was trained and searched, from config.json."""
+    """One line per run: the settings of its training and search, from config.json."""
     found = [(run, run.rows[0]) for run in runs if any(row["benchmark"] == benchmark for row in run.rows)]
     found.sort(key=lambda both: (both[0].config.data.task if both[0].config else "", both[0].name))
 
@@ -172,7 +172,7 @@ def _settings(runs: Sequence[Run], benchmark: str) -> str:
         "gamma": of(lambda c: c.rl.gamma),
         "reward": of(lambda c: c.rl.reward),
         "updates": of(lambda c: f"{c.train.steps:,}"),
-        "episodes an update": of(lambda c: c.optim.batch),
+        "episodes per update": of(lambda c: c.optim.batch),
         "learning rate": of(lambda c: f"{c.optim.learning_rate:g}"),
         "seed": lambda run, row: " ".join(map(str, row["seeds"])) if "seeds" in row else seed(run, row),
         "test data": of(lambda c: "generated" if c.data.data_dir is None else "files"),
@@ -186,7 +186,7 @@ def _settings(runs: Sequence[Run], benchmark: str) -> str:
 
 
 def _results(runs: Sequence[Run], benchmark: str) -> str:
-    """One line for each row of results.json."""
+    """One line per row of results.json."""
     found = [(run, row) for run in runs for row in run.rows if row["benchmark"] == benchmark]
     found.sort(key=lambda both: (both[1]["task"], both[0].name, both[1].get("method") or "", both[1]["context_tokens"] or 0))
     columns: dict[str, Cell] = {
@@ -213,13 +213,13 @@ def _results(runs: Sequence[Run], benchmark: str) -> str:
 
 
 def _table(always: Mapping[str, Cell], sometimes: Mapping[str, Cell], found: Sequence[tuple[Run, dict[str, Any]]]) -> str:
-    """A table with the columns ``always``, and those of ``sometimes`` in which some row has a value."""
+    """A table with the columns ``always``, and with those columns of ``sometimes`` that have a value in some row."""
     columns = {**always, **{name: cell for name, cell in sometimes.items() if any(cell(*both) for both in found)}}
     return markdown(list(columns), [[cell(*both) or "-" for cell in columns.values()] for both in found])
 
 
 def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
-    """What the paper's own method reaches on the tasks that were run, a column for each length; None where it has no figures."""
+    """The paper's figures for Q-RAG on the tasks that were run, one column per length; None if it has none."""
     known = expected(benchmark)
     tasks = {row["task"] for run in runs for row in run.rows if row["benchmark"] == benchmark}
     figures = [figure for figure in known.figures if figure.method == METHOD and figure.task in tasks] if known else []
@@ -239,18 +239,18 @@ def _paper_table(runs: Sequence[Run], benchmark: str) -> str | None:
 
 
 def title(benchmark: str) -> str:
-    """Of a benchmark of results.json, which may be one that this version does not know."""
+    """The title of a benchmark; its name if this version does not know it."""
     known = benchmarks.BENCHMARKS.get(benchmark)
     return benchmark if known is None else known.title
 
 
 def _score(row: dict[str, Any], name: str) -> str | None:
-    """A figure, with its spread if it is a mean over seeds; None where it was not measured."""
+    """A figure, with its spread if it is a mean over seeds; None if it was not measured."""
     return None if row.get(name) is None else cell(row[name], row.get("spread", {}).get(name))
 
 
 def _pictures(runs: Sequence[Run]) -> dict[str, str]:
-    """File name -> benchmark, of the benchmarks with rows at several context lengths."""
+    """File name -> benchmark, for the benchmarks with rows at several context lengths."""
     lengths: dict[str, set[int]] = {}
     for run in runs:
         for row in run.rows:
@@ -259,7 +259,7 @@ def _pictures(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _lines(runs: Sequence[Run], benchmark: str) -> list[Line]:
-    """One line for each run, task and method: its test rows by context length."""
+    """One line per run, task and method: its test rows by context length."""
     lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
         for row in run.rows:
@@ -270,7 +270,7 @@ def _lines(runs: Sequence[Run], benchmark: str) -> list[Line]:
 
 
 def _paper(benchmark: str) -> list[PaperLine]:
-    """Q-RAG's Fact F1 and answer accuracy in the paper, each task's by context length."""
+    """Q-RAG's Fact F1 and answer accuracy in the paper, for each task by context length."""
     figures, lines = by_length(benchmark), []
     for metric, column, name in (("fact_f1", "fact_em", "paper: Fact F1"), ("answer_accuracy", "answer_em", "paper: answer accuracy")):
         lines += [PaperLine(name, task, column, figures[task, of]) for task, of in sorted(figures) if of == metric]

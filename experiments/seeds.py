@@ -1,9 +1,9 @@
 """Several seeds of one experiment: a run directory for each, and their mean and spread.
 
-    RUN_DIR/seed-0/, seed-1/, ...   a run of its own for each seed, as without --seeds
-    RUN_DIR/config.json             the settings of all of them; train.seed is that of the first
+    RUN_DIR/seed-0/, seed-1/, ...   one ordinary run per seed, as without --seeds
+    RUN_DIR/config.json             the settings that all runs share, with the first run's train.seed
     RUN_DIR/seeds.json              schema 1: the seeds whose runs have ended
-    RUN_DIR/results.json            schema 1: each row holds means; ``values``, ``spread`` and ``seeds`` say what they are made of
+    RUN_DIR/results.json            schema 1: each row holds means; ``values`` has the value of each of ``seeds``, ``spread`` their spread
     RUN_DIR/results.md, comparison.md, curves.png, context.png
 
 The spread is the sample standard deviation over seeds (divided by n - 1), and null for one seed.
@@ -31,16 +31,16 @@ SAME = ("benchmark", "task", "split", "context_tokens")
 NOT_AVERAGED = (*SAME, "chunks", "episodes", "budget", "ci95", "checkpoint_step")
 """All others are metrics."""
 TITLES = {"seconds_per_episode": "s / episode"}
-"""Of metrics in results.md, where their name does not tell."""
+"""Titles in results.md of the metrics whose names are unclear."""
 FOLDER = re.compile(r"seed-(0|[1-9]\d*)")
 COMPARISON = "comparison.md"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each metric: its value for each seed, their mean, and their sample standard deviation.
+    """For each metric: its value for each seed, their mean, and their sample standard deviation.
 
-    All are None where a seed has no value; the spread of one seed is None, too.
+    All three are None if a seed has no value; the spread of a single seed is None, too.
     """
 
     values: dict[str, list[float] | None]
@@ -49,7 +49,7 @@ class Statistics:
 
 
 def statistics(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Statistics:
-    """``rows``: the same row of results.json, one for each seed."""
+    """Statistics of the same row of results.json over several seeds. ``rows``: one per seed."""
     found: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in metrics}
     values = {name: None if None in of_seeds else of_seeds for name, of_seeds in found.items()}
     return Statistics(
@@ -60,21 +60,21 @@ def statistics(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Sta
 
 
 def cell(value: float | None, spread: float | None = None) -> str:
-    """``0.950 ± 0.010`` for a table; a dash for what was not measured."""
+    """``0.950 ± 0.010`` for a table; a dash for a value that was not measured."""
     if value is None:
         return "-"
     return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """The same settings with another seed. Raises ValueError on one below 0."""
+    """The same settings with another seed. Raises ValueError on a negative seed."""
     return replace(config, train=replace(config.train, seed=seed))
 
 
 def check_seeds(config: RunConfig, seeds: Sequence[int]) -> None:
-    """Raises ValueError unless there are one or more, each once, and none below 0."""
+    """Raises ValueError unless there is at least one seed, all are different, and none is negative."""
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds = {tuple(seeds)}: must be one or more, each once")
+        raise ValueError(f"seeds = {tuple(seeds)}: must be one or more different numbers")
     for seed in seeds:
         with_seed(config, seed)
 
@@ -82,8 +82,8 @@ def check_seeds(config: RunConfig, seeds: Sequence[int]) -> None:
 def run(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
     """Trains, evaluates and exports with each seed, and reports on all seeds of the folder; called by all processes.
 
-    Runs that have ended are only read; one that was stopped resumes. Raises what :func:`qrag_jax.train.training.run` does, and ValueError,
-    before anything is trained, when ``run_dir`` holds something else than runs with these settings.
+    Runs that have ended are only read; a run that was stopped resumes. Raises what :func:`qrag_jax.train.training.run` raises, and
+    ValueError, before training, if ``run_dir`` holds anything but runs with these settings.
     """
     import jax
 
@@ -98,7 +98,7 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
             rows = training.run(config, folder)
             jax.clear_caches()  # the runs share one process
         else:
-            say("this run has ended with these settings; it is only read")
+            say("this run has already ended with these settings; it is not repeated")
         if not from_leader(lambda: (folder / COMPARISON).exists()):
             from_leader(lambda: write_comparison(folder, rows or (), config, config))
 
@@ -112,7 +112,7 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
 
 
 def check_folder(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
-    """Raises ValueError when the folder, or that of a seed, holds something else than runs with these settings."""
+    """Raises ValueError if the folder, or the folder of a seed, holds anything but runs with these settings."""
     from qrag_jax.train.training import SEEDS, check_run_dir
 
     if run_dir.is_file():
@@ -133,7 +133,7 @@ def seeds_in(run_dir: Path) -> list[int]:
 
 
 def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
-    """Rows of a run that has ended with exactly these settings; None when something is left to do, a new evaluation included."""
+    """Rows of a run that has ended with exactly these settings; None if anything is left to do, including a new evaluation."""
     results = run_dir / "results.json"
     if not results.exists() or RunConfig.from_json((run_dir / "config.json").read_text(encoding="utf-8")) != config:
         return None
@@ -141,13 +141,13 @@ def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
 
 
 def forget(run_dir: Path) -> None:
-    """Removes the results of a run that is about to be tested with other settings: should it be killed, they are not taken for new ones."""
+    """Removes the results of a run that will be tested with other settings. If it is killed, old results are not taken for new ones."""
     for name in ("results.json", COMPARISON):
         (run_dir / name).unlink(missing_ok=True)
 
 
 def ended(config: RunConfig, run_dir: Path) -> dict[int, list[dict[str, Any]]]:
-    """Seed -> rows, of the folder's runs that have ended with these settings."""
+    """Seed -> rows, for the runs in the folder that have ended with these settings."""
     found = {seed: finished(with_seed(config, seed), run_dir / f"seed-{seed}") for seed in seeds_in(run_dir)}
     return {seed: rows for seed, rows in found.items() if rows is not None}
 
@@ -155,8 +155,8 @@ def ended(config: RunConfig, run_dir: Path) -> dict[int, list[dict[str, Any]]]:
 def mean_rows(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Rows of results.json, each the mean of the same row of several seeds.
 
-    ``values`` holds the metrics of each seed in the order of ``seeds``, ``spread`` their sample standard deviation. ``ci95`` is null: it is
-    the interval of one run's questions. ``checkpoint_step`` is null where the seeds differ.
+    ``values`` holds the metrics of each seed in the order of ``seeds``, ``spread`` their sample standard deviation. ``ci95`` is null, since
+    it is the interval over one run's questions. ``checkpoint_step`` is null if the seeds differ.
     """
     groups: dict[tuple[Any, ...], dict[int, Mapping[str, Any]]] = {}
     for seed, rows in runs.items():
@@ -183,7 +183,7 @@ def mean_rows(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[dict[str,
 
 
 def write_seeds(config: RunConfig, run_dir: Path) -> None:
-    """What the folder of several seeds holds beside their runs, of those that have ended."""
+    """Writes the files about all seeds of the folder whose runs have ended."""
     from qrag_jax.train.training import SEEDS
 
     runs = ended(config, run_dir)
@@ -198,17 +198,17 @@ def write_seeds(config: RunConfig, run_dir: Path) -> None:
 
 
 def tell(config: RunConfig, run_dir: Path) -> None:
-    """Shows the report for whoever waits, and says which seeds of the folder are not in it."""
+    """Prints the report, and says which seeds of the folder are not in it."""
     results = read_json(run_dir / "results.json")
     say(f"\n{table(results['rows'])}")
     write_comparison(run_dir, results["rows"], config, config)
     if left := [str(seed) for seed in seeds_in(run_dir) if seed not in results["seeds"]]:
-        say(f"\nseeds {' '.join(left)}: have a folder, but did not end with these settings; --seeds {' '.join(left)} includes them")
+        say(f"\nnot included: seeds {' '.join(left)}, which have not ended with these settings; add them with --seeds {' '.join(left)}")
     say(f"\nresults are in {run_dir}")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """results.md: the means with their spread, and Fact EM of each seed."""
+    """The text of results.md: the means with their spread, and Fact EM of each seed."""
     seeds = list(dict.fromkeys(seed for row in rows for seed in row["seeds"]))
     several = len({row["benchmark"] for row in rows}) > 1
 
@@ -242,9 +242,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
-    """Fact EM on validation against updates: a thin line for each seed, and their mean with its spread, as a PNG.
+    """Draws, as a PNG, validation Fact EM against updates: a thin line for each seed, and the mean with its spread.
 
-    ``validations``: records of metrics.jsonl. The mean is of the updates at which every seed was validated.
+    ``validations``: records of metrics.jsonl. The mean is drawn at the updates at which every seed was validated.
     """
     figure, axes = plots.subplots(1)
     axis = axes[0, 0]

@@ -1,12 +1,12 @@
-"""The paper's tables that need no training, from one trained retriever: budgets, early stopping, planning.
+"""Measures the paper's tables that need no further training, with one trained retriever: budgets, early stopping, beam search.
 
     python -m experiments.tables runs/babilong-qa2-tiny --run-dir runs/qa2-tables
     python -m experiments.tables EXPORT --run-dir runs/hotpotqa-tables --data-dir DIR --budgets 2 3 4 5
 
-Test questions are searched greedily once, with the largest budget: a greedy search with fewer picks is its beginning (Table 4), and one
-that stops below a threshold as well (Tables 5 and 6). Questions whose document has fewer chunks are left out, and counted. Each beam is a
-search of its own, at the retriever's budget. The stop threshold is chosen on validation questions (experiments.calibrate); the curve here
-shows what others would have given.
+Each test question is searched greedily once, with the largest budget. Its first picks are the search with a smaller budget (Table 4) and
+the search that stops at a threshold (Tables 5 and 6). Questions whose document has fewer chunks than that budget are skipped, and the
+command says how many. Each beam width is a separate search, with the retriever's budget. The retriever's own stop threshold was chosen on
+validation questions (experiments.calibrate); the curve shows the scores at other thresholds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 POINTS = 21  # thresholds of the stopping table
+STOPPED = {"fact_f1_stopped": "Fact F1", "fact_em_stopped": "Fact EM"}
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,18 @@ class Command:
     retriever: tyro.conf.Positional[Path]
     """Run directory or export of the retriever."""
     run_dir: Path
-    """Folder for tables.json, tables.md and the pictures; must be new or hold tables already."""
+    """Folder for tables.json, tables.md and the pictures; it must be new, empty, or hold tables already."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     eval_tokens: tuple[str, ...] = ("4k",)
     """Context lengths."""
     eval_episodes: int = 200
     """Test questions at each length."""
     budgets: tuple[int, ...] = (2, 3, 4, 5)
-    """Numbers of picks compared."""
+    """Numbers of picks to compare."""
     beams: tuple[int, ...] = (1, 2, 4, 8)
-    """Widths of the search compared, at the retriever's own budget."""
+    """Beam widths to compare, at the retriever's own budget."""
     seed: Annotated[int | None, OWN] = None
-    """Which questions are drawn, and in which order."""
+    """Seed of the questions and of their order."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,9 +71,11 @@ def run(command: Command) -> None:
     for name in ("budgets", "beams"):
         values = getattr(command, name)
         if not values or min(values) < 1 or len(set(values)) != len(values):
-            raise ValueError(f"{name} = {values}: must be one or more numbers >= 1, each once")
+            raise ValueError(f"{name} = {values}: must be one or more different numbers >= 1")
     if max(command.budgets) < 2:
         raise ValueError(f"budgets = {command.budgets}: the largest must be >= 2; with one pick there is nothing to stop")
+    if command.run_dir.exists() and not command.run_dir.is_dir():
+        raise ValueError(f"{command.run_dir}: is a file, not a folder; choose another --run-dir")
     if command.run_dir.exists() and any(command.run_dir.iterdir()) and not (command.run_dir / "tables.json").exists():
         raise ValueError(f"{command.run_dir}: not empty and holds no tables; choose another --run-dir")
     retriever = Retriever.from_pretrained(command.retriever)
@@ -82,7 +85,7 @@ def run(command: Command) -> None:
         groups = [[example for example in examples if len(example.chunks) >= config.eval.budget] for examples in questions]
         asked = sum(map(len, questions.groups))
         short = asked - sum(map(len, groups))
-        left_out = f", {short} left out, whose documents have fewer than {config.eval.budget} chunks" if short else ""
+        left_out = f"; {short} are skipped because their documents have fewer than {config.eval.budget} chunks" if short else ""
         say(f"{questions.name}: {asked} questions{left_out}")
         if short == asked:
             raise ValueError(f"budgets = {command.budgets}: no document of {questions.name} has that many chunks")
@@ -106,7 +109,7 @@ def run(command: Command) -> None:
 
 
 def configuration(command: Command, old: RunConfig) -> RunConfig:
-    """The test that is searched: at the largest budget. Raises ValueError on bad values."""
+    """The test, with the largest budget. Raises ValueError on bad values."""
     test = retest(
         old.eval,
         beam=1,
@@ -120,7 +123,7 @@ def configuration(command: Command, old: RunConfig) -> RunConfig:
 
 
 def search(retriever: Retriever, groups: Sequence[Sequence[QAExample]], budget: int, beam: int) -> tuple[list[EpisodeRecord], float]:
-    """The episodes of a test, and the seconds that one took."""
+    """The episodes of a test, and the seconds per episode."""
     from qrag_jax.evaluate.episodes import run_episodes
 
     start = time.perf_counter()
@@ -148,7 +151,7 @@ def beam_rows(retriever: Retriever, groups: Sequence[Sequence[QAExample]], beams
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """A tables.json. Raises ValueError, naming the file, on anything else."""
+    """Reads a tables.json. Raises ValueError, naming the file, if it is not one."""
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not isinstance(tree.get("sections"), list):
         raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and sections")
@@ -156,7 +159,7 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 
 def drawings(folder: Path) -> dict[Path, Callable[[Path], None]]:
-    """The pictures of a folder's tables.json: path -> what draws it there."""
+    """The pictures of a folder's tables.json: path -> the function that draws it there."""
     from qrag_jax.evaluate import plots
     from qrag_jax.evaluate.metrics import Stopping
 
@@ -175,12 +178,12 @@ def drawings(folder: Path) -> dict[Path, Callable[[Path], None]]:
 
 
 def tables_text(tables: dict[str, Any]) -> str:
-    """tables.md."""
+    """The text of tables.md."""
     return "\n\n".join(section_text(section) for section in tables["sections"])
 
 
 def section_text(section: dict[str, Any]) -> str:
-    """The tables of one test as Markdown, the paper's budgets beside them."""
+    """The tables of one test as Markdown, with the paper's figures for each budget."""
     tokens = "" if section["context_tokens"] is None else f", {section['context_tokens']:,} tokens"
     shown = lambda value: "-" if value is None else f"{value:.3f}"
     curve = section["stopping"]
@@ -192,9 +195,9 @@ def section_text(section: dict[str, Any]) -> str:
     ]
     beams = [[str(row["beam"]), *(shown(row[name]) for name in ("fact_em", "fact_f1", "seconds"))] for row in section["beams"]]
     best = [
-        f"The paper's {f.metric.replace('_', ' ')}: {f.value:.3f} ({f.place}{'; ' + f.note if f.note else ''})."
+        f"{STOPPED[f.metric]} with early stopping in the paper: {f.value:.3f} ({f.place}{'; ' + f.note if f.note else ''})."
         for f in _figures(section)
-        if f.place == "Tables 5-6"
+        if f.metric in STOPPED
     ]
     parts = [
         f"**{section['benchmark']} {section['task']}{tokens}: {section['episodes']} test questions**",
@@ -203,14 +206,14 @@ def section_text(section: dict[str, Any]) -> str:
         f"Early stopping, ROC AUC of the stop {shown(curve['roc_auc'])}:",
         markdown(["stop below", "Fact F1", "Fact EM", "picks", "perfect stops"], [[shown(value) for value in row] for row in stops]),
         *best,
-        f"Planning, {section['beams'][0]['budget']} picks:",
+        f"Beam search (the paper's planning), {section['beams'][0]['budget']} picks:",
         markdown(["beam", "Fact EM", "Fact F1", "s / question"], beams),
     ]
     return "\n\n".join(parts)
 
 
 def _table4(section: dict[str, Any], metric: str) -> dict[int, float]:
-    """The paper's figures by budget."""
+    """Budget -> the paper's figure."""
     return {f.budget: f.value for f in _figures(section) if f.place == "Table 4" and f.metric == metric and f.budget is not None}
 
 

@@ -4,10 +4,10 @@
     python -m experiments.twowiki --data-dir DIR                     # from scratch
     python -m experiments.twowiki --data-dir DIR --task bridge_comparison
 
-No full run of either was measured yet, and the paper has no figures for it.
+None of these has been run in full yet, and the paper has no figures for this benchmark.
 
 DIR holds 2wikimultihopqa/train.json and 2wikimultihopqa/dev.json, from https://github.com/Alab-NII/2wikimultihop (data_ids_april7.zip).
-The dev file is test; a tenth of the train file is validation.
+The dev file is the test set; a tenth of the train file is the validation set.
 """
 
 from __future__ import annotations

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Sees a command through to its end on a TPU that may be taken back at any time. Run it where it can stay: a small VM, tmux, a desktop.
+# Runs a command to its end on a TPU that may be taken back at any time. Start it where it can keep running: a small VM, tmux, a desktop.
 #
 #   ZONE=europe-west4-a tpu/babysit.sh NAME -- python -m experiments.babilong --task qa2 --run-dir gs://my-bucket/qa2
 #
-# Settings are those of create.sh, setup.sh and run.sh, and:
-#   MAX_FAILURES      attempts in a row that come to nothing before it gives up, default 20
-#   BASE_DELAY        seconds before the first new attempt, doubled each time; default 15
-#   MAX_DELAY         at most this many seconds; default 900
-#   POLL              seconds between looks while all is well, default 60
-#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs --run-dir gs://...); default 0, and the TPU goes on costing money
+# It takes the settings of create.sh, setup.sh and run.sh, and:
+#   MAX_FAILURES      failed attempts in a row before it gives up, default 20
+#   BASE_DELAY        seconds before the first new attempt, default 15; doubled each time
+#   MAX_DELAY         longest delay in seconds, default 900
+#   POLL              seconds between checks while all is well, default 60
+#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs --run-dir gs://...); 0 (default): keep it, and it still costs money
 #   DRY_RUN           1: only print what it would do
 #
-# Missing, SUSPENDED, PREEMPTED or FAILED: deletes what is left, creates, sets up and starts again. Exit code 75 (preempted and saved,
-# or the bucket is out of reach), 134 (lost another host), 143, or a process that vanished: starts the same command again. Any
-# other exit code ends it with that code: 64 (bad configuration), 70 (NaN) and 74 (disk full or broken) too, which would only come again.
-# It can itself be stopped and started again: a running job is found and watched.
+# If the TPU is missing, SUSPENDED, PREEMPTED or FAILED, babysit.sh deletes what is left, creates a new one, sets it up and starts the
+# command again. After exit code 75 (preempted and saved, or the bucket cannot be reached), 134 (lost another host) or 143, or if the
+# process has vanished, it starts the same command again. With any other exit code it stops and returns that code: also with 64 (bad
+# configuration), 70 (NaN) and 74 (disk full or broken), since the same command would fail again.
+# You may stop it and start it again: it finds a running job and watches it.
 # Its own exit codes: 64 bad settings or another job on the TPU, 69 gave up.
 
 # shellcheck source=tpu/lib.sh
@@ -27,12 +28,12 @@ POLL=${POLL:-60}
 for setting in MAX_FAILURES BASE_DELAY MAX_DELAY POLL; do whole_number "$setting"; done
 DELETE_WHEN_DONE=${DELETE_WHEN_DONE:-0}
 [[ $DELETE_WHEN_DONE != 1 || ${COMMAND[*]} == *gs://* ]] ||
-  die "DELETE_WHEN_DONE = 1: needs --run-dir gs://..., or the results go with the TPU"
+  die "DELETE_WHEN_DONE = 1: needs --run-dir gs://..., or the results are deleted with the TPU"
 ID=$(job_id "${COMMAND[@]}")
 failures=0
 started=no
 
-# Before a new attempt: waits, or gives up.
+# Waits before a new attempt, or gives up.
 back_off() {
   local delay=$BASE_DELAY i
   failures=$((failures + 1))
@@ -48,20 +49,20 @@ create() {
 }
 
 finish() {
-  if [[ $DELETE_WHEN_DONE == 1 ]]; then YES=1 "$HERE/delete.sh" "$NAME"; else say "$NAME is still there and costs money: tpu/delete.sh $NAME"; fi
+  if [[ $DELETE_WHEN_DONE == 1 ]]; then YES=1 "$HERE/delete.sh" "$NAME"; else say "$NAME still exists and costs money; delete it with tpu/delete.sh $NAME"; fi
   exit 0
 }
 
 if [[ $DRY_RUN == 1 ]]; then
-  note "while the request is missing:"
+  note "if the request is missing:"
   "$HERE/create.sh" "$NAME"
-  note "SUSPENDED, PREEMPTED or FAILED: delete, then as when missing"
+  note "if it is SUSPENDED, PREEMPTED or FAILED: delete it, then create it as above"
   YES=1 "$HERE/delete.sh" "$NAME"
-  note "once ACTIVE, and not set up:"
+  note "once it is ACTIVE, if it is not set up yet:"
   "$HERE/setup.sh" "$NAME"
-  note "then, and after exit code 75:"
+  note "then, and again after exit code 75:"
   "$HERE/run.sh" "$NAME" -- "${COMMAND[@]}"
-  note "every $POLL s, until it says something other than RUNNING:"
+  note "every $POLL s, until the answer is not RUNNING:"
   on_workers "bash qrag/src/tpu/vm_job.sh status $ID"
   exit 0
 fi
@@ -91,7 +92,7 @@ while :; do
   esac
 
   found=$(job "$ID")
-  if [[ $started == no && $found =~ ^[1-9] ]]; then found=NONE; fi # an ending from before; whoever calls again wants it tried again
+  if [[ $started == no && $found =~ ^[1-9] ]]; then found=NONE; fi # an earlier ending: this new call tries again
   case $found in
     RUNNING)
       failures=0

@@ -1,11 +1,11 @@
-"""How fast does this machine train? python tpu/bench.py --updates 30 [--preset minilm] [--out bench.json]
+"""Measures how fast this machine trains: python tpu/bench.py --updates 30 [--preset minilm] [--out bench.json]
 
-transitions/s    updates x episodes x picks / wall
-FLOP an update   what the encoders' matrix products need for the tokens there are (model_flops below): padding is no work
-utilisation      FLOP an update x updates / wall / (devices x FLOP/s of a large matrix product, measured here in the same dtype, before
-                 and after the updates: the better)
-input-bound      time waiting for the host's next batch / wall; batches are made on a thread while the devices work, as in training
-Updates are waited for one by one, so wall = waiting + updating. The first updates, which compile, are not counted.
+transitions/s    updates x episodes x picks / wall time
+FLOP per update  operations of the encoders' matrix products, for real tokens only, without padding (model_flops in the source)
+utilisation      FLOP per update x updates / wall time / (devices x FLOP/s of a large matrix product in the same dtype; it is measured
+                 before and after the updates, and the higher value is used)
+input-bound      time spent waiting for the host's next batch / wall time; as in training, a thread makes batches while the devices work
+Each update is waited for, so wall time = waiting for batches + updating. The first updates, which compile, do not count.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ WARM_UP = 2
 def encoder_flops(kernels: int, layers: int, width: int, lengths: ArrayLike) -> float:
     """FLOP of one forward pass over rows of these ``lengths``, in tokens.
 
-    A token costs 2 FLOP a weight (``kernels``: entries of all dense kernels of an encoder), and attention 4 L D a layer (its row of
-    Q K^T and of A V: 2 L D each). Look-ups, norms, softmax and the pooling are left out.
+    A token costs 2 FLOP per weight (``kernels``: entries in all dense kernels of an encoder), and attention 4 L D per layer (2 L D
+    each for its row of Q K^T and of A V). Look-ups, norms, softmax and pooling are not counted.
     """
     tokens = np.asarray(lengths, np.float64)
     return float((tokens * (2 * kernels + 4 * tokens * width * layers)).sum())
@@ -46,7 +46,7 @@ def model_flops(subject: Subject, batch: TaskBatch, picked: ArrayLike, state_ids
     targets   F_a(pool) + sum over 1 <= t < T of F_s(states at t)
     loss      3 (F_a(distinct picks) + sum over t < T of F_s(states at t))
 
-    Scores, B N D a step, are left out.
+    Scores, B N D per step, are not counted.
     """
     config, backbone = subject.learner.config, subject.model.backbone
     trees = subject.model.params["params"]
@@ -64,7 +64,7 @@ def model_flops(subject: Subject, batch: TaskBatch, picked: ArrayLike, state_ids
 
 @dataclass(frozen=True)
 class Timing:
-    """What some updates took: seconds in all, seconds spent waiting for batches, seconds of each compilation; and the state after them."""
+    """Times of some updates: all seconds, seconds of waiting for batches, seconds of each compilation; and the state afterwards."""
 
     wall: float
     waited: float
@@ -73,7 +73,7 @@ class Timing:
 
 
 def time_updates(update: Update, state: TrainState, batches: Iterator[TaskBatch], updates: int) -> Timing:
-    """Raises FloatingPointError when the last loss is not finite."""
+    """Runs and times ``updates`` updates. Raises FloatingPointError if the last loss is not finite."""
     waited = 0.0
     with compilations() as compiled:
         began = time.perf_counter()
@@ -143,7 +143,7 @@ def speed_of(it: Subject, timing: Timing, updates: int, work: float) -> dict[str
 
 
 def times_reference(name: str, transitions: float, matmul_flops: float) -> float | None:
-    """Transitions/s in units of the reference code's, each divided by its machine's matrix product; None for a size it does not have."""
+    """Transitions/s relative to the reference code, each divided by its machine's matrix-product speed; None if it has no such size."""
     reference = REFERENCES.get(name)
     if reference is None:
         return None
@@ -151,23 +151,23 @@ def times_reference(name: str, transitions: float, matmul_flops: float) -> float
 
 
 def rows(it: Subject, values: Mapping[str, Any], timing: Timing) -> dict[str, str]:
-    """The table for whoever waits."""
+    """The table to print."""
     config = it.learner.config
     table = {
         "devices": describe(it.devices),
         "run": f"{it.name}: {values['updates']} updates of {config.optim.batch} episodes x {config.rl.budget} picks, {timing.wall:.1f} s",
         "transitions/s": f"{values['transitions_per_second']:.1f}",
-        "FLOP an update": f"{values['flop_per_update']:.2e}",
+        "FLOP per update": f"{values['flop_per_update']:.2e}",
         "utilisation": (
             f"{values['utilisation']:.1%} of {len(it.devices)} x {flops(values['matmul_flops'])} ({config.model.compute_dtype} product)"
         ),
         "input-bound": f"{values['input_bound']:.1%}",
     }
     if (times := values["times_reference"]) is not None:
-        table["compared with the reference"] = f"{times:.1f} times its transitions/s, each for the matrix product of its machine"
+        table["compared with the reference"] = f"{times:.1f} times its transitions/s, each divided by the machine's matrix-product speed"
     if timing.compiled:
         seconds = sum(timing.compiled)
-        table["note"] = f"{len(timing.compiled)} compilation(s), {seconds:.1f} s, are part of the time: batches of a new shape"
+        table["note"] = f"the time includes {len(timing.compiled)} compilation(s), {seconds:.1f} s, for batches of a new shape"
     return table
 
 

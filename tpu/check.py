@@ -1,17 +1,18 @@
-"""Does this machine compute what it should? Run it first on a new TPU (or GPU, or CPU): python tpu/check.py
+"""Checks that this machine computes correctly. Run it first on a new TPU (or GPU, or CPU): python tpu/check.py
 
-devices      how many, of which kind
+devices      their number and kind
 matmul       FLOP/s of one device on a large matrix product, in float32 and bfloat16
 split        episodes, pool rows and (range over devices) tokens of the pool that each device has in the first update
 gradient     one update's raw gradient on one device and on all: max |g_N - g_1| / max |g_1| over all parameters, with products in
              full precision; more than 1e-4 is a failure; and |loss_N - loss_1| (not measured with one device)
 host         the same of the gradient on one accelerator and on this machine's CPU; more than 1e-3 is a failure (not measured on a CPU,
              nor with several processes)
+compilations XLA compilations in each of the first updates of training: all in the first update, at most one in the second (pmap leaves the
+             state in another form), and from the third on, one for each batch of a new shape; more is a failure
 update       seconds of the fastest update, after the first two
-compilations XLA compilations in each of the first updates of training. The first has all of them, the second at most one (pmap: the
-             state comes in as pmap leaves it); from the third on, one for each batch of a new shape, more is a failure
-Several processes (docs/multihost.md) each compare with their own first device; process 0 reports.
-Exit codes: 0 all is well, 1 the gradient is wrong or updates compile again and again, 64 bad settings.
+
+With several processes (docs/multihost.md), each compares with its own first device; process 0 reports.
+Exit codes: 0 all is well, 1 the gradient is wrong or updates compile repeatedly, 64 bad settings.
 """
 
 from __future__ import annotations
@@ -96,22 +97,22 @@ def host_device() -> jax.Device | None:
 
 
 def difference(found: Any, expected: Any) -> float:
-    """max |found - expected| / max |expected| over the leaves of two trees. Raises ValueError where ``expected`` is zero everywhere."""
+    """max |found - expected| / max |expected| over the leaves of two trees. Raises ValueError if ``expected`` is all zero."""
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     if scale == 0:
-        raise ValueError("the gradient is zero everywhere: nothing to compare")
+        raise ValueError("the gradient is zero everywhere, so there is nothing to compare")
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)) / scale
 
 
 def split(subject: Subject) -> dict[str, Any]:
-    """What each device has to do of the first update's batch."""
+    """Each device's part of the first update's batch."""
     batch, count = subject.whole[0], len(subject.devices)
     tokens = (np.asarray(batch.chunk_pool_ids) >= 0).reshape(count, -1).sum(1)
     return {"episodes": len(batch.chunk_mask) // count, "pool_rows": len(batch.chunk_pool_ids) // count, "pool_tokens": tokens.tolist()}
 
 
 def first_updates(subject: Subject, updates: int) -> tuple[list[int], list[bool], list[float]]:
-    """Of each of the first ``updates`` updates: how many compilations it took, whether its batch had a new shape, its seconds."""
+    """For each of the first ``updates`` updates: its number of compilations, whether its batch had a new shape, and its seconds."""
     parallel = make_parallel(subject.learner.update, subject.learner.config.train.parallel, subject.devices)
     state = parallel.place(subject.start())
     counts, new, seconds, seen = [], [], [], set()

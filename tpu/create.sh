@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks for a TPU VM (a queued resource and its node, both called NAME) and waits until it is there. From then on it costs money.
+# Requests a TPU VM (a queued resource and its node, both called NAME) and waits until it exists. From then on it costs money.
 #
 #   ZONE=europe-west4-a tpu/create.sh NAME
 #
@@ -7,13 +7,13 @@
 #   PROJECT       Google Cloud project; default: gcloud's own
 #   ACCELERATOR   type and size, default v6e-8 (one host of eight chips)
 #   RUNTIME       runtime version; default: the one for JAX on that type
-#   SPOT          1 (default): spot, cheap and taken back at any time; 0: on demand
-#   CREATE_FLAGS  further flags of `gcloud compute tpus queued-resources create`, split at spaces
+#   SPOT          1 (default): spot, cheap, but Google may take it back at any time; 0: on demand
+#   CREATE_FLAGS  further flags of `gcloud compute tpus queued-resources create`, separated by spaces
 #   WAIT          1 (default): wait; 0: return once the request is queued
-#   POLL          seconds between looks while waiting, default 60
+#   POLL          seconds between checks while waiting, default 60
 #   DRY_RUN       1: only print the commands
 #
-# A request that exists already is waited for. Exit codes: 0 done, 64 bad settings, 69 the request ended without a TPU.
+# If the request exists already, it only waits. Exit codes: 0 done, 64 bad settings, 69 the request ended without a TPU.
 
 # shellcheck source=tpu/lib.sh
 source "$(dirname "$0")/lib.sh"

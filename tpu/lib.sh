@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Shared by the scripts of this folder: settings, help, dry runs, states. Sourced, not run.
-# shellcheck disable=SC2034  # used by whoever sources this
+# Shared by the scripts in this folder: settings, help, dry runs, states. It is sourced, not run.
+# shellcheck disable=SC2034  # used by the scripts that source this file
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,19 +15,19 @@ die() {
 
 say() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*" >&2; }
 
-# The comment at the head of a script is its help.
+# The comment at the top of a script is its help.
 help() {
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
   exit 0
 }
 
-# Reads NAME (and, for scripts that take one, `-- COMMAND...`) into NAME and COMMAND; checks the settings that every call needs.
+# Reads NAME (and `-- COMMAND...`, if the script takes a command) into NAME and COMMAND; checks the settings that every call needs.
 arguments() {
   local wants_command=$1
   shift
   case ${1:-} in -h | --help) help ;; esac
   NAME=${1:-}
-  [[ $NAME =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "NAME = '$NAME': must be lower-case letters, digits and dashes, a letter first; see --help"
+  [[ $NAME =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "NAME = '$NAME': must consist of lower-case letters, digits and dashes, and begin with a letter; see --help"
   shift
   COMMAND=()
   if [[ $wants_command == yes ]]; then
@@ -37,7 +37,7 @@ arguments() {
   elif (($#)); then
     die "unexpected argument '$1'; see --help"
   fi
-  [[ -n ${ZONE:-} ]] || die "ZONE is not set; such as ZONE=europe-west4-a (gcloud compute tpus locations list)"
+  [[ -n ${ZONE:-} ]] || die "ZONE is not set; set it, for example ZONE=europe-west4-a (gcloud compute tpus locations list shows all)"
   FLAGS=(--zone="$ZONE")
   if [[ -n ${PROJECT:-} ]]; then FLAGS+=(--project="$PROJECT"); fi
   [[ -z ${RUN_BUCKET:-} ]] || die "RUN_BUCKET is no longer used; give the command --run-dir gs://BUCKET/NAME"
@@ -45,7 +45,7 @@ arguments() {
 
 whole_number() { [[ ${!1} =~ ^[1-9][0-9]*$ ]] || die "$1 = '${!1}': must be a whole number above 0"; }
 
-# Words as one line of shell that gives the same words when it is pasted or run by `bash -c`.
+# Quotes words as one line of shell, which gives the same words when it is pasted or run by `bash -c`.
 quoted() {
   local word line=''
   for word; do
@@ -63,14 +63,14 @@ note() { if [[ $DRY_RUN == 1 ]]; then printf '# %s\n' "$*"; fi; }
 
 on_workers() { call gcloud compute tpus tpu-vm ssh "$NAME" "${FLAGS[@]}" --worker=all --command="$1"; }
 
-# Words for the shell at the other end of ssh.
+# Quotes words for the shell on the other side of ssh.
 remote() {
   local line
   printf -v line '%q ' "$@"
   printf '%s' "${line% }"
 }
 
-# `gcloud ... describe`: the field asked for, MISSING, or UNKNOWN (gcloud failed for another reason, which goes to stderr).
+# Prints a field of `gcloud ... describe`, or MISSING, or UNKNOWN if gcloud failed for another reason, which goes to stderr.
 describe() {
   local errors found
   errors=$(mktemp)
@@ -85,7 +85,7 @@ describe() {
   rm -f "$errors"
 }
 
-# State of the queued resource; ACTIVE only where its TPU VM is READY too, PREEMPTED where that has gone.
+# State of the queued resource: ACTIVE only if its TPU VM is READY too, PREEMPTED if the VM is gone.
 state() {
   local found node
   found=$(describe queued-resources state.state)
@@ -100,7 +100,7 @@ state() {
   echo "$found"
 }
 
-# What vm_job.sh says of the job ID, over all workers: UNREACHABLE, UNREADY (no setup), NONE, RUNNING, BUSY, LOST, or its exit code.
+# State of the job ID according to vm_job.sh on all workers: UNREACHABLE, UNREADY (not set up), NONE, RUNNING, BUSY, LOST, or an exit code.
 job() {
   local answers code=0
   answers=$(on_workers "if [ -e qrag/ready ]; then bash qrag/src/tpu/vm_job.sh status $1; else echo qrag-job UNREADY; fi") || code=$?
@@ -113,9 +113,9 @@ job() {
   for word in 64 BUSY UNREADY LOST NONE RUNNING; do
     if grep -qx "$word" <<<"$answers"; then echo "$word" && return; fi
   done
-  # All have ended: a failure that would only come again counts before one that may be tried again.
+  # All have ended. A failure that would only repeat takes precedence over one that may be tried again.
   { grep -vxE '0|75|134|143' <<<"$answers" || grep -vx 0 <<<"$answers" || echo 0; } | head -n 1
 }
 
-# Names a command on the VM, so that another one's exit code is not taken for its own.
+# An ID for a command on the VM, so that the exit code of another command is not taken for its own.
 job_id() { quoted "$@" | cksum | cut -d' ' -f1; }

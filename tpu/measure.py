@@ -39,7 +39,7 @@ VOCABULARY_EXAMPLES = 200  # documents whose text the vocabulary of random weigh
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference code was measured at: its model size, chunks of a document, transitions/s, and the machine's matrix product."""
+    """A measurement of the reference code: model size, chunks per document, transitions/s, and its machine's matrix-product FLOP/s."""
 
     layers: int
     width: int
@@ -48,7 +48,7 @@ class Reference:
     matmul_flops: float = 120e9
 
     def config(self) -> RunConfig:
-        """The same work here: its vocabulary and token lengths, random weights, and its policy from the first update."""
+        """The same work here: the same vocabulary size and token lengths, random weights, no random policy at the start."""
         config = preset("tiny", "babilong", "qa2")
         return replace(
             config,
@@ -71,7 +71,7 @@ REFERENCES = {"reference-small": Reference(2, 128, 40, 22.0), "reference-minilm"
 
 @dataclass(frozen=True)
 class Subject:
-    """A run before its first update: BabiLong qa2, generated, with the settings of a preset, or at a size of ``REFERENCES``."""
+    """A run before its first update: generated BabiLong qa2 with the settings of a preset, or with a size of ``REFERENCES``."""
 
     name: str
     model: Model
@@ -93,9 +93,9 @@ class Subject:
 
 
 def subject(name: str, batch: int = 0) -> Subject:
-    """The preset or reference size ``name`` with ``batch`` episodes an update (0: its own).
+    """The preset or reference size ``name``, with ``batch`` episodes per update (0: its own number).
 
-    Raises ValueError on an unknown name and an indivisible batch.
+    Raises ValueError on an unknown name and on a batch that the devices do not divide.
     """
     config = REFERENCES[name].config() if name in REFERENCES else preset(name, "babilong", "qa2")
     if batch:
@@ -134,7 +134,7 @@ def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8)
     """
     n = size or (1024 if device.platform == "cpu" else 8192)
     key = jax.random.key(0)
-    # Columns of length about 1 keep the product's entries in range however often it is repeated.
+    # Columns of length about 1 keep the entries in range, however often the product is repeated.
     x, w = (jax.device_put((jax.random.normal(k, (n, n)) / n**0.5).astype(dtype), device) for k in jax.random.split(key))
     run = jax.jit(lambda x, w: jax.lax.fori_loop(0, repeats, lambda _, x: x @ w, x))
     return 2 * n**3 * repeats / fastest(lambda: run(x, w))
@@ -177,7 +177,7 @@ def describe(devices: tuple[jax.Device, ...]) -> str:
 
 
 def report(rows: dict[str, str], values: dict[str, Any], out: str | None) -> None:
-    """A two-column table for whoever waits, from process 0; ``values`` as JSON where a file was asked for."""
+    """On process 0: prints a two-column table, and writes ``values`` as JSON to ``out`` if given."""
     if not hosts.is_leader():
         return
     width = max(map(len, rows))
@@ -187,17 +187,17 @@ def report(rows: dict[str, str], values: dict[str, Any], out: str | None) -> Non
 
 
 def main(description: str, run: Callable[[argparse.Namespace], int], **defaults: int) -> int:
-    """Reads the options both scripts have, and whole numbers ``defaults``; returns ``run``'s exit code, 64 on bad settings."""
+    """Reads the shared options and one whole number for each of ``defaults``; returns the exit code of ``run``, or 64 on bad settings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--preset",
         default="tiny",
         choices=[*PRESETS, *REFERENCES],
-        help="settings of experiments/, or a size that the reference code was measured at (default: tiny)",
+        help="a preset of the experiments, or a size at which the reference code was measured (default: tiny)",
     )
-    parser.add_argument("--batch", type=int, default=0, help="episodes an update (default: the preset's)")
-    parser.add_argument("--matmul-size", type=int, default=0, help="n of the n x n product (default: 8192, on CPU 1024)")
-    parser.add_argument("--out", help="JSON file to write as well")
+    parser.add_argument("--batch", type=int, default=0, help="episodes per update (default: the preset's)")
+    parser.add_argument("--matmul-size", type=int, default=0, help="n of the n x n product (default: 8192; on CPU 1024)")
+    parser.add_argument("--out", help="JSON file for the results (default: none)")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -217,7 +217,7 @@ def main(description: str, run: Callable[[argparse.Namespace], int], **defaults:
 
 
 def flops(value: float) -> str:
-    """FLOP/s in the unit people read."""
+    """FLOP/s in a readable unit."""
     return f"{value / 1e12:.2f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
 
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Puts this checkout on every worker of a TPU VM (~/qrag/src) and installs it with ".[tpu,gcs]" into ~/qrag/venv. Can be repeated.
+# Copies this checkout to every worker of a TPU VM (~/qrag/src) and installs it with ".[tpu,gcs]" into ~/qrag/venv. It can be repeated.
 #
 #   ZONE=europe-west4-a tpu/setup.sh NAME
 #
 #   ZONE, PROJECT   as for create.sh
-#   REPO_URL        clone this repository on the workers in place of copying the checkout (manifest.json then holds the commit)
+#   REPO_URL        clone this repository on the workers instead of copying the checkout (manifest.json then holds the commit)
 #   REPO_REF        branch, tag or commit of REPO_URL, default main
 #   DRY_RUN         1: only print the commands
 #
-# Copied are all files that git knows or would add, as they are now. Runs (~/qrag/runs) stay. Do not repeat it while a job runs.
+# It copies all files that git tracks or would add, as they are now. Runs (~/qrag/runs) are kept. Do not repeat it while a job runs.
 
 # shellcheck source=tpu/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -17,7 +17,7 @@ ROOT=$(dirname "$HERE")
 
 if [[ -n ${REPO_URL:-} ]]; then
   ref=${REPO_REF:-main}
-  # A branch is known by its remote name only, a tag or commit by its own.
+  # A branch is known only by its remote name; a tag or a commit by its own.
   place="rm -rf qrag/src && $(remote git clone --quiet "$REPO_URL") qrag/src && cd qrag/src && { $(remote git checkout --quiet --detach "origin/$ref") 2>/dev/null || $(remote git checkout --quiet --detach "$ref"); } && cd"
 else
   archive=qrag-src.tgz
@@ -28,7 +28,7 @@ else
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
     archive=$scratch/$archive
-    # Files deleted but not yet committed are listed too.
+    # git also lists files whose deletion is not committed yet; they are skipped.
     git -C "$ROOT" ls-files -z --cached --others --exclude-standard |
       while IFS= read -r -d '' file; do if [[ -e $ROOT/$file ]]; then printf '%s\0' "$file"; fi; done |
       tar --create --gzip --file="$archive" --directory="$ROOT" --null --no-recursion --files-from=-

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Says where a TPU VM and its job are: state, job (RUNNING, NONE, LOST or its exit code), last lines of the log of each worker.
+# Shows the state of a TPU VM, the state of its job (RUNNING, NONE, LOST or an exit code), and the end of the log of each worker.
 #
 #   ZONE=europe-west4-a tpu/status.sh NAME
 #
 #   ZONE, PROJECT   as for create.sh
-#   LOG_LINES       lines of the log, default 20
+#   LOG_LINES       number of log lines to show, default 20
 #   DRY_RUN         1: only print the commands
 
 # shellcheck source=tpu/lib.sh

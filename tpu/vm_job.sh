@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs on the TPU VM, called by run.sh, babysit.sh and status.sh. One job at a time, in ~/qrag/job: id, command, pid, log, exit.
+# Runs on the TPU VM; run.sh, babysit.sh and status.sh call it. There is one job at a time, in ~/qrag/job: id, command, pid, log, exit.
 #
-#   vm_job.sh start ID -- COMMAND...   starts it, detached
-#   vm_job.sh supervise -- COMMAND...  runs it to its end
-#   vm_job.sh status [ID]              qrag-job RUNNING | NONE | LOST (died without an exit code) | BUSY (another) | code
+#   vm_job.sh start ID -- COMMAND...   starts the command, detached
+#   vm_job.sh supervise -- COMMAND...  runs the command to its end
+#   vm_job.sh status [ID]              prints qrag-job RUNNING | NONE | LOST (died without an exit code) | BUSY (another job) | exit code
 set -euo pipefail
 SELF=$(realpath "$0")
 cd "$HOME/qrag"
@@ -52,7 +52,7 @@ start() {
   status "$id"
 }
 
-# Waits for a process although a signal to us interrupts `wait`; gives its exit code.
+# Waits for a process, even if a signal to this script interrupts `wait`; returns its exit code.
 await() {
   local code
   while :; do
@@ -67,11 +67,11 @@ supervise() {
   local child code=0
   shift
   mkdir -p job
-  # Whatever ends this script ends it with an exit code in job/exit.
+  # However this script ends, it leaves an exit code in job/exit.
   trap 'code=$?; printf "%s" "$code" >job/exit.part; mv job/exit.part job/exit' EXIT
   "$@" &
   child=$!
-  # SIGTERM is passed on: the run saves, sends what it has to its bucket, and exits with 75.
+  # Pass SIGTERM on: the run then saves, sends its files to the bucket, and exits with 75.
   trap 'if kill -TERM "$child" 2>/dev/null; then interrupted=yes; fi' TERM
   await "$child" || code=$?
   exit "$code"

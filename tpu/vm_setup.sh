@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs on the TPU VM, called by setup.sh: ~/qrag/venv with ~/qrag/src and its tpu extra installed. Can be repeated.
+# Runs on the TPU VM; setup.sh calls it. It installs ~/qrag/src with the extras tpu and gcs into ~/qrag/venv. It can be repeated.
 set -euo pipefail
 cd "$HOME/qrag"
 rm -f ready
 
-# The runtime images come with Python 3.10, which is too old; uv brings its own.
+# The runtime images have Python 3.10, which is too old; uv installs its own Python.
 if [[ ! -x venv/bin/python ]]; then
   if [[ ! -x bin/uv ]]; then
     curl --proto '=https' -LsSf https://astral.sh/uv/install.sh -o install-uv.sh

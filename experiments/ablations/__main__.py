@@ -4,13 +4,13 @@
     python -m experiments.ablations --task qa3 --variants full supervised --seeds 0 1
     python -m experiments.ablations --variants all --steps 600                     # positions, halves, alpha, lambda and gamma as well
 
-Each variant and seed is an ordinary run, RUN_DIR/VARIANT-seedN. The same command goes on where it was: finished runs are kept, the one
-that was going on resumes. ablations.json, ablations.md and ablations.png are brought up to date after each run.
+Each variant and seed is an ordinary run, RUN_DIR/VARIANT-seedN. The same command resumes: finished runs are kept, and the run that was
+interrupted continues. ablations.json, ablations.md and ablations.png are updated after each run.
 
-Variants: full; no_soft; no_target; supervised (Beam Retriever's loss); no_finetuning (the search with the embedder as it comes: "tiny"
-comes with random weights); single_step (one look with that embedder); bm25 (needs pip install 'qrag-jax[baselines]');
+Variants: full; no_soft; no_target; supervised (Beam Retriever's loss); no_finetuning (the multi-step search with the embedder before any
+training; "tiny" has random weights); single_step (all picks at once with that embedder); bm25 (needs pip install 'qrag-jax[baselines]');
 positions_integer and positions_continuous (relative), positions_absolute, positions_none; halves_1 (one value); alpha_X (a constant
-temperature); lambda_X; gamma_X. A variant that changes nothing in the settings shares the runs of full.
+temperature); lambda_X; gamma_X. A variant whose settings are those of full shares its runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qrag_jax.config.retarget import retest
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant changes in the settings, or the baseline that it is. ``in_paper``: it may have a row in Table 3."""
+    """The settings that a variant changes, or the baseline that it runs. ``in_paper``: it may have a row in Table 3."""
 
     label: str
     changes: dict[str, dict[str, Any]]
@@ -51,7 +51,7 @@ TABLE3 = {
     "single_step": Variant("single-step, no fine-tuning", {}, baseline="single"),
     "bm25": Variant("BM25", {}, baseline="bm25"),
 }
-"""In the order of the paper's table; the last two are not in it."""
+"""In the order of the paper's table, which does not have the last two."""
 POSITIONS = {
     "positions_integer": Variant("relative positions, integer", {"qhead": {"positions": "relative", "position_resolution": "integer"}}),
     "positions_continuous": Variant(
@@ -78,7 +78,7 @@ class Command:
     variants: tuple[str, ...] = tuple(TABLE3)
     """Which variants, or all."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each seed has its own questions, parameters and episodes."""
+    """Seeds of the runs. Each seed draws its own questions, parameters and episodes."""
     steps: Annotated[int | None, OWN] = None
     """Updates of each run."""
     run_dir: str | None = None
@@ -90,7 +90,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 64 bad input, 75 preempted and saved (run it again)."""
+    """Runs the command and returns its exit code: 0 done, 64 bad input, 75 preempted and saved (run it again to resume)."""
     return execute(lambda: run(read(Command, argv, "experiments.ablations", __doc__ or "")))
 
 
@@ -101,13 +101,13 @@ def run(command: Command) -> None:
 
 
 def train(base: RunConfig, names: Sequence[str], seeds: Sequence[int], run_dir: Path) -> None:
-    """Every variant with every seed; those that have ended are only read."""
+    """Trains every variant with every seed. Runs that have ended are only read."""
     import jax
 
     from qrag_jax.rundir.log import say
     from qrag_jax.train.training import check_run_dir
 
-    # Everything is looked at before anything is trained.
+    # Check everything before training anything.
     plan = [(name, seed, variant_config(base, name, seed)) for seed in seeds for name in names]
     for name, seed, config in plan:
         check_run_dir(config, run_dir / folder_name(base, name, seed))
@@ -152,7 +152,7 @@ def variant_config(base: RunConfig, name: str, seed: int) -> RunConfig:
 
 
 def folder_name(base: RunConfig, name: str, seed: int) -> str:
-    """The run's folder: that of full where the settings are the same."""
+    """The name of the run's folder. It is that of full if the settings are the same."""
     same = not VARIANTS[name].baseline and variant_config(base, name, seed) == variant_config(base, "full", seed)
     return f"{'full' if same else name}-seed{seed}"
 

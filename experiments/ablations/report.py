@@ -1,4 +1,4 @@
-"""What an ablation leaves: ablations.json, ablations.md and ablations.png, from the rows of its runs."""
+"""The files of an ablation study, made from the rows of its runs: ablations.json, ablations.md and ablations.png."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Found:
 
 
 def write_report(run_dir: Path, found: Sequence[Found]) -> None:
-    """The three files; ``found`` in the order of the table."""
+    """Writes the three files. ``found`` must be in the order of the table."""
     rows, reasons = aggregate(found)
     first = found[0].config
     named = {"benchmark": first.data.benchmark, "task": first.data.task, "embedder": first.model.embedder}
@@ -44,7 +44,7 @@ def write_report(run_dir: Path, found: Sequence[Found]) -> None:
 
 
 def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row for each variant and test, with the scores of each seed, their mean and their spread; and what sets the paper's runs apart.
+    """One row for each variant and test, with the scores of each seed, their mean and their spread; and how the paper's runs differ.
 
     ``spread`` is the sample standard deviation over seeds, null for one seed. ``updates`` is null where nothing is trained.
     """
@@ -78,13 +78,13 @@ def aggregate(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _paper(row: dict[str, Any], one: Found) -> Comparison | None:
-    """The paper's Fact F1 for a row; None where it has none."""
+    """The paper's Fact F1 for a row; None if the paper has none."""
     found = [c for c in compare([row], one.config, one.config) if c.figure is not None and c.figure.metric == "fact_f1"]
     return found[0] if found else None
 
 
 def read_ablations(path: Path) -> dict[str, Any]:
-    """An ablations.json. Raises ValueError, naming the file, on anything else."""
+    """Reads an ablations.json. Raises ValueError, naming the file, if it is not one."""
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not set(COLUMNS) <= set(tree):
         raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and {', '.join(COLUMNS)}")
@@ -111,15 +111,15 @@ def table(ablations: dict[str, Any]) -> str:
         )
     text = [
         f"Ablations on {ablations['benchmark']} {ablations['task']}, embedder {ablations['embedder']}: "
-        "mean ± standard deviation over seeds. Fact F1, stopped: of a search that stops at the threshold calibrated on validation.",
+        "mean ± standard deviation over seeds. Fact F1, stopped: the search stops at the threshold calibrated on validation questions.",
         markdown(heads, lines),
-        *(f"Beside the paper: {reason}." for reason in ablations["beside_paper"]),
+        *(f"Not directly comparable with the paper: {reason}." for reason in ablations["beside_paper"]),
     ]
     return "\n\n".join(text)
 
 
 def draw(ablations: dict[str, Any], path: Path) -> None:
-    """From ablations.json, by variant and context length: the mean of the seeds, a dot for each seed, and the paper's Fact F1."""
+    """Draws, for each variant and context length: the mean of the seeds, a dot for each seed, and the paper's Fact F1."""
     rows = ablations["rows"]
     panels = ("fact_em", "fact_f1_stopped")
     names = list(dict.fromkeys(row["label"] for row in rows))

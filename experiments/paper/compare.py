@@ -1,8 +1,8 @@
-"""What was measured beside what the paper reports: the table every experiment ends with.
+"""Measured scores compared with the paper's: the table at the end of every experiment.
 
-The paper's figures are data, ``experiments/paper/expected/BENCHMARK.json``. A figure is met (OK) or missed (below) only where the run is
-of the same kind; else both numbers are shown with what differs. ``tolerance`` of a figure is how far below it still counts as met: a
-choice of this project, since the paper gives few spreads.
+The paper's figures are data: ``experiments/paper/expected/BENCHMARK.json``. The verdict is OK or below only for runs of the same kind as
+the paper's; for other runs the table shows both numbers and how the runs differ. A score is OK down to ``tolerance`` below the paper's
+figure. The tolerances are this project's choice, since the paper gives few spreads.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ METHOD, BEAM_METHOD, SUPERVISED = "Q-RAG", "Plan Q-RAG", "supervised fine-tuning
 class Figure:
     """One number of the paper, as a share of 1.
 
-    ``context_tokens``, ``budget``, ``seeds``: None where the paper does not say, or there is none. ``place``: where it stands there.
-    ``embedder``, ``updates``, ``trained_on``, ``reader``: what it was made with, as far as known.
+    ``context_tokens``, ``budget``, ``seeds``: None if the paper gives none. ``place``: its table or figure in the paper.
+    ``embedder``, ``updates``, ``trained_on``, ``reader``: settings of the paper's run, as far as known.
     """
 
     benchmark: str
@@ -60,10 +60,10 @@ class Figure:
 
     @property
     def column(self) -> str:
-        """The column of results.json that it is set against.
+        """The column of results.json that it is compared with.
 
-        BabiLong's and RULER's accuracies are the answer EM of their own rules. A Fact F1 without a budget is above what a fixed number
-        of picks can give, so it is set against the one of a search that may stop.
+        BabiLong's and RULER's accuracies are the answer EM under their own rules. A Fact F1 without a budget is higher than a fixed number
+        of picks can reach, so it is compared with the Fact F1 of a search that may stop.
         """
         if self.metric == "answer_accuracy":
             return "answer_em"
@@ -78,7 +78,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A measured number beside the paper's; ``here`` and ``figure`` are None where there is none. ``why``: what keeps them apart."""
+    """A measured number and the paper's; ``here`` or ``figure`` is None if it does not exist. ``why``: how the two runs differ."""
 
     row: Mapping[str, Any]
     figure: Figure | None
@@ -88,7 +88,7 @@ class Comparison:
 
 
 def load_expected(path: Path) -> Expected:
-    """Reads a file of figures. Raises ValueError, naming file, row and field, on anything else than its schema, and on repeats."""
+    """Reads a file of figures. Raises ValueError, naming file, row and field, if it breaks the schema or repeats a figure."""
     tree = read_json(path)
     if not isinstance(tree, dict) or set(tree) != {"schema", "source", "rows"}:
         raise ValueError(f"{path}: must be an object with schema, source and rows")
@@ -106,7 +106,7 @@ def load_expected(path: Path) -> Expected:
             if isinstance(row, dict) and (missing := [name for name in needed if name not in row]):
                 raise ValueError(f"no field {missing[0]!r}; needed: {', '.join(needed)}")
             figure = decode(Figure, row)
-            require(figure.benchmark == path.stem, "benchmark", figure.benchmark, f"{path.stem!r}, as the file is called")
+            require(figure.benchmark == path.stem, "benchmark", figure.benchmark, f"{path.stem!r}, the name of the file")
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
         key = (figure.task, figure.context_tokens, figure.budget, figure.method, figure.metric, figure.trained_on, figure.place)
@@ -118,13 +118,13 @@ def load_expected(path: Path) -> Expected:
 
 @lru_cache
 def expected(benchmark: str) -> Expected | None:
-    """The paper's figures of a benchmark; None where it has none."""
+    """The paper's figures for a benchmark; None if the paper has none."""
     path = FOLDER / f"{benchmark.removesuffix('-official')}.json"
     return load_expected(path) if path.exists() else None
 
 
 def by_length(benchmark: str) -> dict[tuple[str, str], dict[int, float]]:
-    """(task, metric) -> context length in tokens -> the paper's figure for Q-RAG; empty where it has none."""
+    """(task, metric) -> context length in tokens -> the paper's figure for Q-RAG; empty if there are none."""
     known = expected(benchmark)
     found: dict[tuple[str, str], dict[int, float]] = {}
     for figure in known.figures if known else ():
@@ -134,7 +134,7 @@ def by_length(benchmark: str) -> dict[tuple[str, str], dict[int, float]]:
 
 
 def compare(rows: Sequence[Mapping[str, Any]], tested: RunConfig, trained: RunConfig) -> list[Comparison]:
-    """Each row of results.json beside each figure of its task, length and method.
+    """Compares each row of results.json with each figure of the same task, length and method.
 
     ``tested``: what was evaluated; ``trained``: what the retriever was trained on (the same, at the end of a training run).
     """
@@ -142,7 +142,7 @@ def compare(rows: Sequence[Mapping[str, Any]], tested: RunConfig, trained: RunCo
 
 
 def _compare_row(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig) -> Iterator[Comparison]:
-    # What a row was tested on is not always what the run was: there may be rows of other benchmarks.
+    # A run may have rows of other benchmarks than its own.
     tested = replace(tested, data=replace(tested.data, benchmark=row["benchmark"].removesuffix("-official"), task=row["task"]))
     known = expected(row["benchmark"])
     if known is None:
@@ -171,7 +171,7 @@ def _compare_row(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig) 
 
 
 def _method(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig, figures: Sequence[Figure]) -> str:
-    """The paper's name of how a row came about: a baseline's own, an ablation's, Plan Q-RAG where it has figures of a beam, or Q-RAG."""
+    """The paper's name for the method of a row: a baseline, an ablation, Plan Q-RAG (beam search, if the paper has figures) or Q-RAG."""
     if row.get("method"):
         return str(row["method"])
     if trained.rl.objective == "supervised":
@@ -183,14 +183,14 @@ def _method(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig, figur
 
 
 def _short(row: Mapping[str, Any]) -> str:
-    """The task under the name that figures have: RULER's tasks have a long one as well."""
+    """The task under its short name, which the figures use: RULER's tasks also have a long name."""
     known = benchmarks.BENCHMARKS.get(row["benchmark"].removesuffix("-official"))
     short = {} if known is None else {long: short for short, long in known.aliases.items()}
     return short.get(row["task"], str(row["task"]))
 
 
 def _nominal(row: Mapping[str, Any]) -> int | None:
-    """Context length as the paper writes it: RULER's own files count in powers of two, 4096 is its 4K."""
+    """Context length as the paper writes it: RULER's own files count in powers of two, so 4096 is the paper's 4K."""
     tokens = row["context_tokens"]
     if tokens is None or not row["benchmark"].endswith("-official") or tokens & (tokens - 1):
         return tokens
@@ -199,7 +199,7 @@ def _nominal(row: Mapping[str, Any]) -> int | None:
 
 
 def _nearest_budget(figures: Sequence[Figure], budget: int, trained_on: str) -> list[Figure]:
-    """Of figures that differ in the budget, or in what was trained on, those like the run; all where none is like it."""
+    """The figures whose training benchmark and budget are closest to the run's, for each metric."""
 
     def closest(some: Sequence[Figure]) -> list[Figure]:
         distance = [abs((figure.budget or budget) - budget) for figure in some]
@@ -214,20 +214,20 @@ def _nearest_budget(figures: Sequence[Figure], budget: int, trained_on: str) -> 
 
 
 def _differences(figure: Figure, row: Mapping[str, Any], tested: RunConfig, trained: RunConfig) -> list[str]:
-    """What keeps a measured number from being held against the paper's."""
+    """The reasons why a measured number cannot be compared directly with the paper's."""
     why = []
     if figure.budget not in (None, row["budget"]):
-        why.append(f"{row['budget']} picks, the paper's {figure.budget}")
+        why.append(f"{row['budget']} picks instead of {figure.budget}")
     if figure.context_tokens is None and row["context_tokens"] is not None:
-        why.append("the context length of the paper's is not known")
+        why.append("the paper's context length is not known")
     if figure.embedder is not None and not _same_embedder(trained.model.embedder, figure.embedder):
-        why.append(f"embedder {trained.model.embedder}, the paper's {figure.embedder}")
+        why.append(f"embedder {trained.model.embedder} instead of {figure.embedder}")
     if figure.updates is not None and trained.train.steps < figure.updates:
         why.append(f"{trained.train.steps:,} of the paper's {figure.updates:,} updates")
     if training := _other_training(figure, tested, trained):
         why.append(training)
     if figure.method.startswith(METHOD) and tested.eval.beam > 1:
-        why.append(f"a beam of {tested.eval.beam}, the paper's is greedy")
+        why.append(f"a beam of {tested.eval.beam} instead of greedy search")
     if data := _other_data(row, tested):
         why.append(data)
     if figure.metric.startswith("answer"):
@@ -236,15 +236,15 @@ def _differences(figure: Figure, row: Mapping[str, Any], tested: RunConfig, trai
         if figure.reader is None:
             why.append("the paper's reader is not known")
         elif figure.reader.lower() not in tested.eval.reader.lower():
-            why.append(f"reader {tested.eval.reader}, the paper's {figure.reader}")
+            why.append(f"reader {tested.eval.reader} instead of {figure.reader}")
     return why
 
 
 def _other_training(figure: Figure, tested: RunConfig, trained: RunConfig) -> str | None:
-    """How the training questions differ from those of a figure that was trained for."""
+    """How the training questions differ from those behind a figure; None if they do not, or if nothing was trained for it."""
     ours, theirs = trained.data, figure.trained_on or figure.benchmark
     if figure.trained_on not in (None, ours.benchmark):
-        return f"trained on {ours.benchmark}, the paper's on {theirs}"
+        return f"trained on {ours.benchmark} instead of {theirs}"
     if figure.updates is None:
         return None
     if ours.benchmark != theirs or (ours.benchmark == tested.data.benchmark and ours.task != tested.data.task):
@@ -256,7 +256,7 @@ def _other_training(figure: Figure, tested: RunConfig, trained: RunConfig) -> st
 
 
 def _same_embedder(here: str, paper: str) -> bool:
-    """Whether two names are of one model: a short name, a hub name, or a folder called like it."""
+    """Whether two names mean the same model: a short name, a hub name, or a folder with that name."""
     from qrag_jax.models.pretrained import ALIASES
 
     full = ALIASES.get(paper, paper)
@@ -264,7 +264,7 @@ def _same_embedder(here: str, paper: str) -> bool:
 
 
 def _other_data(row: Mapping[str, Any], tested: RunConfig) -> str | None:
-    """How the test differs from the published one, as far as the configuration tells."""
+    """How the test differs from the published one, as far as the configuration shows."""
     if row["split"] != "test":
         return f"{row['split']} questions"
     known = benchmarks.BENCHMARKS.get(row["benchmark"])
@@ -278,7 +278,7 @@ def _other_data(row: Mapping[str, Any], tested: RunConfig) -> str | None:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as a Markdown table, under the name of the paper."""
+    """The comparisons as a Markdown table, with a title that names the paper."""
     show = lambda value: "-" if value is None else f"{value:.3f}"
     heads = ("task", "method", "tokens", "T", "metric", "here", "paper", "difference", "verdict", "because", "where")
     lines: list[tuple[str, ...]] = []
@@ -296,7 +296,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         measured = ("-", "-", "-") if figure is None else (figure.column, show(found.here), show(figure.value))
         lines.append((*named, *measured, gap, found.verdict, found.why or "-", figure.place if figure else "-"))
     sources = sorted({known.source for found in comparisons if (known := expected(found.row["benchmark"]))})
-    title = f"Beside the paper ({', '.join(sources)})" if sources else "Beside the paper"
+    title = f"Compared with the paper ({', '.join(sources)})" if sources else "Compared with the paper"
     return f"{title}:\n\n{markdown(heads, lines)}"
 
 
@@ -306,7 +306,7 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_comparison(run_dir: str | Path, rows: Sequence[Mapping[str, Any]], tested: RunConfig, trained: RunConfig) -> None:
-    """comparison.md of a run directory, and the same for whoever waits."""
+    """Writes comparison.md into a run directory, and prints it."""
     table = comparison_table(compare(rows, tested, trained))
     write_text(Path(run_dir) / "comparison.md", table + "\n")
     say(f"\n{table}")

@@ -1,4 +1,4 @@
-"""The picture of a benchmark's runs, a panel for each task: scores against context length, in the library's colour-blind-safe palette."""
+"""Draws a benchmark's runs, one panel per task: scores against context length, in the library's colour-blind-safe palette."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from experiments.paper.compare import by_length
 from qrag_jax.evaluate import plots
 from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, interval
 
-# The rest of Okabe and Ito, but for yellow, which is faint on white, and a grey. Markers and styles repeat after other numbers of lines.
+# Okabe and Ito's palette with a grey instead of yellow, which is faint on white. Colours, markers and styles repeat after different counts,
+# so that many lines look different.
 COLOURS = (BLUE, ORANGE, GREEN, "#D55E00", "#CC79A7", "#56B4E9", "#777777")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (4, 1, 1, 1)))
-APART = 1.05  # lines stand side by side, by this factor, so that equal scores are all seen
+APART = 1.05  # lines are shifted sideways by this factor, so that equal scores do not hide each other
 COLUMNS = 3
 LABELS = {"fact_em": "Fact EM", "answer_em": "answer EM"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """Rows of results.json of one task at rising context lengths."""
+    """Rows of results.json for one task, in order of context length."""
 
     name: str
     task: str
@@ -32,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class PaperLine:
-    """Figures of the paper by context length; ``column`` of results.json is what they stand beside."""
+    """Figures of the paper by context length. ``column``: the column of results.json that they are compared with."""
 
     name: str
     task: str
@@ -41,7 +42,7 @@ class PaperLine:
 
 
 def draw(path: Path, title: str, lines: Sequence[Line], paper: Sequence[PaperLine]) -> None:
-    """A panel for each task: Fact EM with its interval and, where it was measured, another of answer EM, as a PNG."""
+    """Draws, as a PNG, a panel of Fact EM with its interval for each task and, if it was measured, a panel of answer EM."""
     tasks = sorted({line.task for line in lines})
     answered = [task for task in tasks if any(row["answer_em"] is not None for line in lines if line.task == task for row in line.rows)]
     panels = [("fact_em", task) for task in tasks] + [("answer_em", task) for task in answered]
@@ -58,7 +59,7 @@ def draw(path: Path, title: str, lines: Sequence[Line], paper: Sequence[PaperLin
 
 
 def draw_context(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """context.png of a run with the paper's figures, which the library does not know. Without a context length nothing is drawn."""
+    """Draws context.png of a run with the paper's figures, which the library does not have. Draws nothing without context lengths."""
     lengths = [row for row in rows if row["context_tokens"] is not None]
     tested = {row["benchmark"] for row in lengths}
     if lengths:
@@ -66,7 +67,7 @@ def draw_context(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _looks(lines: Sequence[Line]) -> dict[str, int]:
-    """A number for the look of each run, the same in every panel; runs that share a panel differ."""
+    """A number for the look of each run: the same in every panel, and different for runs that share a panel."""
     looks: dict[str, int] = {}
     for line in lines:
         tasks = {other.task for other in lines if other.name == line.name}
@@ -81,7 +82,7 @@ def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperL
     for place, (name, rows) in enumerate(shown):
         aside, number = APART ** (place - (len(shown) - 1) / 2), looks[name]
         at, values = [row["context_tokens"] * aside for row in rows], [row[column] for row in rows]
-        # The interval of results.json is of Fact EM.
+        # The interval in results.json is that of Fact EM.
         ends = [interval(row) for row in rows]
         bars = [[row["fact_em"] - end[0] for row, end in zip(rows, ends, strict=True)]]
         bars += [[end[1] - row["fact_em"] for row, end in zip(rows, ends, strict=True)]]
@@ -101,7 +102,7 @@ def _panel(axis: Any, column: str, lines: Sequence[Line], paper: Sequence[PaperL
         lowest = min(lowest, *line.values.values())
     ticks = sorted({row["context_tokens"] for _, rows in shown for row in rows} | {tokens for line in paper for tokens in line.values})
     plots.context_axis(axis, ticks)
-    # Most of what is compared lies near 1; a panel begins a little below its own lowest score, and says so.
+    # Most scores are close to 1, so the axis begins a little below the lowest score, and its label says so.
     start = max(0.0, math.floor(10 * lowest) / 10 - 0.1)
     axis.set(ylim=(start - 0.02, 1.02), ylabel=LABELS[column] + (f" (axis from {start:.1f})" if start else ""))
     axis.grid(alpha=0.3)

@@ -1,12 +1,13 @@
-"""Measures what building an index and searching it cost on this CPU, beside the alternatives, on the same data.
+"""Measures the time and memory of building and searching an index on this CPU, compared with alternatives on the same data.
 
-python -m experiments.speed --run-dir runs/speed --data-dir DIR
-python -m experiments.speed --run-dir runs/speed-small --build-chunks 1k 4k --tokens 1k 10k 100k
+    python -m experiments.speed --run-dir runs/speed --data-dir DIR
+    python -m experiments.speed --run-dir runs/speed-small --build-chunks 1k 4k --tokens 1k 10k 100k
 
-Index builds at several sizes; sentence-transformers with the same weights on the same texts; a search step beside re-rotating every
-embedding in NumPy and in PyTorch and beside the plain dot product; other positions, storage and batches; whole questions; peak memory.
-Alternatives are measured in turn (A B A B ...); figures are medians, ratios are of medians. Nothing else may run on the machine meanwhile.
-The folder gets speed.json, speed.md and speed.png. With the default sizes: about 15 minutes on two cores, 2 GB of disk while it runs.
+It measures: index builds of several sizes; sentence-transformers with the same weights on the same texts; a search step, compared with
+rotating every embedding again in NumPy and in PyTorch and with the plain dot product; other positions, storage types and batch sizes; whole
+questions; peak memory. Alternatives are measured in turn (A B A B ...); figures are medians, and ratios are ratios of medians. Nothing else
+should run on the machine meanwhile. The results are speed.json, speed.md and speed.png in RUN_DIR. The default sizes take about 15 minutes
+on two cores, and 2 GB of disk while the command runs.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ VOCABULARY_SENTENCES = 20_000
 @dataclass(frozen=True)
 class Command:
     run_dir: Path
-    """Folder for speed.json, speed.md and speed.png; holds the indexes in .scratch while it runs."""
+    """Folder for speed.json, speed.md and speed.png. Its subfolder .scratch holds the indexes while the command runs."""
     data_dir: str | None = None
-    """Folder with books/train/*.txt and books/test/*.txt; none: the text of Python's documentation, repeated where it runs out."""
+    """Folder with books/train/*.txt and books/test/*.txt; none: the text of Python's documentation, repeated as often as needed."""
     retriever: Path | None = None
-    """Run directory or export of the retriever; none: an untrained BERT of one layer, 384 wide, 6 heads, an MLP of 768."""
+    """Run directory or export of the retriever; none: an untrained BERT with one layer of width 384, 6 heads and an MLP of width 768."""
     build_chunks: tuple[str, ...] = ("10k", "100k", "400k")
-    """Sizes of the indexes to build; the largest is the one searched."""
+    """Sizes of the indexes to build; the largest one is searched."""
     tokens: tuple[str, ...] = ("1k", "10k", "100k", "1m", "10m")
-    """Context lengths to search: each the beginning of the largest index."""
+    """Context lengths to search. Each is the beginning of the largest index."""
     compare_chunks: int = 4096
-    """Texts that this library and sentence-transformers embed."""
+    """Number of texts that this library and sentence-transformers embed."""
     minilm_chunks: int = 1024
-    """The same with the weights of all-MiniLM-L6-v2."""
+    """The same, with the weights of all-MiniLM-L6-v2."""
     matmul: int = 2048
-    """Rows of the square matrices whose product is the machine's peak."""
+    """Rows of the square matrices whose product measures the machine's peak speed."""
     repeats: int = 5
-    """Samples of each figure; of calls that take seconds fewer, at least 3; of index builds as many as make 100k chunks, at least 1."""
+    """Samples per figure. Calls that take seconds get fewer, at least 3; index builds as many as make 100k chunks, at least 1."""
 
     def sizes(self) -> list[int]:
         """Chunks of the builds, smallest first. Raises ValueError on bad fields."""
@@ -59,7 +60,7 @@ class Command:
         try:
             sizes = sorted({parse_tokens(text) for text in self.build_chunks})
         except ValueError:
-            raise ValueError(f"build_chunks = {' '.join(self.build_chunks)}: write positive numbers such as 400, 10k or 1m") from None
+            raise ValueError(f"build_chunks = {' '.join(self.build_chunks)}: must be positive numbers such as 400, 10k or 1m") from None
         for text in self.tokens:
             if not 10 <= (chunks := context_chunks(parse_tokens(text))) <= sizes[-1]:
                 raise ValueError(f"tokens {text} = {chunks} chunks: must be in 10..{sizes[-1]}, the largest of build_chunks")
@@ -83,7 +84,7 @@ def run(command: Command) -> None:
     from qrag_jax.rundir.log import say
 
     if jax.default_backend() != "cpu":
-        raise ValueError(f"JAX runs on {jax.default_backend()!r}: this measures a CPU against a CPU; set JAX_PLATFORMS=cpu")
+        raise ValueError(f"JAX runs on {jax.default_backend()!r}: this command measures CPUs only; set JAX_PLATFORMS=cpu")
     scratch = command.run_dir / ".scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -98,7 +99,7 @@ def run(command: Command) -> None:
 
 
 def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, Any]:
-    """The content of speed.json. What could not be measured is null, with a reason beside it."""
+    """The content of speed.json. A figure that could not be measured is null, with a reason."""
     from experiments.speed import encoders, memory
     from experiments.speed import measures as m
     from qrag_jax.data.text.haystack import load_haystack
@@ -116,7 +117,7 @@ def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, 
     peak = max(machine["matmul"][name]["gflops"] for name in ("jax", "numpy"))
     say(f"building indexes of {', '.join(map(str, sizes))} chunks")
     rows, index = encoders.build(export, texts, sizes, command.repeats, scratch, peak)
-    say("beside sentence-transformers")
+    say("comparing with sentence-transformers")
     few, fewer = texts[: command.compare_chunks], texts[: command.minilm_chunks]
     compare = [
         encoders.compare_encoders("this retriever", export, few, command.repeats, scratch / "torch"),
@@ -160,7 +161,7 @@ def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, 
 
 
 def _ratios(report: dict[str, Any]) -> dict[str, float | None]:
-    """The figures that say most: searches at the longest length, builds of the largest index."""
+    """The most telling figures: searches at the longest length, builds of the largest index."""
     search, build, (ours, minilm) = report["search"][-1], report["build"][-1], report["compare"]
     return {
         "step_over_plain_dot": search["step_over_plain_dot"],
@@ -176,8 +177,8 @@ def _ratios(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _texts(data_dir: str | None, count: int) -> tuple[list[str], dict[str, Any]]:
-    """``count`` sentences; where the haystack runs out it begins again, each sentence behind the number of the pass: an index embeds equal
-    texts only once."""
+    """``count`` sentences. The haystack is repeated as needed; repeated sentences begin with the number of the pass, since an index embeds
+    equal texts only once."""
     from qrag_jax.data.text.haystack import load_haystack
 
     found = load_haystack(data_dir, "train", count)
@@ -188,7 +189,7 @@ def _texts(data_dir: str | None, count: int) -> tuple[list[str], dict[str, Any]]
 
 
 def _retriever(command: Command, texts: Sequence[str], folder: Path) -> Path:
-    """The export to measure: a given one, or one made here."""
+    """The export to measure: the given one, or an untrained one."""
     from qrag_jax.export.folder import Export, find_export, write_export
 
     if command.retriever is not None:

@@ -1,4 +1,4 @@
-"""Index builds at several sizes, and embedding beside sentence-transformers."""
+"""Measures index builds at several sizes, and embedding compared with sentence-transformers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from qrag_jax.retrieve.embed import WIDTHS
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 
-BUILT_AGAIN = 100_000  # a size is built as often as fits in so many chunks, at least once
+BUILT_AGAIN = 100_000  # chunks: each size is built as often as fits into this number, at least once
 FLOPS = "layers * (2 L (4 D^2 + 2 D M) + 4 L^2 D), L the real tokens of each distinct text, D the width, M the width of the MLP"
 
 
 def build(
     export: Path, texts: Sequence[str], sizes: Sequence[int], repeats: int, scratch: Path, peak: float
 ) -> tuple[list[dict[str, Any]], Index]:
-    """Times of ``Index.build`` at each of ``sizes``, in turn, and the largest index. ``peak``: GFLOP/s of the machine.
+    """Measures ``Index.build`` for each of ``sizes`` in turn; returns the times and the largest index. ``peak``: GFLOP/s of the machine.
 
-    The share of the peak counts the operations of :data:`FLOPS` (padding is no work); null for a backbone that is not BERT's. Each build
-    has a tokenizer that has seen no text. The programs are compiled before.
+    The share of the peak counts the operations of :data:`FLOPS`, without padding; it is null for backbones other than BERT. Each build
+    starts with a tokenizer that has cached no text. The programs are compiled beforehand.
     """
     retriever = Retriever.from_pretrained(export)
     extra, longest = len(retriever.tokenizer.prefix) + len(retriever.tokenizer.suffix), retriever.config.data.chunk_tokens
@@ -75,7 +75,7 @@ def build(
 
 
 def flops_of(config: Any, tokens: np.ndarray) -> float | None:
-    """Floating-point operations of the encoder over rows of ``tokens`` tokens, by :data:`FLOPS`; None where that is not its network."""
+    """Floating-point operations of the encoder over rows of ``tokens`` tokens, by :data:`FLOPS`; None for other networks."""
     if not isinstance(config, BertConfig):
         return None
     length, width = tokens.astype(float), config.hidden_size
@@ -84,9 +84,9 @@ def flops_of(config: Any, tokens: np.ndarray) -> float | None:
 
 
 def compare_encoders(name: str, export: Path, texts: Sequence[str], repeats: int, folder: Path) -> dict[str, Any]:
-    """``embed_chunks`` beside sentence-transformers with the same weights, texts and cores, both in float32 and with no text seen before.
+    """Compares ``embed_chunks`` with sentence-transformers: the same weights, texts and cores, both in float32, with no cached texts.
 
-    ``theirs_over_ours``: their time at the better of two batch sizes over ours.
+    ``theirs_over_ours``: their time, at the better of two batch sizes, divided by ours.
     """
     if reason := missing_torch():
         return _not_compared(name, len(texts), reason)
@@ -127,7 +127,7 @@ def _not_compared(name: str, texts: int, reason: str) -> dict[str, Any]:
 
 
 def compare_minilm(data: DataConfig, texts: Sequence[str], repeats: int, scratch: Path) -> dict[str, Any]:
-    """:func:`compare_encoders` with real weights, where they can be found."""
+    """:func:`compare_encoders` with real weights, if they can be found."""
     name = "all-MiniLM-L6-v2"
     if reason := missing_torch():
         return _not_compared(name, len(texts), reason)

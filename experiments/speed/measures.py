@@ -1,4 +1,4 @@
-"""What ``experiments.speed`` measures with: a clock for alternatives in turn, the machine, a search step beside its naive forms."""
+"""The measurements of ``experiments.speed``: times of alternatives in turn, the machine's peak, a search step and its naive versions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from qrag_jax.retrieve.scan import HostScorer, look, rotations, scan
 from qrag_jax.retrieve.storage import Dtype, Shard, StoredRows, pack
 from qrag_jax.retrieve.types import Look, Rows
 
-PAUSE = 0.05  # seconds before a sample, in which the threads of the call before fall asleep
-SAMPLE = 0.02  # seconds: of shorter calls, as many as fill it are one sample
-PATIENCE, ENOUGH = 20.0, 3  # seconds that a call may take in all, once it has so many samples
+PAUSE = 0.05  # seconds before each sample, so that the threads of the previous call fall asleep
+SAMPLE = 0.02  # seconds: shorter calls are repeated until they fill this time, and make one sample together
+PATIENCE, ENOUGH = 20.0, 3  # a call with ENOUGH samples gets no more after PATIENCE seconds in all
 BUDGET, TOP = 4, 10
 DOT_ROWS, DOT_WIDTH = 2**18, 256  # 256 MiB of float32: more than any cache
 INTEGER = QHeadConfig()
@@ -50,9 +50,9 @@ def times(seconds: Sequence[float]) -> dict[str, Any]:
 def alternate(
     calls: Mapping[str, Callable[[], object]], repeats: int, prepare: Callable[[], object] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of each call, measured in turn (A B A B ...) after a round that does not count.
+    """Seconds of each call, measured in turn (A B A B ...) after a first round that does not count.
 
-    ``prepare`` runs before each sample, outside its time; a sample is then one call.
+    ``prepare`` runs before each sample and is not timed; each sample is then a single call.
     """
 
     def sample(name: str, loops: int) -> float:
@@ -79,7 +79,7 @@ def alternate(
 
 
 def ratio(slow: Mapping[str, Any] | None, fast: Mapping[str, Any] | None) -> float | None:
-    """Of the medians; None where one was not measured."""
+    """Ratio of the medians; None if one was not measured."""
     return None if slow is None or fast is None else slow["median_s"] / fast["median_s"]
 
 
@@ -87,19 +87,19 @@ def ratio(slow: Mapping[str, Any] | None, fast: Mapping[str, Any] | None) -> flo
 
 
 def cores() -> int:
-    """Those this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def missing_torch() -> str | None:
-    """Why nothing can be measured against PyTorch and sentence-transformers, if so."""
+    """Why PyTorch and sentence-transformers cannot be compared with; None if they can."""
     absent = [name for name in ("torch", "sentence_transformers") if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(absent)} (pip install qrag-jax[torch])" if absent else None
 
 
 def machine(size: int, repeats: int) -> dict[str, Any]:
-    """What it is, and what it can do: GFLOP/s of a float32 matrix product of ``size`` (2 size^3 operations) in JAX and in NumPy, and GB/s
-    (10^9 bytes) at which ``np.dot`` of a matrix in memory with a vector reads."""
+    """Describes the machine and its peak speed: GFLOP/s of a float32 matrix product of ``size`` (2 size^3 operations) in JAX and in NumPy,
+    and the GB/s (10^9 bytes) that ``np.dot`` reads when it multiplies a matrix in memory with a vector."""
     draw = np.random.default_rng(0)
     a, b = (draw.standard_normal((size, size), np.float32) for _ in range(2))
     matrix, vector = np.ones((DOT_ROWS, DOT_WIDTH), np.float32), np.ones(DOT_WIDTH, np.float32)
@@ -127,7 +127,7 @@ def machine(size: int, repeats: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FirstRows:
-    """The first ``count`` rows of others: a :class:`~qrag_jax.retrieve.types.Rows`."""
+    """The first ``count`` rows of ``whole``: a :class:`~qrag_jax.retrieve.types.Rows`."""
 
     whole: Rows
     count: int
@@ -148,7 +148,7 @@ class FirstRows:
 
 @dataclass(frozen=True)
 class FirstChunks:
-    """The first ``count`` chunks of an index, to be searched: a :class:`~qrag_jax.retrieve.types.Document`."""
+    """The first ``count`` chunks of an index as a document: a :class:`~qrag_jax.retrieve.types.Document`."""
 
     index: Index
     count: int
@@ -167,11 +167,11 @@ class FirstChunks:
         self.index.check(retriever)
 
 
-# A step, and what it replaces ---------------------------------------------------------------------------------------------------
+# A step and its alternatives ----------------------------------------------------------------------------------------------------
 
 
 def positions(picked: Sequence[int], length: int) -> Int[np.ndarray, " N"]:
-    """Relative integer positions (eq. 6) of every chunk, from the definition."""
+    """Relative integer positions (eq. 6) of every chunk, by the definition."""
     cuts = np.sort(np.asarray(picked, np.int64))
     index = np.arange(length)
     interval = np.searchsorted(cuts, index, side="right")
@@ -180,12 +180,12 @@ def positions(picked: Sequence[int], length: int) -> Int[np.ndarray, " N"]:
 
 
 def table(at: Int[np.ndarray, " N"], width: int) -> np.ndarray:
-    """exp(i p w) of every position up to the largest: the naive ways look their rotations up."""
+    """exp(i p w) for every position p up to the largest: a table of rotations for the naive versions."""
     return rotations(np.arange(at.max() + 1.0), width, INTEGER).conj()
 
 
 def textbook_step(vectors: Float[np.ndarray, "N D"], state: Float[np.ndarray, " D"], picked: Sequence[int]) -> Float[np.ndarray, " N"]:
-    """Q as eq. 5 and 6 are written: an angle for every chunk and pair, every embedding rotated, then the inner product; whole arrays."""
+    """Q computed literally by eq. 5 and 6, on whole arrays: an angle for every chunk and pair, every embedding rotated, inner products."""
     width = vectors.shape[1] // INTEGER.halves
     frequency = (INTEGER.theta ** (-np.arange(0, width, 2) / width)).astype(np.float32)
     angle = positions(picked, len(vectors))[:, None].astype(np.float32) * np.tile(frequency, INTEGER.halves)
@@ -198,7 +198,7 @@ def textbook_step(vectors: Float[np.ndarray, "N D"], state: Float[np.ndarray, " 
 
 
 def numpy_step(rows: Rows, state: Float[np.ndarray, " D"], picked: Sequence[int]) -> Float[np.ndarray, " N"]:
-    """:func:`textbook_step` with rotations from a table and in complex numbers, block by block: the best that NumPy makes of it."""
+    """:func:`textbook_step` with rotations from a table, in complex numbers, block by block: the fastest version in NumPy."""
     at, q = positions(picked, len(rows)), np.empty(len(rows), np.float32)
     turns = table(at, rows.width)
     for start, end in rows.parts():
@@ -208,12 +208,12 @@ def numpy_step(rows: Rows, state: Float[np.ndarray, " D"], picked: Sequence[int]
 
 
 def torch_step(rows: Rows) -> Callable[[Float[np.ndarray, " D"], Sequence[int]], Float[np.ndarray, " N"]]:
-    """:func:`numpy_step` in PyTorch, on the same memory and in the same blocks."""
+    """:func:`numpy_step` in PyTorch, with the same memory and the same blocks."""
     import torch
 
     torch.set_num_threads(cores())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # tensors of read-only memory; nothing writes to them
+        warnings.simplefilter("ignore", UserWarning)  # about tensors of read-only memory; nothing writes to them
         blocks = [torch.view_as_complex(torch.from_numpy(rows.block(*part)).reshape(part[1] - part[0], -1, 2)) for part in rows.parts()]
 
     def step(state: Float[np.ndarray, " D"], picked: Sequence[int]) -> Float[np.ndarray, " N"]:
@@ -230,7 +230,7 @@ def torch_step(rows: Rows) -> Callable[[Float[np.ndarray, " D"], Sequence[int]],
 
 
 def plain_dot(rows: Rows, state: Float[np.ndarray, " D"]) -> Float[np.ndarray, " N"]:
-    """<s, e> without rotation: the floor of every exhaustive search."""
+    """<s, e> without rotation: the lower limit of every exhaustive search."""
     q = np.empty(len(rows), np.float32)
     for start, end in rows.parts():
         np.dot(rows.block(start, end), state, out=q[start:end])
@@ -238,7 +238,7 @@ def plain_dot(rows: Rows, state: Float[np.ndarray, " D"]) -> Float[np.ndarray, "
 
 
 def spread(count: int) -> tuple[int, ...]:
-    """The three picks that are made before the step that is measured."""
+    """The three picks before the measured step."""
     return count // 5, count // 2, 4 * count // 5
 
 
@@ -249,7 +249,7 @@ def state_of(retriever: Retriever, document: FirstChunks, question: str) -> Floa
 
 
 def steps(retriever: Retriever, document: FirstChunks, question: str, repeats: int) -> dict[str, Any]:
-    """One look with three picks made, beside re-rotation in NumPy and in PyTorch and the plain dot product, over the same mapped memory."""
+    """One step after three picks, re-rotation in NumPy and in PyTorch, and the plain dot product, all over the same mapped memory."""
     rows, picked, state = document.rows, spread(len(document)), state_of(retriever, document, question)
     scorer, reason = HostScorer(rows, INTEGER), missing_torch()
     vectors = np.array(rows.block(0, len(rows)))
@@ -263,7 +263,7 @@ def steps(retriever: Retriever, document: FirstChunks, question: str, repeats: i
     q = scan(rows, state[None], [picked], INTEGER)[0]
     worst = max(float(np.abs(other() - q).max()) for other in naive.values())
     if worst > 1e-3 * max(1.0, float(np.abs(q).max())):
-        raise ValueError(f"{len(rows)} chunks: the ways to compute Q differ by {worst}; their times cannot be compared")
+        raise ValueError(f"{len(rows)} chunks: the versions of Q differ by {worst}, so their times cannot be compared")
     calls: dict[str, Callable[[], object]] = {"step": lambda: scorer(state[None], [picked], 1), "plain_dot": lambda: plain_dot(rows, state)}
     calls |= {name: partial(_best, other, picked) for name, other in naive.items()}
     found = alternate(calls, repeats)
@@ -285,7 +285,7 @@ def _best(q: Callable[[], np.ndarray], picked: Sequence[int]) -> Look:
 
 
 def other_positions(retriever: Retriever, document: FirstChunks, question: str, repeats: int) -> list[dict[str, Any]]:
-    """One look under each kind of position."""
+    """One step with each kind of position."""
     picked, state = spread(len(document)), state_of(retriever, document, question)[None]
     scorers = {name: HostScorer(document.rows, config) for name, config in POSITIONS.items()}
     found = alternate({name: partial(scorer, state, [picked], 1) for name, scorer in scorers.items()}, repeats)
@@ -293,7 +293,7 @@ def other_positions(retriever: Retriever, document: FirstChunks, question: str, 
 
 
 def batches(retriever: Retriever, document: FirstChunks, questions: Sequence[str], repeats: int) -> list[dict[str, Any]]:
-    """One look for 1, 8 and 32 questions in one pass, each with three picks of its own."""
+    """One step for 1, 8 and 32 questions in one pass; each question has its own three picks."""
     draw, scorer = np.random.default_rng(0), HostScorer(document.rows, INTEGER)
     picked = [tuple(draw.choice(len(document), 3, replace=False).tolist()) for _ in range(32)]
     states = retriever.embed_states(questions, [[document.chunk(i).text for i in picks] for picks in picked], BUDGET)
@@ -303,7 +303,7 @@ def batches(retriever: Retriever, document: FirstChunks, questions: Sequence[str
 
 
 def storage(retriever: Retriever, document: FirstChunks, questions: Sequence[str], repeats: int, folder: Path) -> list[dict[str, Any]]:
-    """A step over float32, bfloat16 and int8; top 10 and Q of 32 questions beside those of float32."""
+    """A step over float32, bfloat16 and int8; the top 10 chunks and Q of 32 questions, compared with float32."""
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16", "int8")
     picked, state = spread(len(document)), state_of(retriever, document, questions[0])[None]
     stored = {dtype: FirstRows(_converted(document.index, dtype, folder / dtype), len(document)) for dtype in dtypes}
@@ -327,7 +327,7 @@ def storage(retriever: Retriever, document: FirstChunks, questions: Sequence[str
 
 
 def _converted(index: Index, dtype: Dtype, folder: Path) -> StoredRows:
-    """The rows of a float32 index as a build with ``dtype`` stores them; texts are left out."""
+    """The rows of a float32 index, stored as a build with ``dtype`` stores them, without texts."""
     if dtype == "float32":
         return index.rows
     folder.mkdir()
@@ -339,7 +339,7 @@ def _converted(index: Index, dtype: Dtype, folder: Path) -> StoredRows:
 
 
 def whole_searches(retriever: Retriever, document: FirstChunks, question: str, repeats: int) -> dict[str, Any]:
-    """A question from its text to four picks, greedy and with a beam of 4."""
+    """A question, from its text to four picks: greedy, and with a beam of 4."""
     search = lambda beam: lambda: retriever.search(question, document, BUDGET, beam=beam)
     found = alternate({"greedy": search(1), "beam": search(4)}, repeats)
     return {"chunks": len(document), **found, "beam_over_greedy": ratio(found["beam"], found["greedy"])}

@@ -1,4 +1,4 @@
-"""speed.png: what a search step, a question and an index build take."""
+"""Draws speed.png: the times of a search step, of a question and of an index build."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ SEARCHES = {
     "step": "this library",
     "plain_dot": "plain dot product",
     "numpy": "re-rotation, NumPy, with tables, in blocks",
-    "pytorch": "re-rotation, PyTorch, likewise",
+    "pytorch": "re-rotation, PyTorch, with tables, in blocks",
     "textbook": "re-rotation, NumPy, as written",
 }
-TICKS = (1, 2, 5)  # of a decade, on a time axis too short for whole decades
+TICKS = (1, 2, 5)  # within a decade, for a time axis too short for whole decades
 
 
 def speed(report: dict[str, Any], path: Path) -> None:
-    """The times of a search step and its alternatives, of whole questions and of index builds, on log axes, from speed.json."""
+    """Draws, on log axes, the times of a search step and its alternatives, of whole questions and of index builds, from speed.json."""
     figure, axes = subplots(3)
     step, question, build = axes[0]
     _lines(step, "tokens", SEARCHES, report["search"])
-    step.set(ylabel="time of a search step (s)", title="one step, three picks made")
+    step.set(ylabel="time of a search step (s)", title="one step, after three picks")
     _lines(question, "tokens", {"greedy": "greedy", "beam": "beam of 4"}, report["questions"])
     question.set(ylabel="time of a question (s)", title="question to four picks")
     for axis, rows in ((step, report["search"]), (question, report["questions"])):

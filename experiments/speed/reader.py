@@ -1,12 +1,12 @@
-"""Measures how fast the frozen reader writes on this CPU, beside transformers with the same weights.
+"""Measures how fast the frozen reader generates text on this CPU, compared with transformers with the same weights.
 
-python -m experiments.speed.reader MODEL.gguf --run-dir runs/speed-reader
-python -m experiments.speed.reader FOLDER --run-dir runs/speed-reader --batch 1 --prompt-tokens 512
+    python -m experiments.speed.reader MODEL.gguf --run-dir runs/speed-reader
+    python -m experiments.speed.reader FOLDER --run-dir runs/speed-reader --batch 1 --prompt-tokens 512
 
-Both decode greedily in float32, a batch of random prompts of one length, to exactly as many new tokens. They are measured in turn
-(A B A B ...), after a round that does not count; tokens a second are of each side's best sample, as whatever else runs on the machine only
-slows down. The tokens of the first step are not counted in the rate of decoding, nor is its time: that is the prompt's.
-The folder gets speed_reader.json.
+Both decode greedily in float32, for the same batch of random prompts of equal length and as many new tokens. They are measured in turn
+(A B A B ...), after a first round that does not count. Tokens per second come from the best sample of each side, since other load on
+the machine can only slow a sample down. The decoding rate leaves out the first step, its tokens and its time, since that is the prompt's.
+The result is speed_reader.json in RUN_DIR.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Command:
     run_dir: Path
     """Folder for speed_reader.json."""
     batch: int = 8
-    """Prompts answered together."""
+    """Prompts in a batch."""
     prompt_tokens: int = 128
     """Tokens of each prompt."""
     new_tokens: int = 64
-    """Tokens written after each."""
+    """New tokens after each prompt."""
     repeats: int = 5
-    """Samples of each figure; of calls that take seconds fewer, at least 3."""
+    """Samples per figure. Calls that take seconds get fewer, at least 3."""
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("prompt_tokens", 1), ("new_tokens", 2), ("repeats", 1)):
@@ -59,14 +59,14 @@ def run(command: Command) -> None:
     if reason := m.missing_torch():
         raise ValueError(reason)
     if jax.default_backend() != "cpu":
-        raise ValueError(f"JAX runs on {jax.default_backend()!r}: this measures a CPU against a CPU; set JAX_PLATFORMS=cpu")
+        raise ValueError(f"JAX runs on {jax.default_backend()!r}: this command measures CPUs only; set JAX_PLATFORMS=cpu")
     path = find_reader(command.model)
     machine = m.machine(1024, command.repeats)
     ours, vocabulary = _ours(path)
     theirs = _theirs(path)
     rows = np.random.default_rng(0).integers(0, vocabulary, (command.batch, command.prompt_tokens), np.int32)
     written = [write(rows, command.new_tokens) for write in (ours, theirs)]
-    say(f"{path}: {command.batch} prompts of {command.prompt_tokens} tokens, {command.new_tokens} new ones")
+    say(f"{path}: {command.batch} prompts of {command.prompt_tokens} tokens, {command.new_tokens} new tokens each")
     found = m.alternate(
         {
             "ours": lambda: ours(rows, command.new_tokens),
@@ -96,11 +96,11 @@ def run(command: Command) -> None:
     write_json(command.run_dir / "speed_reader.json", report)
     for name, figures, times in (("decoding", rate, report["ratio"]), ("prompt and decoding", whole, report["ratio_with_prompt"])):
         say(f"{name}: {figures['ours']:.1f} tokens/s, transformers {figures['theirs']:.1f}, ratio {times:.2f}")
-    say(f"the same token in {report['same_tokens']:.1%} of places; speed_reader.json is in {command.run_dir}")
+    say(f"both chose the same token in {report['same_tokens']:.1%} of places; speed_reader.json is in {command.run_dir}")
 
 
 def _ours(path: Path) -> tuple[Callable[[Any, int], Any], int]:
-    """(prompts, new tokens) -> the tokens written, and the size of the vocabulary."""
+    """A function (prompts, new tokens) -> the generated tokens, and the size of the vocabulary."""
     import jax
     import numpy as np
 
@@ -118,7 +118,7 @@ def _ours(path: Path) -> tuple[Callable[[Any, int], Any], int]:
 
 
 def _theirs(path: Path) -> Callable[[Any, int], Any]:
-    """The same with transformers' network, under the very tensors that ours is given."""
+    """The same function with transformers' network and exactly the same tensors."""
     import numpy as np
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -131,7 +131,7 @@ def _theirs(path: Path) -> Callable[[Any, int], Any]:
     state = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in open_decoder(path).tensors.items()}
     lost = model.load_state_dict(state, strict=False)
     if lost.unexpected_keys or set(lost.missing_keys) - {"lm_head.weight"}:
-        raise ValueError(f"{path}: transformers' network wants other tensors: {lost}")
+        raise ValueError(f"{path}: transformers' network needs other tensors: {lost}")
     model.tie_weights()
 
     def write(rows: Any, count: int) -> Any:

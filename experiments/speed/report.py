@@ -1,4 +1,4 @@
-"""speed.md: what speed.json says, as tables."""
+"""Writes speed.md: the content of speed.json as tables."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from qrag_jax.config.lengths import format_tokens
 
 RATIOS = {
-    "step_over_plain_dot": ("search step / plain dot product", "1 = the floor of every exhaustive search"),
+    "step_over_plain_dot": ("search step / plain dot product", "1 = the lower limit of every exhaustive search"),
     "textbook_over_step": ("re-rotation in NumPy as the equations are written / search step", "how many times as fast a step is"),
-    "numpy_over_step": ("re-rotation in NumPy, tabled and blocked / search step", "how many times as fast a step is"),
+    "numpy_over_step": ("re-rotation in NumPy, with tables, in blocks / search step", "how many times as fast a step is"),
     "pytorch_over_step": ("PyTorch re-rotation / search step", "how many times as fast a step is"),
     "sentence_transformers_over_build": ("sentence-transformers / this library, same weights", "how many times as fast embedding is"),
     "sentence_transformers_over_build_minilm": ("sentence-transformers / this library, MiniLM", "how many times as fast embedding is"),
-    "build_linearity": ("time a chunk, largest index / smallest", "1 = linear"),
-    "build_share_of_peak": ("index build / matrix-product peak", "share of the machine's GFLOP/s; padding is no work"),
+    "build_linearity": ("time per chunk, largest index / smallest", "1 = linear"),
+    "build_share_of_peak": ("index build / matrix-product peak", "share of the machine's GFLOP/s; padding is not counted"),
     "memory_over_index": ("memory of a search / index on disk", "resident, mapped pages included"),
 }
 BUILD = ("median_s", "chunks_per_s", "over_smallest", "tokens_per_chunk", "gflops", "share_of_peak")
@@ -25,7 +25,7 @@ STEP_RATIOS = ("step_over_plain_dot", "textbook_over_step", "numpy_over_step", "
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The whole of speed.md. What is null says "not measured"; the reasons are listed at the end."""
+    """The text of speed.md. Null figures are shown as "not measured"; the reasons are listed at the end."""
     longest = report["search"][-1]
     lines = [
         "# Speed",
@@ -59,15 +59,15 @@ def _setting(report: Mapping[str, Any]) -> str:
 
 
 def _encoders(report: Mapping[str, Any]) -> list[str]:
-    """Building an index, and sentence-transformers on the same texts."""
+    """Tables of index builds, and of sentence-transformers on the same texts."""
     return [
         "## Building an index",
         _table(
-            ("chunks", "builds", "s", "chunks/s", "time a chunk / smallest", "tokens a chunk", "GFLOP/s", "share of peak"),
+            ("chunks", "builds", "s", "chunks/s", "time per chunk / smallest", "tokens per chunk", "GFLOP/s", "share of peak"),
             ((r["chunks"], r["samples"], *(_n(r[name]) for name in BUILD)) for r in report["build"]),
         ),
-        f"Operations of a chunk: {report['build_flops']}.",
-        "## Beside sentence-transformers",
+        f"Operations per chunk: {report['build_flops']}.",
+        "## Compared with sentence-transformers",
         _table(
             ("model", "texts", "here, s", "theirs at 32, s", "theirs at 256, s", "theirs / here", "largest difference"),
             (
@@ -79,9 +79,9 @@ def _encoders(report: Mapping[str, Any]) -> list[str]:
 
 
 def _searches(report: Mapping[str, Any]) -> list[str]:
-    """A step at every length; positions, batches and storage at the longest; whole questions."""
+    """Tables of a step at every length; of positions, batches and storage at the longest length; of whole questions."""
     return [
-        "## A search step, three picks made (ms)",
+        "## A search step after three picks (ms)",
         _table(
             (
                 *("tokens", "chunks", "step", "plain dot", "NumPy as written", "NumPy", "PyTorch"),
@@ -92,10 +92,10 @@ def _searches(report: Mapping[str, Any]) -> list[str]:
                 for r in report["search"]
             ),
         ),
-        "## At the longest length (ms a step)",
+        "## At the longest length (ms per step)",
         _table(("positions", "step", "/ integer"), ((r["positions"], _ms(r), _n(r["over_integer"])) for r in report["positions"])),
         _table(
-            ("questions in a pass", "pass", "a question", "alone / together"),
+            ("questions per pass", "pass", "per question", "alone / together"),
             ((r["questions"], _ms(r), _n(1e3 * r["s_per_question"]), _n(r["alone_over_together"])) for r in report["batches"]),
         ),
         _table(
@@ -120,12 +120,14 @@ def _memory(memory: Mapping[str, Any]) -> list[str]:
     sizes = (_mb(memory.get(f"{name}_bytes")) for name in ("index", "before", "peak", "search", "anonymous"))
     return [
         "## Memory of a search in a fresh process (MB)",
-        _table(("index on disk", "before", "peak", "of the search", "beside files", "search / index"), [(*sizes, _n(memory["ratio"]))]),
+        _table(
+            ("index on disk", "before", "peak", "of the search", "without mapped files", "search / index"), [(*sizes, _n(memory["ratio"]))]
+        ),
     ]
 
 
 def _reasons(report: Mapping[str, Any]) -> list[str]:
-    """What was not measured, and why."""
+    """The figures that were not measured, with the reasons."""
     reasons = [f"{r['chunks']} chunks, {r['reason']}" for r in report["build"] if r["reason"]]
     reasons += [f"{r['model']}: {r['reason']}" for r in report["compare"] if r["reason"]]
     if reason := report["search"][-1]["pytorch_reason"]:

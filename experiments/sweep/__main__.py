@@ -1,12 +1,12 @@
-"""Searches for settings: trains a benchmark many times, compares by validation, and leaves the best as a preset.
+"""Searches for good settings: trains a benchmark many times, compares the trials on validation questions, and saves the best as a preset.
 
-    python -m experiments.sweep experiments/sweep/qa1.yaml                  # starts, or goes on; on more machines: joins in
+    python -m experiments.sweep experiments/sweep/qa1.yaml                   # starts or resumes; on another machine, joins the sweep
     python -m experiments.sweep experiments/sweep/qa1.yaml --retry-failed
-    python -m experiments.sweep report runs/sweep-qa1                        # writes the report again, also while trials run
+    python -m experiments.sweep report runs/sweep-qa1                        # rewrites the report, also while trials run
     python -m experiments.babilong --preset runs/sweep-qa1/best.json         # trains with the best settings
 
-The keys of a specification, and how trials are chosen, shared and stopped, are in docs/sweeps.md. Test questions are not asked: a choice is
-made on validation only. Needs Optuna: pip install 'qrag-jax[sweep]'.
+docs/sweeps.md explains the keys of a specification, and how trials are chosen, shared and stopped. Test questions are never used: settings
+are chosen on validation questions only. Needs Optuna: pip install 'qrag-jax[sweep]'.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ REPORT = "report"
 @dataclass(frozen=True)
 class Command:
     spec: tyro.conf.Positional[Path]
-    """Specification, a .yaml or .toml file; or the word report, and a sweep's folder."""
+    """Specification, a .yaml or .toml file; or the word report, followed by a sweep's folder."""
     run_dir: str | None = None
-    """Folder of the sweep, or gs://BUCKET/NAME for a sweep on one machine; the same command on it goes on. Default: run_dir of the
-    specification, or runs/sweep-NAME."""
+    """Folder of the sweep, or gs://BUCKET/NAME for a sweep on one machine. The same command on the same folder resumes. Default: run_dir of
+    the specification, or runs/sweep-NAME."""
     retry_failed: bool = False
     """Try failed trials again, from their last checkpoint."""
 
@@ -44,7 +44,7 @@ class Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, failed trials or not, 64 bad input, 75 interrupted (run it again to go on)."""
+    """Runs the command and returns its exit code: 0 done (even if trials failed), 64 bad input, 75 interrupted (run again to resume)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [REPORT]:
         return execute(lambda: report(read(Report, words[1:], f"experiments.sweep {REPORT}", __doc__ or "")))
@@ -79,7 +79,7 @@ def _run_here(spec: Spec, folder: Path, retry_failed: bool) -> None:
 
     sweep = Sweep(spec, folder)
     if retry_failed:
-        say(f"{sweep.retry_failed()} failed trials are tried again")
+        say(f"failed trials that will be tried again: {sweep.retry_failed()}")
     run(sweep)
     _tell(folder)
 
@@ -90,7 +90,7 @@ def report(command: Report) -> None:
 
 
 def need_optuna() -> None:
-    """Raises ValueError when Optuna is not installed."""
+    """Raises ValueError if Optuna is not installed."""
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -98,7 +98,7 @@ def need_optuna() -> None:
 
 
 def check_data(spec: Spec, path: Path) -> None:
-    """Raises ValueError when the questions of the first trial cannot be read."""
+    """Raises ValueError if the questions of the first trial cannot be read."""
     from qrag_jax.evaluate.sets import validation_set
     from qrag_jax.train.batches import stage_examples
 
@@ -119,11 +119,11 @@ def _tell(run_dir: Path) -> None:
     rows = write_report(sweep)
     failed, running = ([row for row in rows if row.state == state] for state in ("failed", "running"))
     if failed:
-        say(f"{len(failed)} trials failed; {run_dir / 'sweep.md'} says why; --retry-failed tries them again")
+        say(f"failed trials: {len(failed)}; the reasons are in {run_dir / 'sweep.md'}; --retry-failed tries them again")
     if running:
-        say(f"{len(running)} trials are under way, here or elsewhere")
+        say(f"trials that are still running, here or elsewhere: {len(running)}")
     if (best := best_of(rows)) is not None:
-        say(f"best by validation: {best.name}, {best.values}; on the test questions:\n  {evaluation(sweep, best)}")
+        say(f"best on validation: {best.name}, {best.values}; to evaluate it on the test questions:\n  {evaluation(sweep, best)}")
     say(f"the report is in {run_dir}")
 
 

@@ -1,8 +1,8 @@
-"""A sweep whose trials are trained by several processes together, one a host: all of them run the same command.
+"""A sweep on several hosts: one process per host, all started with the same command, train each trial together.
 
-Process 0 has the study and the folder. It chooses a trial, tells the others its configuration, and says when it is to be pruned; then all
-train it as one run (qrag_jax/train/hosts.py). There is no process of its own for a trial: one that crashes ends them all, and the same
-command takes it up again.
+Process 0 has the study and the folder. It chooses a trial, sends its configuration to the others, and decides when to prune it; all
+processes train it as one run (qrag_jax/train/hosts.py). A trial has no process of its own: if one process crashes, all end, and the same
+command resumes the trial.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from qrag_jax.train.hosts import from_leader, leader_only
 
 
 def run(spec: Spec, run_dir: Path, retry_failed: bool) -> None:
-    """Trains what there is to train; called by all processes. Raises ValueError, on all, on a folder or setting that cannot be used;
-    Preempted after SIGTERM, when the trial has saved."""
+    """Trains the trials that are left; called by all processes. Raises ValueError, in all processes, on a bad folder or setting; Preempted
+    after SIGTERM, once the trial has saved."""
     if spec.settings.parallel > 1:
-        raise ValueError(f"parallel = {spec.settings.parallel}: must be 1 where several processes train a trial together")
+        raise ValueError(f"parallel = {spec.settings.parallel}: must be 1 when several processes train a trial together")
     keep_compilations()
     sweep = leader_only(lambda: Sweep(spec, run_dir))
     claims: list[Claim] = []
@@ -54,14 +54,14 @@ def run(spec: Spec, run_dir: Path, retry_failed: bool) -> None:
             training.run(RunConfig.from_json(trial[1]), trial[0], test=False, prune=behind)
         except Pruned:
             state = "pruned"
-        except (ValueError, NotFinite) as error:  # those that all processes raise; any other ends them
+        except (ValueError, NotFinite) as error:  # all processes raise these; any other exception ends them
             state, reason = "failed", str(error)
         from_leader(lambda state=state, reason=reason: settle(state, reason))  # type: ignore[misc]
 
 
 def _begin(sweep: Sweep, retry_failed: bool) -> None:
     if retry_failed:
-        say(f"{sweep.retry_failed()} failed trials are tried again")
+        say(f"failed trials that will be tried again: {sweep.retry_failed()}")
     say(f"{sweep.run_dir}: {sweep.spec.trials} trials, {sweep.spec.settings.method}\n{HEADER}")
     for row in sweep.rows():
         say(line(row))

@@ -1,4 +1,4 @@
-"""Pictures of a sweep, in colours that colour-blind readers can tell apart (cividis; Okabe and Ito)."""
+"""Pictures of a sweep, in colours that colour-blind readers can distinguish (cividis; Okabe and Ito)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from experiments.sweep.study import Row
 from qrag_jax.evaluate.plots import BLACK, BLUE, ORANGE, legend, save, subplots
 
 SPREAD = 0.012
-"""Lines of trials with equal values stand this far apart, as a share of the axis."""
+"""Distance between the lines of trials with equal values, as a share of the axis."""
 
 
 def parallel(rows: Sequence[Row], best: Row | None, spec: Spec, path: Path) -> None:
-    """A line for each trial through its values to its best validation; dashed when it was stopped or failed."""
+    """Draws a line for each trial, through its values to its best validation score; dashed if the trial is not complete."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -61,14 +61,14 @@ def parallel(rows: Sequence[Row], best: Row | None, spec: Spec, path: Path) -> N
     figure.colorbar(colours, ax=axis, label=f"{label} (share of questions)")
     axis.plot([], [], color=ORANGE, linewidth=3, marker="o", label="best trial")
     axis.plot([], [], color=BLACK, label="finished")
-    axis.plot([], [], color=BLACK, linestyle="--", label="stopped early, failed or under way")
+    axis.plot([], [], color=BLACK, linestyle="--", label="stopped early, failed or running")
     legend(axis)
     figure.suptitle(f"{spec.settings.benchmark} {spec.settings.task}: {len(seen)} trials of {spec.base.train.steps} updates")
     save(figure, path)
 
 
 def importance(importances: Mapping[str, float], trials: int, spec: Spec, path: Path) -> None:
-    """Bars of each field's share in reaching the best quarter of the trials."""
+    """Draws a bar for each field: its importance for reaching the best quarter of the trials."""
     figure, axes = subplots(1)
     figure.set_size_inches(5.5, 1.6 + 0.4 * len(importances))
     axis = axes[0, 0]
@@ -87,7 +87,7 @@ def importance(importances: Mapping[str, float], trials: int, spec: Spec, path: 
 
 
 def ticks(dimension: Dimension) -> tuple[Any, ...]:
-    """What is written on the axis of a field: its values, or both ends of its range and the middle."""
+    """The labels on the axis of a field: its values, or both ends of its range and the middle."""
     if dimension.values:
         return ordered(dimension)
     middle = math.sqrt(dimension.low * dimension.high) if dimension.log else (dimension.low + dimension.high) / 2
@@ -95,7 +95,7 @@ def ticks(dimension: Dimension) -> tuple[Any, ...]:
 
 
 def place(dimension: Dimension, value: Any) -> float:
-    """Height of a value on its axis, in [0, 1]: values evenly, ranges to scale."""
+    """Height of a value on its axis, in [0, 1]: listed values are spaced evenly, ranges are to scale."""
     if dimension.values:
         steps = len(dimension.values) - 1
         return ordered(dimension).index(value) / steps if steps else 0.5
@@ -104,6 +104,6 @@ def place(dimension: Dimension, value: Any) -> float:
 
 
 def ordered(dimension: Dimension) -> tuple[Any, ...]:
-    """The values of a field, numbers by size."""
+    """The values of a field, sorted if they are numbers."""
     numbers = all(isinstance(value, (int, float)) for value in dimension.values)
     return tuple(sorted(dimension.values)) if numbers else dimension.values

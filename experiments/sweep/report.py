@@ -1,4 +1,4 @@
-"""What a sweep leaves: sweep.json, sweep.md, parallel.png, importance.png, and best.json, the preset of the best trial."""
+"""The files of a sweep: sweep.json, sweep.md, parallel.png, importance.png, and best.json, the preset of the best trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA = 1
 KEYS = {"name": "trial", "stopped": "fact_f1_stopped"} | {
     k: k for k in ("state", "values", "value", "step", "updates", "seconds", "reason")
 }
-"""Field of a Row -> key of a trial in sweep.json; its validations are pairs."""
+"""Field of a Row -> key of a trial in sweep.json. The field ``validations``, a list of pairs, is handled apart."""
 
 
 def write_summary(sweep: Sweep) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def write_summary(sweep: Sweep) -> dict[str, Any]:
 
 
 def write_report(sweep: Sweep) -> list[Row]:
-    """Writes all files; returns the trials. Pictures need a trial with a validation, and importances 8 finished ones."""
+    """Writes all files; returns the trials. parallel.png needs a trial with a validation, importance.png needs 8 finished trials."""
     write_summary(sweep)
     rows = sweep.rows()
     pictures = drawings(sweep.run_dir)
@@ -62,7 +62,7 @@ def write_report(sweep: Sweep) -> list[Row]:
 
 
 def drawings(folder: Path) -> dict[Path, Callable[[Path], None]]:
-    """The pictures that a folder's sweep.json can give: path -> what draws it there. Raises ValueError, naming the file, if it is none."""
+    """The pictures of a folder's sweep.json: path -> the function that draws it there. Raises ValueError, naming the file, if it is bad."""
     path = folder / "sweep.json"
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
@@ -84,20 +84,20 @@ def drawings(folder: Path) -> dict[Path, Callable[[Path], None]]:
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The finished trial of highest objective, then of highest stopped Fact F1, then the first."""
+    """The finished trial with the highest objective; among equals, the highest stopped Fact F1, then the first."""
     done = [row for row in rows if row.state == "complete"]
     return max(done, key=lambda row: (row.value or 0.0, row.stopped or 0.0), default=None)
 
 
 def evaluation(sweep: Sweep, best: Row) -> str:
-    """The command that evaluates the best trial on the test questions, without training it again."""
+    """The command that evaluates the best trial on the test questions, without further training."""
     module = sweep.spec.settings.benchmark.partition("+")[0].partition(":")[0]
     folder = sweep.run_dir
     return f"python -m experiments.{module} --preset {folder / 'best.json'} --run-dir {folder / 'trials' / best.name}"
 
 
 def markdown(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[str]) -> str:
-    """sweep.md. A dash: not measured."""
+    """The text of sweep.md. A dash means: not measured."""
     settings, best = sweep.spec.settings, best_of(rows)
     label = objective_label(settings.objective)
     names = [dimension.name for dimension in sweep.spec.space]
@@ -115,13 +115,13 @@ def markdown(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[str]) -> str:
     ]
     parts = [
         f"# Sweep of {settings.benchmark} {settings.task}",
-        f"Preset {settings.preset}, {sweep.spec.base.train.steps} updates a trial; {settings.method}, seed {settings.seed}; "
-        f"{sweep.spec.trials} trials: {counts or 'none yet'}. {label} is that of {sweep.spec.base.train.eval_episodes} validation "
-        "questions at the best validation of the run. Test questions were not asked.",
+        f"Preset {settings.preset}, {sweep.spec.base.train.steps} updates per trial; {settings.method}, seed {settings.seed}; "
+        f"{sweep.spec.trials} trials: {counts or 'none yet'}. {label} is the best validation score of the run, on "
+        f"{sweep.spec.base.train.eval_episodes} validation questions. Test questions were not used.",
     ]
     if best is not None:
         found = ", ".join(f"`{name}` = {shown(value)}" for name, value in best.values.items())
-        parts.append(f"Best: `{best.name}` with {found}; its settings are the preset `best.json`. On the test questions:")
+        parts.append(f"Best: `{best.name}` with {found}; the preset `best.json` has its settings. To evaluate it on the test questions:")
         parts.append(f"    {evaluation(sweep, best)}")
     parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in (table[0], ["---"] * len(table[0]), *table[1:])))
     parts += [f"![{name}]({name}.png)" for name in pictures]

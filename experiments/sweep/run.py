@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep, each in a process of its own: a crash, a lack of memory or a signal ends a trial and not the sweep."""
+"""Runs each trial of a sweep in its own process: a crash, a lack of memory or a signal ends the trial, but not the sweep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qrag_jax.rundir.log import Preempted, RunLog, progress, say
 TRIAL = (sys.executable, "-m", "experiments.sweep.trial")
 POLL_SECONDS = 0.5
 REASON_LINES = 12
-"""Last lines of a failed trial's log that are kept as its reason."""
+"""The number of last lines of a failed trial's log that are kept as the reason of the failure."""
 HEADER = f"{'trial':<10}  {'status':<8}  {'Fact EM':>7}  {'updates':>7}  {'minutes':>7}  changed"
 
 
@@ -38,14 +38,14 @@ class Running:
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which asks its trials to save
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which then asks its trials to save
             pass_fds=(claim.lock.file,),
         )
-        # Only a terminal gets a bar for each running trial.
+        # Bars of running trials are shown only on a terminal.
         self._bar = progress(total=claim.config.train.steps, position=1 + slot, leave=False, disable=None, desc=claim.name, unit="update")
 
     def watch(self, sweep: Sweep) -> int | None:
-        """Reports new validations, asks for the end of a trial to be pruned, and returns the exit code once there is one."""
+        """Reports new validations, stops the trial if it is to be pruned, and returns the exit code once the process has ended."""
         code = self._process.poll()
         records = RunLog(self.claim.folder).read()
         validations = [record for record in records if record["kind"] == "validation"]
@@ -58,12 +58,12 @@ class Running:
         return code
 
     def stop(self) -> None:
-        """Asks the trial to save and leave."""
+        """Asks the trial to save and end."""
         if self._process.poll() is None:
             self._process.terminate()
 
     def close(self) -> int:
-        """Waits for the end of the process; its exit code, negative after a signal."""
+        """Waits until the process ends; returns its exit code, which is negative after a signal."""
         code = self._process.wait()
         self._bar.close()
         self._log.close()
@@ -73,8 +73,8 @@ class Running:
 
 
 def run(sweep: Sweep, command: Sequence[str] = TRIAL) -> None:
-    """Runs what there is to run. Raises Preempted after Ctrl-C or SIGTERM, when every running trial has saved; ValueError when there are
-    fewer devices than trials at a time."""
+    """Runs the trials that are left. Raises Preempted after Ctrl-C or SIGTERM, once every running trial has saved; ValueError if there are
+    fewer devices than parallel trials."""
     environments = slots(sweep.spec.settings.parallel, sweep.run_dir)
     running: dict[int, Running] = {}
     say(f"{sweep.run_dir}: {sweep.spec.trials} trials, {sweep.spec.settings.method}\n{HEADER}")
@@ -107,7 +107,7 @@ def run(sweep: Sweep, command: Sequence[str] = TRIAL) -> None:
         for one in running.values():
             one.close()
             one.claim.lock.release()
-        raise Preempted(f"{len(running)} trials saved in {sweep.run_dir}; run the same command again to go on") from None
+        raise Preempted(f"{len(running)} trials saved in {sweep.run_dir}; run the same command again to resume") from None
 
 
 def settle(sweep: Sweep, one: Running, code: int) -> None:
@@ -126,7 +126,7 @@ def reason(code: int, log: Path) -> str:
         name = signal.Signals(-code).name
         how = f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     elif code == EXIT_PREEMPTED:
-        how = "left early, saved"
+        how = "stopped early, after saving"
     else:
         how = f"exit code {code}"
     lines = [text.rstrip() for text in log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines() if text.strip()]
@@ -134,8 +134,8 @@ def reason(code: int, log: Path) -> str:
 
 
 def slots(parallel: int, run_dir: Path) -> list[dict[str, str]]:
-    """The environment of each trial at a time. One has all devices; of several, each sees an accelerator of its own, or shares the CPU."""
-    # Trials compile much the same programs.
+    """The environment of each parallel trial. A single trial has all devices; several have an accelerator each, or share the CPU."""
+    # Trials compile mostly the same programs.
     shared = {"JAX_COMPILATION_CACHE_DIR": str((run_dir / "compiled").resolve()), **os.environ}
     if parallel == 1:
         return [shared]
@@ -152,21 +152,21 @@ def slots(parallel: int, run_dir: Path) -> list[dict[str, str]]:
 
 
 def visible(backend: str, slot: int) -> dict[str, str]:
-    """The variables that show a process accelerator ``slot`` alone."""
+    """Environment variables with which a process sees only accelerator ``slot``."""
     if backend == "tpu":
         return {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1", **_one("TPU_VISIBLE_CHIPS", slot)}
     return _one("CUDA_VISIBLE_DEVICES", slot) | _one("ROCR_VISIBLE_DEVICES", slot)
 
 
 def _one(name: str, slot: int) -> dict[str, str]:
-    """Of the devices that this process may see, the one of a slot."""
+    """The variable ``name`` with the device of a slot, out of the devices that this process may use."""
     allowed = os.environ.get(name)
     return {name: allowed.split(",")[slot] if allowed else str(slot)}
 
 
 @contextmanager
 def interruptions() -> Iterator[None]:
-    """SIGTERM (a preempted machine) does what Ctrl-C does: it raises KeyboardInterrupt."""
+    """SIGTERM (a preempted machine) raises KeyboardInterrupt, as Ctrl-C does."""
     old = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

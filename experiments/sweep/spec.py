@@ -1,4 +1,4 @@
-"""What a sweep tries: a YAML or TOML file, checked to the last value before anything starts."""
+"""The specification of a sweep: a YAML or TOML file, which is checked completely before anything starts."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ REQUIRED = ("benchmark", "task", "method", "space")
 MAY_GROW = ("trials", "parallel")
 """Settings that may change between two calls on the same folder."""
 MOST_CORNERS = 10_000
-"""Combinations that are checked before the start; more are checked when their turn comes."""
+"""At most this many combinations are checked before the start; the others are checked when their turn comes."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of a specification but for ``fixed``, ``space`` and ``run_dir``."""
+    """The keys of a specification, except ``fixed``, ``space`` and ``run_dir``."""
 
     benchmark: str
     task: str
     method: Literal["grid", "random", "tpe"]
     preset: str = "tiny"
     trials: int | None = None
-    """Trials in all; of a grid: as many of its points, in order (none: all)."""
+    """Total number of trials. For a grid: the number of its points to try, in order (none: all)."""
     seed: int = 0
-    """Of the choice of trials, not of training (train.seed)."""
+    """Seed of the choice of trials; the seed of training is train.seed."""
     objective: Literal["fact_em", "answer_em"] = "fact_em"
-    """The validation metric, at its best over the run, as the best checkpoint is chosen."""
+    """The validation metric. A trial counts with its best value over the run, the one that also chooses the best checkpoint."""
     prune: bool = False
-    """Stop a trial whose best validation so far is below the median of the finished trials at the same update."""
+    """Stop a trial if its best validation score so far is below the median of the finished trials at the same update."""
     prune_startup: int = 4
-    """Trials to finish before any is stopped."""
+    """Number of trials that must finish before any trial is stopped."""
     prune_warmup: int | None = None
-    """Updates before which no trial is stopped; none: a quarter of train.steps."""
+    """No trial is stopped before this update; none: a quarter of train.steps."""
     parallel: int = 1
-    """Trials at a time on this machine, each on a device of its own; 1: a trial has all devices."""
+    """Number of parallel trials on this machine, each on its own device; 1: a trial has all devices."""
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("seed", 0), ("prune_startup", 1), ("prune_warmup", 0), ("parallel", 1)):
@@ -60,7 +60,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Dimension:
-    """A field that a sweep varies: one of ``values``, or in [low, high], on a logarithmic scale or in steps."""
+    """A field that a sweep varies: one of ``values``, or a number in [low, high], on a logarithmic scale or in steps."""
 
     name: str
     whole: bool = False
@@ -72,11 +72,11 @@ class Dimension:
 
     @property
     def labels(self) -> tuple[Any, ...]:
-        """``values`` as Optuna can keep them: lists as JSON text."""
+        """``values`` in a form that Optuna can store: lists as JSON text."""
         return tuple(json.dumps(value) if isinstance(value, list) else value for value in self.values)
 
     def value(self, label: Any) -> Any:
-        """What goes into the configuration for a label, or for a number of the range."""
+        """The value in the configuration for a label, or for a number of the range."""
         return self.values[self.labels.index(label)] if self.values else label
 
     def ends(self) -> tuple[Any, ...]:
@@ -84,21 +84,21 @@ class Dimension:
         return self.labels or (self.low, self.high)
 
     def count(self) -> int | None:
-        """Labels, or numbers in the range; None where they cannot be counted."""
+        """The number of labels, or of steps in the range; None if they cannot be counted."""
         step = self.step or (1 if self.whole else None)
         if self.values or step is None:
             return len(self.values) or None
         return round((self.high - self.low) / step) + 1
 
     def points(self) -> tuple[Any, ...]:
-        """All that :meth:`count` counts."""
+        """Everything that :meth:`count` counts."""
         if self.values:
             return self.labels
         step = self.step or 1
         return tuple(self.low + i * step if self.whole else float(f"{self.low + i * step:.12g}") for i in range(self.count() or 0))
 
     def to_tree(self) -> dict[str, Any]:
-        """As it stands in a specification."""
+        """The dimension as written in a specification."""
         if self.values:
             return {"values": list(self.values)}
         tree: dict[str, Any] = {"low": self.low, "high": self.high}
@@ -107,7 +107,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Spec:
-    """``base`` is the preset with what is fixed; ``space`` what varies."""
+    """``base``: the preset with the fixed values; ``space``: the fields that vary."""
 
     settings: Settings
     base: RunConfig
@@ -120,14 +120,14 @@ class Spec:
                 if dimension.count() is None:
                     raise ValueError(f"space.{dimension.name}: method grid needs values, or low, high and step")
         if self.settings.trials is not None and size is not None and self.settings.trials > size:
-            raise ValueError(f"trials = {self.settings.trials}: must be <= {size}, the combinations of the space")
+            raise ValueError(f"trials = {self.settings.trials}: must be <= {size}, the number of combinations in the space")
         for labels in itertools.islice(self.corners(), MOST_CORNERS):
             config = self.config(labels)
             if self.settings.objective == "answer_em" and config.rl.reward == "support":
                 raise ValueError("objective = 'answer_em': needs rl.reward answer_em, answer_f1 or mixed, and a reader (eval.reader)")
 
     def size(self) -> int | None:
-        """Combinations of the space; None: no end of them."""
+        """Number of combinations in the space; None if it is infinite."""
         counts = [dimension.count() for dimension in self.space]
         return None if None in counts else math.prod(count for count in counts if count is not None)
 
@@ -142,16 +142,16 @@ class Spec:
         return (dict(zip(names, found, strict=True)) for found in itertools.product(*(d.ends() for d in self.space)))
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """The combinations of a grid as labels, the last field running fastest."""
+        """The combinations of a grid as labels; the last field changes fastest."""
         names = [dimension.name for dimension in self.space]
         return (dict(zip(names, found, strict=True)) for found in itertools.product(*(d.points() for d in self.space)))
 
     def values(self, labels: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of the varied fields behind labels."""
+        """The values of the varied fields for their labels."""
         return {dimension.name: dimension.value(labels[dimension.name]) for dimension in self.space}
 
     def config(self, labels: Mapping[str, Any]) -> RunConfig:
-        """The configuration of a trial. Raises ValueError on values that it refuses."""
+        """The configuration of a trial. Raises ValueError on bad values."""
         return override(self.base, self.values(labels))
 
     def to_tree(self) -> dict[str, Any]:
@@ -173,12 +173,12 @@ class Spec:
 
 
 def shown(value: Any) -> str:
-    """A value in tables and pictures: numbers to four digits, lists as JSON."""
+    """A value as text for tables and pictures: floats with four digits, lists as JSON."""
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text; 1.2, and everyone who types it, as a number."""
+    """Reads 1e-4 as a number, as YAML 1.2 does; YAML 1.1 would read it as text."""
 
 
 _Loader.yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -186,7 +186,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\
 
 
 def read_spec(path: Path) -> tuple[Spec, str]:
-    """A specification, and the folder it wants (default: runs/sweep-NAME). Raises ValueError naming file, field and what is allowed."""
+    """A specification and its run_dir (default: runs/sweep-NAME). Raises ValueError naming file, field and allowed values."""
     try:
         return _spec(_parse(path), path)
     except ValueError as error:
@@ -209,7 +209,7 @@ def _parse(path: Path) -> Any:
 def _spec(tree: Any, path: Path) -> tuple[Spec, str]:
     known = (*(field.name for field in dataclasses.fields(Settings)), "fixed", "space", "run_dir")
     if not isinstance(tree, dict):
-        raise ValueError(f"must hold keys and values; known keys: {', '.join(known)}")
+        raise ValueError(f"must be a mapping of keys to values; known keys: {', '.join(known)}")
     if unknown := [name for name in tree if name not in known]:
         raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
     if missing := [name for name in REQUIRED if name not in tree]:
@@ -220,23 +220,23 @@ def _spec(tree: Any, path: Path) -> tuple[Spec, str]:
         raise ValueError(f"run_dir = {run_dir!r}: must be the name of a folder")
     for name, part in (("fixed", fixed), ("space", space)):
         if not isinstance(part, dict):
-            raise ValueError(f"{name} = {part!r}: must be fields by their dotted names, such as optim.learning_rate")
+            raise ValueError(f"{name} = {part!r}: must be a mapping from dotted field names, such as optim.learning_rate")
     if not space:
         raise ValueError("space: is empty; name at least one field to vary")
     if twice := sorted(set(fixed) & set(space)):
-        raise ValueError(f"{twice[0]}: is in fixed and in space; it can be in one of them")
+        raise ValueError(f"{twice[0]}: is in fixed and in space; put it in only one of them")
     settings = decode(Settings, rest)
     dimensions = _space(space)
     for name in fixed:
         _hint(f"fixed.{name}", name)
-    # Fixed values may only be right together with those of the space, so they are checked there.
+    # Some fixed values are valid only together with values of the space, so they are checked together.
     start = preset(settings.preset, settings.benchmark, settings.task)
     first = {dimension.name: dimension.value(dimension.ends()[0]) for dimension in dimensions}
     return Spec(settings, override(start, {**fixed, **first}), dimensions), run_dir
 
 
 def override(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """``config`` with other values, by dotted names. Raises ValueError as :func:`qrag_jax.config.parse.decode` and the configuration do."""
+    """``config`` with other values, by dotted names. Raises ValueError on values that the configuration refuses."""
     tree = json.loads(config.to_json())
     for name, value in values.items():
         section, _, field = name.partition(".")
@@ -249,12 +249,12 @@ def _hint(where: str, name: Any) -> Any:
     sections = get_type_hints(RunConfig)
     section, _, field = str(name).partition(".")
     if section not in sections:
-        raise ValueError(f"{where}: no such field; write SECTION.FIELD, with a section of {', '.join(sections)}")
+        raise ValueError(f"{where}: no such field; write SECTION.FIELD; sections: {', '.join(sections)}")
     hints = get_type_hints(sections[section])
     if field not in hints:
         raise ValueError(f"{where}: no such field; fields of {section}: {', '.join(hints)}")
     if name in ("data.benchmark", "data.task"):
-        raise ValueError(f"{where}: is the key {field!r} of the specification, since presets depend on it")
+        raise ValueError(f"{where}: set it with the key {field!r} of the specification, since presets depend on it")
     return hints[field]
 
 
@@ -275,7 +275,7 @@ def _dimension(name: Any, tree: Any) -> Dimension:
         return Dimension(name, values=tuple(values))
     kinds = {kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)}
     if kinds not in ({int}, {float}):
-        raise ValueError(f"{where}: is not a number, so it has no range; use {{values: [...]}}")
+        raise ValueError(f"{where}: is not a number, so it cannot have a range; use {{values: [...]}}")
     return _range(where, name, tree, whole=kinds == {int})
 
 

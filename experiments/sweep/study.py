@@ -1,8 +1,8 @@
-"""Which trial is next, and what became of each: an Optuna study in a journal file that several machines may share.
+"""Chooses the next trial and records the results: an Optuna study in a journal file that several machines may share.
 
-A trial is known by the hash of its configuration. Locks of the operating system, which end with their process however it ends, say who
-runs it: a trial that is under way and not locked was left behind, and is offered again. Optuna's trials are never changed once finished:
-a trial that goes on, or is tried again, is a new one there, and the newest of a hash counts.
+A trial is identified by the hash of its configuration. Its process holds an operating-system lock, which is released however the process
+ends: a trial that is marked as running but not locked was abandoned, and is offered again. A finished Optuna trial never changes: a trial
+that is resumed or tried again becomes a new Optuna trial, and the newest one with the same hash counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STATES: dict[TrialState, State] = {
 
 
 class Lock:
-    """A lock on a file, held by this process and by children that are given ``file``; gone when all of them are."""
+    """A lock on a file, held by this process and by children that inherit ``file``; released when all of them have ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -85,7 +85,7 @@ class Lock:
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process may run, and nobody else while ``lock`` is held."""
+    """A trial that only this process may run while it holds ``lock``."""
 
     name: str
     folder: Path
@@ -98,8 +98,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Row:
-    """A trial as it stands. ``value``: the best validation so far, ``step``: its update, ``stopped``: its stopped Fact F1, None where there
-    is none; ``seconds`` of training; ``updates`` made; ``reason`` of a failure."""
+    """The state of a trial. ``value``: the best validation score so far; ``step``: its update; ``stopped``: its stopped Fact F1 (all None
+    before the first validation); ``seconds``: training time; ``updates``: updates so far; ``reason``: of a failure."""
 
     name: str
     state: State
@@ -114,28 +114,30 @@ class Row:
 
 
 class Sweep:
-    """A sweep in its folder: ``spec.json``, ``journal.log``, ``locks/`` and ``trials/HASH/``, each a run directory with its ``log.txt``."""
+    """A sweep in its folder: ``spec.json``, ``journal.log``, ``locks/``, and ``trials/HASH/``, a run directory with a ``log.txt``."""
 
     def __init__(self, spec: Spec, run_dir: Path) -> None:
-        """Begins or goes on. Raises ValueError, before anything is written, when the folder holds something else."""
+        """Starts or resumes. Raises ValueError, before writing, if the folder holds anything else."""
         self.spec, self.run_dir = spec, run_dir
         self._check_folder()
         write_json(run_dir / "spec.json", spec.to_tree())
         self._deciding = Lock(run_dir / "locks" / "deciding")
         journal = run_dir.resolve() / "journal.log"
         try:
-            # Optuna's own locks are files, which a killed process would leave behind.
+            # Not Optuna's own locks: they are files, which a killed process would leave behind.
             backend = JournalFileBackend(str(journal), Lock(run_dir / "locks" / "journal"))  # type: ignore[arg-type]
             storage = JournalStorage(backend)
             self._study = optuna.create_study(
                 study_name="sweep", storage=storage, direction="maximize", load_if_exists=True, pruner=self._pruner()
             )
         except (ValueError, KeyError) as error:
-            raise ValueError(f"{journal}: cannot be read ({error}); move it away to begin again: finished trials will not train") from error
+            raise ValueError(
+                f"{journal}: cannot be read ({error}); move it away to start again: finished trials will not be trained again"
+            ) from error
 
     @classmethod
     def open(cls, run_dir: Path) -> Sweep:
-        """The sweep of a folder. Raises ValueError when it holds none."""
+        """The sweep of a folder. Raises ValueError if it holds none."""
         path = run_dir / "spec.json"
         tree = read_json(path)
         try:
@@ -153,7 +155,7 @@ class Sweep:
         if changed := [name for name in new if old.get(name) != new[name]]:
             raise ValueError(
                 f"{self.run_dir}: holds another sweep ({', '.join(changed)} differ); only {' and '.join(MAY_GROW)} may change; use "
-                "the same specification to go on, or another --run-dir"
+                "the same specification to resume, or another --run-dir"
             )
 
     def _pruner(self) -> optuna.pruners.BasePruner:
@@ -164,7 +166,7 @@ class Sweep:
         return optuna.pruners.MedianPruner(n_startup_trials=settings.prune_startup, n_warmup_steps=warmup)
 
     def next(self) -> Claim | None:
-        """A trial to run: one left behind, one to try again, or a new one; None when there is none (others may still be running some)."""
+        """A trial to run: an abandoned one, one to try again, or a new one; None if there is none (other processes may still run some)."""
         with self._deciding:
             self._recover()
             while (trial := self._ask()) is not None:
@@ -184,7 +186,7 @@ class Sweep:
         return Claim(name, folder, self.spec.values(trial.params), config, lock, trial, set())
 
     def report(self, claim: Claim, validations: Sequence[dict[str, Any]]) -> bool:
-        """Takes in the validations of a trial so far; True when it should be stopped."""
+        """Records the validations of a trial so far; returns True if the trial should be stopped."""
         for record in validations:
             if record["step"] not in claim.reported:
                 claim.reported.add(record["step"])
@@ -194,7 +196,7 @@ class Sweep:
         return False
 
     def finish(self, claim: Claim, state: Literal["complete", "pruned", "failed"], reason: str | None = None) -> None:
-        """Records what became of a trial and gives it up."""
+        """Records how a trial ended, and releases it."""
         if state == "complete":
             value = best_validation(RunLog(claim.folder).read(), self.spec.settings.objective)[self.spec.settings.objective]
             self._study.tell(claim.trial, value)
@@ -205,7 +207,7 @@ class Sweep:
         claim.lock.release()
 
     def retry_failed(self) -> int:
-        """Offers failed trials again; returns how many."""
+        """Offers failed trials again; returns their number."""
         with self._deciding:
             failed = [trial for trial in self._latest().values() if trial.state == TrialState.FAIL]
             for trial in failed:
@@ -213,12 +215,12 @@ class Sweep:
         return len(failed)
 
     def rows(self) -> list[Row]:
-        """All trials, in the order in which they were first chosen."""
+        """All trials, in the order of their first choice."""
         return [self._row(name, trial) for name, trial in self._latest().items()]
 
     def importances(self) -> dict[str, float] | None:
-        """Share of each field in reaching the best quarter of the finished trials (PED-ANOVA, Watanabe et al. 2023); None where it cannot
-        be said: with fewer than 8 finished trials, or when all reached the same."""
+        """Importance of each field for reaching the best quarter of the finished trials (PED-ANOVA, Watanabe et al. 2023); None with fewer
+        than 8 finished trials, or if all have the same score."""
         done = [trial for trial in self._latest().values() if trial.state == TrialState.COMPLETE]
         if len(done) < 8 or len({trial.value for trial in done}) == 1:
             return None
@@ -228,7 +230,7 @@ class Sweep:
         return {name: float(found[name]) for name in self._distributions()}
 
     def _latest(self) -> dict[str, FrozenTrial]:
-        """Hash -> its newest trial, in the order of the first ones."""
+        """Hash -> its newest trial, in the order in which the hashes first occurred."""
         trials = self._study.get_trials(deepcopy=False)
         return {trial.user_attrs["trial"]: trial for trial in trials if "trial" in trial.user_attrs}
 
@@ -252,7 +254,7 @@ class Sweep:
         )
 
     def _recover(self) -> None:
-        """Offers again what nobody runs any more."""
+        """Offers abandoned trials again."""
         newest = {trial.number for trial in self._latest().values()}
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             name = trial.user_attrs.get("trial")
@@ -269,7 +271,7 @@ class Sweep:
         self._study.enqueue_trial(labels, user_attrs={"trial": name, "labels": labels})
 
     def _ask(self) -> optuna.Trial | None:
-        """A trial with its hash: what was offered, else the next of the method."""
+        """A trial with its hash: one that was offered, else the next one of the method."""
         latest = self._latest()
         if all(trial.state != TrialState.WAITING for trial in latest.values()):
             if len(latest) >= self.spec.trials:
@@ -290,8 +292,8 @@ class Sweep:
         raise AssertionError
 
     def _sampler(self, index: int, attempt: int) -> optuna.samplers.BaseSampler:
-        """Draws trial ``index``. Its seed depends on nothing else, so that an interruption changes no choice; a combination that has been
-        chosen before is drawn again, at random."""
+        """The sampler for trial ``index``. Its seed depends only on the sweep's seed and the arguments, so interruptions change nothing. If
+        a combination was chosen before, the next ``attempt`` draws at random."""
         settings = self.spec.settings
         seed = random.Random(f"{settings.seed} {index} {attempt}").getrandbits(32)
         if settings.method == "tpe" and attempt == 0:
@@ -302,7 +304,7 @@ class Sweep:
         """Hash of the configuration with these values."""
         try:
             text = self.spec.config(labels).to_json()
-        except ValueError:  # recorded as failed when its turn comes
+        except ValueError:  # it is recorded as failed when its turn comes
             text = json.dumps(labels)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -318,7 +320,7 @@ class Sweep:
 
 
 def best_validation(records: Sequence[dict[str, Any]], objective: str) -> dict[str, Any]:
-    """The validation that a run's best checkpoint is chosen by: highest objective, then highest stopped Fact F1, then latest."""
+    """The validation of a run's best checkpoint: the highest objective; among equals, the highest stopped Fact F1, then the latest."""
     validations = [record for record in records if record["kind"] == "validation"]
     return max(validations, key=lambda r: (r[objective], r["fact_f1_stopped"] or 0.0, r["step"]))
 
@@ -332,6 +334,6 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def _without_growth(tree: dict[str, Any]) -> dict[str, Any]:
-    """A specification's tree without what may change, its parts side by side."""
+    """A specification's tree without the settings that may change; the other settings become top-level keys."""
     flat = {name: value for name, value in tree.items() if name != "settings"}
     return flat | {name: value for name, value in tree.get("settings", {}).items() if name not in MAY_GROW}

@@ -1,6 +1,6 @@
-"""One trial of a sweep, in a process of its own: ``python -m experiments.sweep.trial FOLDER`` trains what FOLDER/config.json says.
+"""One trial of a sweep in its own process: ``python -m experiments.sweep.trial FOLDER`` trains with FOLDER/config.json.
 
-Started by ``experiments.sweep`` only, which holds the other end of standard input: when that closes, the trial saves and ends.
+Only ``experiments.sweep`` starts it, and holds the other end of standard input: when that closes, the trial saves and ends.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qrag_jax.config import RunConfig
 
 
 def main(folder: Path) -> int:
-    """Trains, leaves the test questions alone, and returns the exit code, as :func:`experiments.cli.execute`."""
+    """Trains without using the test questions; returns the exit code of :func:`experiments.cli.execute`."""
     threading.Thread(target=_end_with_sweep, daemon=True).start()
 
     def run() -> None:

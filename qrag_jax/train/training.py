@@ -129,7 +129,9 @@ def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
-    """Raises ValueError when the folder holds anything but this run."""
+    """Raises ValueError when the folder holds anything but this run, and when it, or a folder above it, is a file."""
+    if file := next((path for path in (run_dir, *run_dir.parents) if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{file}: is a file, not a folder; choose another --run-dir")
     if (run_dir / SEEDS).exists():
         raise ValueError(f"{run_dir}: holds runs of several seeds; add --seeds to resume them, or choose another --run-dir")
     path = run_dir / "config.json"

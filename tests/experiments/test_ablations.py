@@ -126,14 +126,14 @@ def test_the_papers_rows_stand_beside_their_variants() -> None:
     assert "6,000 of the paper's 50,000 updates" in " ".join(reasons)
     text = table({"benchmark": "babilong", "task": "qa3", "embedder": "tiny", "beside_paper": reasons, "rows": rows})
     assert "| supervised fine-tuning | 4,000 | 6,000 | 1 | 0.500 | 0.250 | 0.750 | 0.209 (Table 3) |" in text
-    assert "Beside the paper: embedder tiny" in text
+    assert "Not directly comparable with the paper: embedder tiny" in text
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--variants", "no_reward"], "'no_reward' is unknown; known: full, no_soft"),
-        (["--seeds", "1", "1"], "seeds = (1, 1): must be one or more, each once"),
+        (["--seeds", "1", "1"], "seeds = (1, 1): must be one or more different numbers"),
         (["--preset", "huge"], "preset = 'huge': unknown; known: tiny"),
         (["--task", "qa3", "--steps", "600"], "train.curriculum"),
         (["--seeds", "-1"], "train.seed = -1"),

@@ -86,7 +86,7 @@ def test_figures_are_those_of_the_paper() -> None:
         ({"tolerance": 1.0}, r"row 2: tolerance = 1.0: must be in \[0, 1\)"),
         ({"seeds": "3"}, r"row 2: seeds = '3'"),
         ({"method": " "}, r"row 2: method = ' ': must be a name"),
-        ({"benchmark": "other"}, r"row 2: benchmark = 'other': must be 'some', as the file is called"),
+        ({"benchmark": "other"}, r"row 2: benchmark = 'other': must be 'some', the name of the file"),
         ({"colour": "red"}, r"row 2: configuration: unknown field 'colour'"),
         ({}, r"row 2: repeats row 1"),
     ],
@@ -133,7 +133,7 @@ def test_what_differs_is_said() -> None:
     found = one([row("babilong", "qa3", 4_000)], tiny, metric="fact_f1")
     assert (found.verdict, found.here) == ("not comparable", 0.9)
     assert found.why == (
-        "embedder tiny, the paper's contriever; 6,000 of the paper's 50,000 updates; a beam of 4, the paper's is greedy; "
+        "embedder tiny instead of contriever; 6,000 of the paper's 50,000 updates; a beam of 4 instead of greedy search; "
         "generated stories in Python's documentation"
     )
     # What was not measured has no number, whatever else differs.
@@ -146,7 +146,7 @@ def test_what_differs_is_said() -> None:
     assert found.why == "200 of 7,405 questions"
     gold = changed(hotpot, eval={"reader": "flax:some/model", "reader_context": "gold"})
     found = one([row("hotpotqa", "all", None, budget=2, answer_em=0.6)], gold, metric="answer_em")
-    assert found.why == "the reader was given the gold context; reader flax:some/model, the paper's QwQ-32B"
+    assert found.why == "the reader was given the gold context; reader flax:some/model instead of QwQ-32B"
     needles = changed(paper_run("ruler", "niah_mk1", "contriever"), data={"data_dir": None})
     found = one([row("ruler", "niah_mk1", 4_000, answer_em=1.0)], needles, metric="answer_accuracy")
     assert "Python's documentation instead of essays" in found.why
@@ -165,7 +165,7 @@ def test_figures_of_the_nearest_budget_and_training_set_are_taken() -> None:
     assert at(4) == {("Table 4", 4)}
     assert at(9) == {("Table 4", 5)}
     found = one([row("hotpotqa", "all", None, budget=9)], hotpot, metric="fact_em")
-    assert found.why == "9 picks, the paper's 5"
+    assert found.why == "9 picks instead of 5"
     # A retriever of HotpotQA on MuSiQue is out of distribution; one of 2Wiki is like neither figure.
     there, here = paper_run("musique", "all", "e5"), paper_run("hotpotqa", "all", "e5")
     assert one([row("musique", "all", None, fact_em=0.6)], there, here, metric="fact_em").verdict == "OK"
@@ -173,7 +173,7 @@ def test_figures_of_the_nearest_budget_and_training_set_are_taken() -> None:
     other = paper_run("twowiki", "all", "e5")
     both = [c for c in compare([row("musique", "all", None)], there, other) if c.figure and c.figure.metric == "fact_em"]
     assert [c.verdict for c in both] == ["not comparable"] * 2
-    assert "trained on twowiki, the paper's on musique" in both[0].why
+    assert "trained on twowiki instead of musique" in both[0].why
 
 
 def test_training_elsewhere_is_said() -> None:
@@ -235,11 +235,11 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("babilong", "qa3", 4_000, fact_f1_stopped=0.96), row("babilong", "qa1", 4_000)]
     write_comparison(tmp_path, rows, config, config)
     text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert text.startswith("Beside the paper (arXiv 2511.07328v2):\n\n| task | method |")
+    assert text.startswith("Compared with the paper (arXiv 2511.07328v2):\n\n| task | method |")
     assert "| qa3 | Q-RAG | 4,000 | 4 | fact_f1_stopped | 0.960 | 0.974 | -0.014 | OK | - | Table 3 |" in text
     assert "| qa1 | Q-RAG | 4,000 | 4 | - | - | - | - | no figure | no figure of the paper is on record for Q-RAG on babilong qa1" in text
     assert text.strip() in capsys.readouterr().out
-    assert comparison_table(compare([row("own", "all", None)], config, config)).startswith("Beside the paper:\n")
+    assert comparison_table(compare([row("own", "all", None)], config, config)).startswith("Compared with the paper:\n")
 
 
 def test_every_experiment_ends_with_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_every_experiment_ends_with_the_table(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(plots, "context", lambda rows, path, paper: drawn.append((path, paper)))
     assert main("babilong", "", ["--task", "qa3", "--run-dir", str(tmp_path)]) == 0
     text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert "| fact_f1_stopped | 0.900 | 0.974 | -0.074 | not comparable | embedder tiny, the paper's contriever;" in text
+    assert "| fact_f1_stopped | 0.900 | 0.974 | -0.074 | not comparable | embedder tiny instead of contriever;" in text
     # The picture is drawn again with the paper's curve; a task without one is left as it is.
     ((path, paper),) = drawn
     assert path == tmp_path / "context.png"

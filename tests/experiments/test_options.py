@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from experiments import baselines, calibrate, evaluate, tables
 from experiments.ablations import __main__ as ablations
 from experiments.cli import SHORT, read
+from experiments.cli import main as train
 from experiments.cli import parse as parse_training
 from qrag_jax.config import EvalConfig, RunConfig
+from qrag_jax.train.training import check_run_dir
 from tests.support.small import SMALL, changed
 
 OWN = changed(
@@ -112,6 +115,30 @@ def test_the_section_of_a_test_is_spelled_alike_everywhere(run_dir: Path) -> Non
     fields = {f"--eval.{name.replace('_', '-')}" for name in EvalConfig.__dataclass_fields__}
     assert set(evaluate.SHORT.values()) == fields
     assert set(evaluate.SHORT) - set(SHORT) == {"--budget"}, "in training there are two: --rl.budget and --eval.budget"
+
+
+@pytest.mark.parametrize(
+    "words", [["--preset"], ["--task"], ["--seeds"], ["--seed"], ["--preset", "--task", "qa2"], ["--task", "--seed", "1"]]
+)
+def test_an_option_without_its_value_is_refused_in_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("babilong", "", words) == 64
+    shown = capsys.readouterr()
+    field = {"--preset": "--preset", "--task": "--data.task", "--seeds": "seeds = ()", "--seed": "--train.seed"}[words[0]]
+    assert shown.err.startswith("error: ")
+    assert field in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("below", ["", "below/it"])
+def test_a_run_dir_that_is_a_file_is_refused_in_one_line(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: is a file, not a folder; choose another --run-dir$"):
+        check_run_dir(SMALL, file / below)
+    if not below:
+        with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: is a file, not a folder; choose another --run-dir$"):
+            tables.run(tables.Command(tmp_path, file))
 
 
 def test_a_field_that_does_not_fit_is_named(run_dir: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_page_is_made_from_the_files(tmp_path: Path, capsys: pytest.CaptureF
     assert main(words) == 0
     run_folder(tmp_path / "second", row(task="qa3"))
     assert main([*words, "--check"]) == 1
-    assert "runs.md is not what the committed files give" in capsys.readouterr().out
+    assert "runs.md does not match the committed files" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "second")
     assert main([*words, "--check"]) == 0
 

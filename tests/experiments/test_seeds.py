@@ -116,7 +116,7 @@ def test_seeds_are_added_and_finished_ones_only_read(
     capsys.readouterr()
     assert call("--seeds", "0", "1", "--eval-tokens", "4k") == 0
     assert (trained.seeds[3:], results(out)["seeds"]) == ([0, 1], [0, 1])
-    assert "seeds 3: have a folder, but did not end with these settings; --seeds 3 includes them" in capsys.readouterr().out
+    assert "not included: seeds 3, which have not ended with these settings; add them with --seeds 3" in capsys.readouterr().out
 
 
 def test_a_run_that_was_stopped_is_taken_up(tmp_path: Path, trained: Trained, call: Callable[..., int]) -> None:
@@ -139,8 +139,8 @@ def test_old_results_are_not_taken_for_those_of_a_test_that_was_stopped(tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--seeds", "1", "1"), "seeds = (1, 1): must be one or more, each once"),
-        (("--seeds",), "seeds = (): must be one or more, each once"),
+        (("--seeds", "1", "1"), "seeds = (1, 1): must be one or more different numbers"),
+        (("--seeds",), "seeds = (): must be one or more different numbers"),
         (("--seeds", "0", "-1"), "train.seed = -1"),
         (("--seeds", "0", "1", "--seed", "3"), "--seed and --seeds: give one of them"),
         (("--train.seed=3", "--seeds", "0"), "--seed and --seeds: give one of them"),
@@ -224,7 +224,7 @@ def test_two_seeds_killed_in_the_second_end_as_plain_runs(tmp_path: Path) -> Non
     process.communicate()
     assert results(tmp_path / "seeds")["seeds"] == [0]
     said = runs.finish(runs.start(tmp_path / "seeds", *both))
-    assert said.count("it is only read") == 1
+    assert said.count("it is not repeated") == 1
     assert "resuming" in said
     assert results(tmp_path / "seeds")["seeds"] == [0, 1]
     runs.finish(runs.start(tmp_path / "plain", "--seed", "1"))

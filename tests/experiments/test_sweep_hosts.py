@@ -24,8 +24,8 @@ def test_two_processes_train_every_trial_together(pair):
     assert [trial["state"] for trial in trials] == ["complete", "pruned", "failed"], first
     assert [trial["updates"] for trial in trials[:2]] == [8, 4]
     assert "the embedder reads 64: set data.state_tokens" in trials[2]["reason"]
-    assert "best by validation" in first
-    assert "best by validation" not in second
+    assert "best on validation" in first
+    assert "best on validation" not in second
     assert not (pair / "unused sweep").exists()
 
 

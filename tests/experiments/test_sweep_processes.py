@@ -47,7 +47,7 @@ def test_a_real_trial_is_trained_and_used(tmp_path: Path, capsys: pytest.Capture
         monkeypatch.setenv(name, value)
     spec, run_dir = write_spec(tmp_path / "small.yaml", steps=8, log_every=2, eval_every=4, checkpoint_every=4), tmp_path / "sweep"
     assert sweep([str(spec), "--run-dir", str(run_dir)]) == 0
-    assert "best by validation" in capsys.readouterr().out
+    assert "best on validation" in capsys.readouterr().out
     summary = json.loads((run_dir / "sweep.json").read_text())
     assert [(t["state"], t["updates"]) for t in summary["trials"]] == [("complete", 8)]
     assert [step for step, _ in summary["trials"][0]["validations"]] == [0, 4, 8]
@@ -67,7 +67,7 @@ def test_killed_resumed_and_used(tmp_path: Path) -> None:
     process.communicate()
     (first,) = (run_dir / "trials").iterdir()
     output, _ = start(spec, run_dir).communicate(timeout=1200)
-    assert "best by validation" in output, output
+    assert "best on validation" in output, output
     assert f"resuming {first}" in (first / "log.txt").read_text()
     summary = json.loads((run_dir / "sweep.json").read_text())
     assert [(t["state"], t["updates"]) for t in summary["trials"]] == [("complete", 40)]
@@ -77,6 +77,6 @@ def test_killed_resumed_and_used(tmp_path: Path) -> None:
     best = run_dir / "trials" / summary["best"]
     logs = {path: path.read_text() for path in run_dir.rglob("log.txt")}
     output, _ = start(spec, run_dir).communicate(timeout=1200)
-    assert "best by validation" in output, output
+    assert "best on validation" in output, output
     assert {path: path.read_text() for path in run_dir.rglob("log.txt")} == logs, "finished trials are not run again"
     use_best(run_dir, best)

@@ -32,7 +32,7 @@ def test_the_papers_figures_stand_beside_the_budgets() -> None:
     assert "| 3 | 0.900 | 0.750 | 0.935 | 0.771 |" in text
     assert "| 0.500 | 0.900 | 0.800 | 2.500 | 0.700 |" in text
     assert "ROC AUC of the stop -:" in text
-    assert "The paper's fact f1 stopped: 0.917 (Tables 5-6" in text
+    assert "Fact F1 with early stopping in the paper: 0.917 (Tables 5-6" in text
     assert "| 4 | 1.000 | 0.500 | 0.250 |" in text
 
 
@@ -80,7 +80,7 @@ def test_the_command(retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     ("words", "message"),
     [
         (["--budgets", "1"], "budgets = (1,): the largest must be >= 2"),
-        (["--beams", "0"], "beams = (0,): must be one or more numbers >= 1"),
+        (["--beams", "0"], "beams = (0,): must be one or more different numbers >= 1"),
         (["--eval-episodes", "0"], "eval.episodes = 0"),
         (["--eval-tokens", "1x"], "context length '1x'"),
     ],

@@ -46,10 +46,10 @@ def test_a_command_that_fails_tells_how(world):
 def test_runs_that_stay_on_the_vm_are_told(world):
     world.ready_vm()
     world.call("run.sh", "qrag", "--", "true")
-    assert "run directories live on the VM alone" in world.said
+    assert "the run directory is only on the VM" in world.said
     world.wait_for_job()
     world.call("run.sh", "qrag", "--", "true", "--run-dir", "gs://b/r")
-    assert "run directories" not in world.said
+    assert "the run directory" not in world.said
 
 
 def test_skypilot_runs_the_same_script_and_tries_the_same_codes_again(world):

@@ -18,8 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from measure import REFERENCES, Subject, compilations, compute_dtype, describe, flops, main, matmul_peak, peak_memory, report, subject
+from measure import REFERENCES, Subject, compilations, compute_dtype, describe, main, matmul_peak, peak_memory, report, subject
 from numpy.typing import ArrayLike
+from summary import flops
 
 from qrag_jax.rl.learner import TrainState
 from qrag_jax.train.parallel import Parallel, Update, make_parallel

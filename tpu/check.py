@@ -26,7 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import Subject, compilations, describe, flops, main, matmul_peak, report, subject
+from measure import Subject, compilations, describe, main, matmul_peak, report, subject
+from summary import flops
 
 from qrag_jax.rl.rewards import support_reward
 from qrag_jax.train.parallel import make_parallel

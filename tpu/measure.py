@@ -216,10 +216,5 @@ def main(description: str, run: Callable[[argparse.Namespace], int], **defaults:
         return 64
 
 
-def flops(value: float) -> str:
-    """FLOP/s in a readable unit."""
-    return f"{value / 1e12:.2f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
-
-
 def compute_dtype(subject: Subject) -> Any:
     return jnp.dtype(subject.learner.config.model.compute_dtype)

@@ -1,4 +1,4 @@
-"""The page of a report: shares of what the hardware could do, and the tables of report.md. Sections are those of report.json."""
+"""How figures are shown: FLOP/s, shares of what the hardware could do, the tables of report.md. Sections are those of report.json."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ PUBLISHED = {
 }
 
 
+def flops(value: float) -> str:
+    """FLOP/s in the unit people read."""
+    return f"{value / 1e12:.2f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
+
+
 def values_of(sections: Sections, name: str) -> dict[str, Any]:
     """What a section measured; empty where it has not run."""
     return next((section["values"] for section in sections if section["name"] == name), {})
@@ -36,8 +41,8 @@ def with_shares(sections: Sections) -> list[dict[str, Any]]:
         values = dict(section["values"])
         if section["name"].startswith("speed-"):
             for dtype in [name for name in DTYPES if name in values]:
-                flops = values[dtype]["flops"]
-                shares = {"utilisation": _share(flops, products.get(dtype)), "mfu": _share(flops, published)}
+                speed = values[dtype]["flops"]
+                shares = {"utilisation": _share(speed, products.get(dtype)), "mfu": _share(speed, published)}
                 values[dtype] = {**values[dtype], **shares}
         found.append({**section, "values": values})
     return found
@@ -81,7 +86,7 @@ def _gigabytes(count: float | None) -> str | None:
 
 
 def _machine(values: Mapping[str, Any]) -> str:
-    products = ", ".join(f"{flops / 1e12:.1f} TFLOP/s in {name}" for name, flops in values.get("matmul_flops", {}).items())
+    products = ", ".join(f"{flops(speed)} in {name}" for name, speed in values.get("matmul_flops", {}).items())
     gradient = values.get("gradient", {})
     far = [f"{gradient[name]:.1e} {text}" for name, text in GRADIENTS.items() if gradient.get(name) is not None]
     versions = ", ".join(f"{name} {version}" for name, version in values["versions"].items())

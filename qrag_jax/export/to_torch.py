@@ -54,12 +54,12 @@ def difference(export: Export, folder: Path, layout: Format) -> float | None:
     """
     if "auto_map" in export.backbone.to_hf():
         return None
-    worst = 0.0
-    for name, length in zip(NAMES, _lengths(export), strict=True):
-        theirs = _torch_embeddings(export, folder, layout, name, length)
-        worst = max(worst, float(np.abs(theirs - flax_embeddings(export, name, length)).max()))
+    found = [
+        np.abs(_torch_embeddings(export, folder, layout, name, length) - flax_embeddings(export, name, length)).max()
+        for name, length in zip(NAMES, _lengths(export), strict=True)
+    ]
     # NaN would pass a comparison with the tolerance.
-    return worst if math.isfinite(worst) else math.inf
+    return float(max(found)) if np.isfinite(found).all() else math.inf
 
 
 def flax_embeddings(export: Export, name: str, length: int) -> Float[np.ndarray, "R D"]:

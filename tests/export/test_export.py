@@ -105,6 +105,15 @@ def test_sentence_transformers_loads_an_export_as_it_is(name: str, pooling: Any,
         assert (model.max_seq_length, model.similarity_fn_name) == (length, "dot")
 
 
+@pytest.mark.parametrize("bad", NAMES)
+def test_embeddings_that_are_not_numbers_differ(bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = lambda name: np.full((1, 4), np.nan if name == bad else 0.0)
+    monkeypatch.setattr("qrag_jax.export.to_torch.flax_embeddings", lambda export, name, length: vectors(name))
+    monkeypatch.setattr("qrag_jax.export.to_torch._torch_embeddings", lambda export, folder, layout, name, length: np.zeros((1, 4)))
+    read = export(tmp_path / "export", next(iter(TINY.values())))
+    assert difference(read, tmp_path / "torch", "hf") == np.inf
+
+
 @backbones(lambda name: name != "new")
 @pytest.mark.parametrize("layout", ["hf", "sentence-transformers"])
 def test_to_torch_computes_the_same(config: BackboneConfig, layout: Any, tmp_path: Path) -> None:

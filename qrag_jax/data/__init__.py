@@ -20,7 +20,7 @@ def reader(benchmark: str) -> ModuleType:
 
 
 def load(config: DataConfig, split: Split, *, seed: int, **options: Any) -> Sequence[QAExample]:
-    """Examples of ``config.benchmark``, or of several: "hotpotqa:2+musique". ``options`` are those of the benchmark's own ``load``.
+    """Examples of ``config.benchmark``, which may be a mixture, "hotpotqa:2+musique". ``options`` go to the benchmark's own ``load``.
     Raises ValueError on an unknown name."""
     weights = benchmarks.weights(config.benchmark)
     sources = [reader(name).load(replace(config, benchmark=name), split, seed=seed, **options) for name in weights]
@@ -28,5 +28,5 @@ def load(config: DataConfig, split: Split, *, seed: int, **options: Any) -> Sequ
 
 
 def context_chunks(benchmark: str, task: str, tokens: int) -> int:
-    """How many chunks fill a context of ``tokens`` tokens, where documents are made to length."""
+    """Number of chunks that fill a context of ``tokens`` tokens, for benchmarks whose documents have a chosen length."""
     return int(reader(benchmark).context_chunks(task, tokens))

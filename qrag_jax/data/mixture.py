@@ -15,10 +15,10 @@ _MIX = 303  # first word of the key of a random stream
 
 
 class Mixture(Sequence[QAExample]):
-    """Of every sum(weights) examples, weights[k] come from source k, in an order drawn for them from (seed, split, their number).
+    """Several sources mixed: of every sum(weights) examples, weights[k] come from source k, in an order drawn from (seed, split, round).
 
-    ``self[i]`` exists for every i >= 0, as in the sources, whose examples are each used in turn. ``len`` is the number of different
-    questions in all sources.
+    ``self[i]`` exists for every i >= 0, as in the sources. The examples of a source are used in order. ``len`` is the number of different
+    questions in all sources together.
     """
 
     def __init__(self, sources: Sequence[Sequence[QAExample]], weights: Sequence[int], split: Split, *, seed: int) -> None:
@@ -35,7 +35,7 @@ class Mixture(Sequence[QAExample]):
     def __getitem__(self, i: SupportsIndex) -> QAExample:  # type: ignore[override]  # slices of an endless sequence are not offered
         i = operator.index(i)
         if i < 0:
-            raise IndexError(f"example {i}: indices begin at 0; negative ones have no meaning in a sequence that does not end")
+            raise IndexError(f"example {i}: must be >= 0, since the sequence has no end")
         number, place = divmod(i, len(self._round))
         order = np.random.default_rng((self.seed, _MIX, SPLITS.index(self.split), number)).permutation(self._round)
         source = int(order[place])

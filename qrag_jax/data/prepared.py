@@ -1,6 +1,6 @@
-"""Data sets in array_record files, as ``tfds_builders.prepare`` writes them below ``<data_dir>/tfds``: finding and reading them.
+"""Finds and reads data sets in array_record files, which ``tfds_builders.prepare`` writes below ``<data_dir>/tfds``.
 
-The readers of text files look here first. What they return is the same either way; books come about twenty times as fast from here.
+The readers of text files look here first. The result is the same either way, but books load about twenty times as fast from here.
 TensorFlow is not used.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "1.0.0"
-"""Of the records and of the rules by which text is cut into sentences: raise it when either changes."""
+"""Version of the records and of the rules that split text into sentences. Raise it when either changes."""
 FOLDER = "tfds"
 
 
@@ -24,7 +24,7 @@ def prepared_folder(data_dir: str | Path, *names: str) -> Path | None:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """Changes when a file is added, removed or gets another size."""
+    """A text that changes when a file is added, removed or changes its size."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
         digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
@@ -34,10 +34,10 @@ def fingerprint(files: Sequence[Path]) -> str:
 def read_records(folder: Path, split: str, sources: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The records of a split in order, read one at a time.
 
-    Raises ValueError if ``sources``, the text files that are there now, are not those the data set was made from; without any,
-    the data set stands for itself.
+    Raises ValueError if ``sources``, the present text files, are not those that the data set was made from. Without any text files, the
+    data set is used as it is.
     """
-    tfds = importlib.import_module("tensorflow_datasets")  # takes a second, so only when it is needed
+    tfds = importlib.import_module("tensorflow_datasets")  # imported only when needed, since it takes a second
     builder = tfds.builder_from_directory(folder)
     if sources and (builder.info.metadata or {}).get("sources") != fingerprint(sources):
         raise ValueError(

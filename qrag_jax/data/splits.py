@@ -1,7 +1,7 @@
-"""Which split a thing belongs to, decided by a stable hash of the thing itself.
+"""Assigns texts to splits by a stable hash of the text itself.
 
-A text always falls into the same split, on every machine and in every process, so that stories and books of two splits
-can never be the same, without keeping lists.
+A text always falls into the same split, on every machine and in every process. So two splits never share a story or a book, and no lists
+need to be kept.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def check_split(split: str) -> None:
 
 
 def stable_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on nothing but ``text``."""
+    """A number in [0, 1) that depends only on ``text``."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def hashed_split(text: str, *, validation: float = 0.1, test: float = 0.1) -> Split:
-    """The split that ``text`` belongs to, when these shares of all texts are to be validation and test."""
+    """The split of ``text``, given the shares of all texts that become validation and test."""
     fraction = stable_fraction(text)
     if fraction < test:
         return "test"

@@ -28,15 +28,15 @@ from qrag_jax.data.splits import SPLITS, Split
 from qrag_jax.data.text import haystack
 
 PAGE = 256
-"""Sentences a record: a page is read at once, and a book ends with a shorter one."""
+"""Sentences per record. A record is read at once; the last record of a book may be shorter."""
 MULTIHOP = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder):
-    """What the builders share: records in the order they are made in, and a note of the text files they were made from."""
+    """Shared by the builders: records stay in order, and the metadata records the text files that they were made from."""
 
     VERSION = tfds.core.Version(VERSION)
-    code_path = None  # as inherited, it needs the package importlib_resources, which tfds does not install
+    code_path = None  # the inherited method needs the package importlib_resources, which tfds does not install
     sources: list[Path]
 
     def _describe(self, description: str, features: dict[str, Any]) -> tfds.core.DatasetInfo:
@@ -50,10 +50,10 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 class BabiBuilder(_TextBuilder):
-    """The official bAbI files, a story a record, a configuration for each task.
+    """The official bAbI files: one record per story, one configuration per task.
 
-    A record cannot hold lists of lists without TensorFlow, so the supports of all questions follow one another: ``support_size``
-    says how many belong to each question.
+    A record cannot hold lists of lists without TensorFlow, so the supports of all questions are concatenated, and ``support_size`` is the
+    number for each question.
     """
 
     name = "babi"
@@ -88,7 +88,7 @@ class BabiBuilder(_TextBuilder):
 
 
 class BookSentences(_TextBuilder):
-    """The sentences of ``books/{train,test}``, up to 256 of one book a record, in the order of the haystack and in its three splits."""
+    """The sentences of ``books/{train,test}`` in the haystack's order and three splits, up to 256 sentences of a book per record."""
 
     name = "book_sentences"
 
@@ -114,9 +114,9 @@ class BookSentences(_TextBuilder):
 
 
 class MultihopBuilder(_TextBuilder):
-    """A benchmark of multi-hop questions, a question a record, a configuration for each benchmark, in the three splits of the readers.
+    """Benchmarks of multi-hop questions: one record per question, one configuration per benchmark, in the three splits of the readers.
 
-    Without ``source_dir``, the official files are downloaded, where the benchmark has them as plain files (else ValueError).
+    Without ``source_dir``, the official files are downloaded, if the benchmark publishes plain files (else ValueError).
     """
 
     name = "multihop"
@@ -157,9 +157,10 @@ class MultihopBuilder(_TextBuilder):
 
 
 def prepare(data_dir: str | Path, out_dir: str | Path | None = None, *, download: Sequence[str] = (), skip_bad: bool = False) -> list[Path]:
-    """Writes what ``data_dir`` holds (bAbI tasks, books, multi-hop questions) to ``out_dir``/tfds, by default into ``data_dir`` itself,
-    where the readers find it, and so the benchmarks of ``download``, from their official address. What is there and up to date is kept.
-    Returns the folders. Raises ValueError if there is nothing to write and on bad records, unless they are to be left out."""
+    """Writes the data of ``data_dir`` (bAbI tasks, books, multi-hop questions) to ``out_dir``/tfds, by default into ``data_dir`` itself,
+    where the readers find it. Also downloads and writes the benchmarks ``download``. Up-to-date data sets are kept. Returns the folders.
+
+    Raises ValueError if there is nothing to write, and on bad records unless ``skip_bad``."""
     target = Path(data_dir if out_dir is None else out_dir, FOLDER)
     tasks = [task for task in babi.BABI_TASKS if list(Path(data_dir, "babi", "en-10k").glob(f"{task}_*.txt"))]
     makers: list[Callable[[], _TextBuilder]] = [partial(BabiBuilder, data_dir, task, target) for task in tasks]
@@ -179,7 +180,7 @@ def prepare(data_dir: str | Path, out_dir: str | Path | None = None, *, download
 
 
 def _up_to_date(make: Callable[[], _TextBuilder]) -> Path:
-    """Builds the data set unless it is there, made from the files that are there now. Returns its folder."""
+    """Builds the data set, unless it exists already and was made from the present files. Returns its folder."""
     builder = make()
     folder = Path(builder.data_dir)
     if folder.is_dir():
@@ -187,6 +188,6 @@ def _up_to_date(make: Callable[[], _TextBuilder]) -> Path:
             return folder
         shutil.rmtree(folder)
         builder = make()
-    with contextlib.redirect_stdout(io.StringIO()):  # tfds prints
+    with contextlib.redirect_stdout(io.StringIO()):  # silences what tfds prints
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="array_record")
     return folder

@@ -164,5 +164,5 @@ def test_refuses_bad_arguments() -> None:
         _mixed(SharedNoise(0, 5), 40)
     with pytest.raises(ValueError, match=r"haystacks = 0: must be >= 1"):
         _mixed(ContiguousNoise(0), 40)
-    with pytest.raises(IndexError, match=r"example -1: indices begin at 0"):
+    with pytest.raises(IndexError, match=r"example -1: must be >= 0"):
         _mixed(SharedNoise(4, 5), 40)[-1]

@@ -118,7 +118,7 @@ def test_refuses_bad_folders(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "books" / split).mkdir(parents=True)
         (tmp_path / "books" / split / "same.txt").write_text("CHAPTER I")
-    with pytest.raises(ValueError, match=r"one book; training and validation need a book each"):
+    with pytest.raises(ValueError, match=r"one book; training and validation each need a book"):
         book_paths(tmp_path)
     (tmp_path / "books" / "train" / "other.txt").write_text("CHAPTER II")
     with pytest.raises(ValueError, match=r"same\.txt is in train and in test"):

@@ -112,7 +112,7 @@ HOTPOT_FAULTS = [
     (put("_id", ""), "empty _id"),
     (put("_id", "hp1"), "duplicate id"),
     (put("_id", 7), "wrong type of _id: must be a string, not a whole number"),
-    (lambda record: record.pop("question"), "no question: the field 'question' is missing; there are _id, "),
+    (lambda record: record.pop("question"), "no question: the field 'question' is missing; fields: _id, "),
     (put("question", " "), "empty question"),
     (put("answer", ""), "empty answer"),
     (put("answer", None), "wrong type of answer: must be a string, not null"),
@@ -159,7 +159,7 @@ def test_refuses_or_skips_bad_records(tmp_path: Path, name: str, change: Callabl
     # Of two records with one id, the later one is the bad one.
     number = 2 if reason == "duplicate id" else 1
     where = f":{number}: " if name == "musique" else f": record {number}: "
-    with pytest.raises(ValueError, match=rf"{path.name}{where}{reason}.*Mend it, or have bad records left out"):
+    with pytest.raises(ValueError, match=rf"{path.name}{where}{reason}.*Correct it, or skip bad records"):
         read(path)
     records, report = read(path, skip_bad=True)
     assert (len(records), report.kept, report.skipped) == (2, 2, Counter({reason.partition(":")[0]: 1}))
@@ -225,7 +225,7 @@ def test_training_shuffles_questions_and_paragraphs() -> None:
     assert [len({train[2 * k].id, train[2 * k + 1].id}) for k in range(20)] == [2] * 20  # a pass has every question once
     assert len({train[2 * k].id for k in range(20)}) == 2  # in an order of its own
     assert [train[i] for i in range(8)] != [data.load(config("twowiki"), "train", seed=4)[i] for i in range(8)]
-    with pytest.raises(IndexError, match="indices begin at 0"):
+    with pytest.raises(IndexError, match="must be >= 0, since the sequence has no end"):
         train[-1]
     test = data.load(config("twowiki"), "test", seed=3)
     assert test[0].chunks == test[5].chunks == ("Ume. The Ume is 120 km long.", "Dray. The Dray is 300 km long.", "Lake. Lakes are wide.")
@@ -245,7 +245,7 @@ def test_examples_fill_a_batch() -> None:
     batch = make_batch([train[0], train[1]], 0, small_tokenizer(), settings)
     assert sorted(batch.chunk_mask.sum(1).tolist()) == [3, 4]
     assert sorted(batch.support.sum(1).tolist()) == [2, 3]
-    with pytest.raises(ValueError, match=r"data.chunks = 3: must be >= 4, the paragraphs of the longest training document"):
+    with pytest.raises(ValueError, match=r"data.chunks = 3: must be >= 4, the number of paragraphs of the longest training document"):
         data.load(config("musique", chunks=3), "train", seed=0)
 
 

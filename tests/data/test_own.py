@@ -59,7 +59,7 @@ def test_reads_lines() -> None:
         ({"support": [3]}, r"support out of range: 3 must be in 0..2"),
         ({"support": [-1]}, "support out of range: -1"),
         ({"support": [1, 1]}, r"support with repeats: \[1, 1\] names a chunk twice"),
-        ({"chunks": ["Here.", "There.", "There."]}, r"contradictory support: chunks\[2\] is chunks\[1\] again"),
+        ({"chunks": ["Here.", "There.", "There."]}, r"contradictory support: chunks\[2\] has the same text as chunks\[1\]"),
         ({"answer": 3}, "wrong type of answer: must be a string, not a whole number"),
         ({"id": "b"}, "duplicate id: 'b' is the id of an earlier record"),
     ],
@@ -76,7 +76,7 @@ def test_names_file_line_and_field(tmp_path: Path, change: dict[str, Any], reaso
 @pytest.mark.parametrize("field", ["id", "question", "chunks", "support"])
 def test_every_field_but_the_answer_is_needed(tmp_path: Path, field: str) -> None:
     path = write(tmp_path / "my.jsonl", {name: value for name, value in GOOD.items() if name != field})
-    with pytest.raises(ValueError, match=f"my.jsonl:1: no {field}: the field '{field}' is missing; there are "):
+    with pytest.raises(ValueError, match=f"my.jsonl:1: no {field}: the field '{field}' is missing; fields: "):
         read_own(path)
 
 
@@ -118,7 +118,7 @@ def test_a_folder_has_a_file_a_split(tmp_path: Path) -> None:
 
 def test_refuses_what_cannot_be_trained_on(tmp_path: Path) -> None:
     path = write(tmp_path / "my.jsonl", *many(0, 100))
-    with pytest.raises(ValueError, match=r"data.chunks = 2: must be >= 3, the paragraphs of the longest training document"):
+    with pytest.raises(ValueError, match=r"data.chunks = 2: must be >= 3, the number of paragraphs of the longest training document"):
         data.load(config(path, chunks=2), "train", seed=0)
     with pytest.raises(ValueError, match=r"data.task = 'qa2': unknown task of own; known: all"):
         data.load(config(path, task="qa2"), "train", seed=0)

@@ -238,11 +238,11 @@ def test_refuses_bad_arguments(folder: str, tmp_path: Path) -> None:
         load(DataConfig(task="niah_s1"), "train", seed=0, group=0)
     with pytest.raises(ValueError, match="haystacks = 0: must be >= 1"):
         load(DataConfig(task="niah_s1"), "test", seed=0, haystacks=0)
-    with pytest.raises(ValueError, match="chunks = 3: must be >= 4, the chunks a question of task niah_multiquery brings"):
+    with pytest.raises(ValueError, match="chunks = 3: must be >= 4, the most chunks of a question of task niah_multiquery"):
         load(DataConfig(task="niah_mq", chunks=3, data_dir=folder), "train", seed=0, group=1)
     with pytest.raises(ValueError, match=r"pg_essays: no .txt files"):
         load(DataConfig(task="niah_s2", data_dir=str(tmp_path)), "test", seed=0, haystacks=1)
-    with pytest.raises(IndexError, match="example -1: indices begin at 0"):
+    with pytest.raises(IndexError, match="example -1: must be >= 0"):
         load(DataConfig(task="niah_s1"), "train", seed=0, group=1)[-1]
 
 

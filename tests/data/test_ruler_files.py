@@ -83,7 +83,7 @@ def test_the_official_generators_records(task: str, shared_data: Path) -> None:
         ([1], "is a JSON list; a record is an object"),
         ({"index": 1, "outputs": ["1"]}, "has no field 'input'"),
         (record(index="7"), "index = '7': must be a number >= 0"),
-        (record(index=7), "index 7 is also that of line 1"),
+        (record(index=7), "index 7 is also the index of line 1"),
         (record(index=8, input=5), "input = 5: must be the prompt"),
         (record(index=8, outputs=[]), r"outputs = \[\]: must be a list of one or more values"),
         (record(index=8, outputs=["1234567", 5]), "must be a list of one or more values, each a string"),
@@ -109,5 +109,5 @@ def test_refuses_missing_official_files(tmp_path: Path) -> None:
         official_lengths(tmp_path, "niah_single_1")
     with pytest.raises(ValueError, match=r"a folder with ruler/4096/niah_single_1/validation.jsonl must be given"):
         load_official(None, "niah_s1", 4096)
-    with pytest.raises(ValueError, match="official files are read for the NIAH tasks only"):
+    with pytest.raises(ValueError, match="official files can be read only for the NIAH tasks"):
         load_official(str(tmp_path), "qa_sh", 4096)

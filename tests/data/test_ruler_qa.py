@@ -120,7 +120,7 @@ def test_refuses_broken_squad_files(tree: object, reason: str, tmp_path: Path) -
 
 
 def test_refuses_bad_arguments(paragraphs: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"chunks = 9: must be <= 8, the different paragraphs of task qa_sh in test"):
+    with pytest.raises(ValueError, match=r"chunks = 9: must be <= 8, the number of different paragraphs of task qa_sh in test"):
         load(DataConfig(task="qa_sh", data_dir=paragraphs), "test", seed=0, haystacks=1, chunks=9)
     with pytest.raises(ValueError, match=r"task qa_sh asks SQuAD questions, so a folder with squad/dev-v2.0.json must be given"):
         load(DataConfig(task="qa_sh"), "train", seed=0, group=1)

@@ -80,8 +80,8 @@ GOOD = "1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\t1\n"
         ("1 Mary moved to the bathroom.\n2 Where is Mary?\tbathroom\t3\n3 John left.\n", 2, "support 3 is not the line of an earlier fact"),
         (GOOD + "3 Where is Mary?\tbathroom\t2\n", 3, r"support 2 is not the line of an earlier fact of this story \(facts: 1\)"),
         ("1 Mary moved to the bathroom.\n2 Where is Mary?\tbathroom\t1 1\n", 2, "names a line twice"),
-        ("1 Mary moved to the bathroom.\n1 John left.\n2 Where?\tx\t1\n", 2, "story that ends here asks no question"),
-        (GOOD + "1 John moved to the office.\n", 3, "story that ends here asks no question"),
+        ("1 Mary moved to the bathroom.\n1 John left.\n2 Where?\tx\t1\n", 2, "story that ends here has no question"),
+        (GOOD + "1 John moved to the office.\n", 3, "story that ends here has no question"),
         (GOOD + "\n", 3, "has no number"),
     ],
 )

@@ -22,18 +22,18 @@ from qrag_jax.data.text.haystack import Haystack, load_haystack
 from qrag_jax.types import QAExample
 
 HAYSTACK_SENTENCES = 100_000
-"""Sentences :func:`load` reads at least, if there are as many: some 30 books, in three seconds from text files."""
+""":func:`load` reads at least this many sentences if there are as many: about 30 books, in three seconds from text files."""
 ENDLESS = 2**31 - 1
 """Length of generated splits."""
 _GIVE_UP = 10_000
-"""Generated stories tried for one example before its length limit counts as impossible."""
+"""Number of generated stories to try for one example before giving up on its limit of facts."""
 _ORDER, _NOISE, _EXAMPLE = 101, 102, 103  # first words of the keys of independent random streams
 
 
 @dataclass(frozen=True)
 class SharedNoise:
-    """For training: ``group`` consecutive examples draw their noise from the same ``sentences`` sentences of the haystack,
-    which are then embedded once for all of them. A document that needs more repeats them evenly."""
+    """For training: ``group`` consecutive examples draw their noise from the same ``sentences`` sentences of the haystack, so that these
+    are embedded only once. A document that needs more sentences repeats them evenly."""
 
     group: int
     sentences: int
@@ -44,9 +44,9 @@ class SharedNoise:
 
 @dataclass(frozen=True)
 class ContiguousNoise:
-    """For evaluation: examples are dealt in turn over ``haystacks`` stretches of running text. A document takes its noise from the
-    beginning of its stretch, in order. Stretches start at even distances from a random place, and go on at the haystack's beginning
-    past its end."""
+    """For evaluation: examples are assigned in turn to ``haystacks`` stretches of running text. A document takes its noise from the
+    beginning of its stretch, in order. The stretches start at even distances, from a random place, and continue at the haystack's
+    beginning when they reach its end."""
 
     haystacks: int
 
@@ -58,7 +58,7 @@ Noise = SharedNoise | ContiguousNoise
 
 
 class GeneratedQuestions:
-    """Question i belongs to a generated story of its own, and has at most ``max_facts`` facts before it."""
+    """Generated questions. Each belongs to its own story and has at most ``max_facts`` facts before it."""
 
     def __init__(self, task: str, split: Split, *, seed: int, max_facts: int) -> None:
         check_task(task)
@@ -80,13 +80,13 @@ class GeneratedQuestions:
 
 class OfficialQuestions:
     """All questions of the given stories with at most ``max_facts`` facts before them, in an order that depends on the seed.
-    Question i with i >= len begins another pass, in another order."""
+    From i = len on, the questions are repeated in another order."""
 
     def __init__(self, task: str, split: Split, stories: Sequence[Story], *, seed: int, max_facts: int) -> None:
         check_task(task)
         self.questions = [(story, question) for story in stories for question in story.questions if question.facts <= max_facts]
         if not stories:
-            raise ValueError(f"task {task}: no story is left for {split}; those that are also in the test file are left out")
+            raise ValueError(f"task {task}: no story is left for {split}; stories that are also in the test file are left out")
         if not self.questions:
             raise _no_question(task, max_facts, min(question.facts for story in stories for question in story.questions))
         self._order = lru_cache(maxsize=4)(
@@ -102,7 +102,7 @@ class OfficialQuestions:
 
 
 QuestionSource = GeneratedQuestions | OfficialQuestions
-"""Where questions come from: ``question(i)`` is defined for all i >= 0; ``len`` is how many of them are different."""
+"""A source of questions: ``question(i)`` is defined for all i >= 0; ``len`` is the number of different questions."""
 
 
 def _no_question(task: str, max_facts: int, shortest: int) -> ValueError:
@@ -113,12 +113,12 @@ def _no_question(task: str, max_facts: int, shortest: int) -> ValueError:
 
 
 class BabiLong(Sequence[QAExample]):
-    """Documents of exactly ``chunks`` chunks: the facts before a question, and noise. Chunks are strings of the haystack and the story
-    themselves, never copies.
+    """Documents of exactly ``chunks`` chunks: the facts before a question, and noise. Chunks are the strings of the haystack and the
+    story themselves, not copies.
 
-    ``self[i]`` exists for every i >= 0: past ``len(self)``, questions come again with fresh noise and places. Iteration ends at ``len``.
+    ``self[i]`` exists for every i >= 0: from ``len(self)`` on, questions are repeated with new noise and places. Iteration ends at ``len``.
     ``max_facts`` defaults to 80 % of ``chunks``; questions with more facts before them are left out.
-    ``haystack_repeats`` is the length of a document in haystacks: above 1, a document holds some sentences more than once.
+    ``haystack_repeats`` is a document's length divided by the haystack's: above 1, a document holds some sentences more than once.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class BabiLong(Sequence[QAExample]):
         if isinstance(noise, SharedNoise):
             if not 1 <= noise.sentences <= len(haystack.sentences):
                 raise ValueError(
-                    f"shared_noise = {noise.sentences}: must be in 1..{len(haystack.sentences)}, the sentences of the haystack "
+                    f"shared_noise = {noise.sentences}: must be in 1..{len(haystack.sentences)}, the number of sentences in the haystack "
                     f"{haystack.source!r} ({split})"
                 )
             if noise.group < 1:
-                raise ValueError(f"group = {noise.group}: must be >= 1, the examples that share their noise")
+                raise ValueError(f"group = {noise.group}: must be >= 1; it is the number of examples that share their noise")
         elif noise.haystacks < 1:
             raise ValueError(f"haystacks = {noise.haystacks}: must be >= 1")
         self.questions, self.haystack, self.noise = questions, haystack, noise
@@ -149,7 +149,7 @@ class BabiLong(Sequence[QAExample]):
     def __getitem__(self, i: SupportsIndex) -> QAExample:  # type: ignore[override]  # slices of an endless sequence are not offered
         i = operator.index(i)
         if i < 0:
-            raise IndexError(f"example {i}: indices begin at 0; negative ones have no meaning in a sequence that does not end")
+            raise IndexError(f"example {i}: must be >= 0, since the sequence has no end")
         story, question = self.questions.question(i)
         draw = np.random.default_rng((self.seed, _EXAMPLE, SPLITS.index(self.split), i))
         places = np.sort(draw.choice(self.chunks, size=question.facts, replace=False)).tolist()
@@ -187,7 +187,7 @@ class BabiLong(Sequence[QAExample]):
 
 
 def context_chunks(task: str, tokens: int) -> int:
-    """Chunks that fill a context of ``tokens`` tokens, whatever the task."""
+    """Number of chunks that fill a context of ``tokens`` tokens, for every task."""
     return lengths.context_chunks(tokens)
 
 
@@ -202,12 +202,12 @@ def load(
     max_facts: int | None = None,
     haystack_sentences: int = HAYSTACK_SENTENCES,
 ) -> BabiLong:
-    """The BabiLong examples of a split, with ``config.chunks`` chunks a document unless ``chunks`` says otherwise.
+    """The BabiLong examples of a split. A document has ``chunks`` chunks; None: ``config.chunks``.
 
-    Exactly one of ``group`` (training: so many consecutive examples share ``config.shared_noise`` noise sentences) and ``haystacks``
-    (evaluation: examples are dealt over so many stretches of running text) must be given. With ``config.data_dir``, questions and noise
-    come from the official files and books in it; else stories are generated and the noise is Python's documentation, whose text
-    depends on the version of Python. Raises ValueError on missing or broken files and on documents too short for any question.
+    Give exactly one of ``group`` (training: the number of consecutive examples that share ``config.shared_noise`` noise sentences) and
+    ``haystacks`` (evaluation: the number of stretches of running text, to which examples are assigned in turn). With ``config.data_dir``,
+    questions and noise come from its official files and books; otherwise stories are generated and the noise is Python's documentation,
+    whose text depends on the version of Python. Raises ValueError on missing or broken files and on documents too short for any question.
     """
     check_split(split)
     if (group is None) == (haystacks is None):
@@ -216,7 +216,7 @@ def load(
     if max_facts is None:
         max_facts = chunks - math.ceil(chunks / 5)
     elif not 1 <= max_facts <= chunks:
-        raise ValueError(f"max_facts = {max_facts}: must be in 1..{chunks}, the chunks of a document")
+        raise ValueError(f"max_facts = {max_facts}: must be in 1..{chunks}, the number of chunks of a document")
     noise = SharedNoise(group, config.shared_noise) if group is not None else ContiguousNoise(haystacks or 0)
     questions: QuestionSource
     if config.data_dir is None:

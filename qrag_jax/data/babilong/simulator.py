@@ -1,11 +1,11 @@
-"""Generated bAbI stories, qa1 to qa5, distributed as the official files are (Weston et al. 2015, arXiv 1502.05698).
+"""Generated bAbI stories, qa1 to qa5, with the same distribution as the official files (Weston et al. 2015, arXiv 1502.05698).
 
-How the official stories came about was read off the files themselves:
+The rules of the official stories were inferred from the files themselves:
 
-- People and things begin at hidden places. A fact is drawn by rejection: a person, an action and a place, each uniformly, again
-  until the action is possible. Nobody moves to where they are; things are taken where they lie and given to people in the same place.
-- After every second fact a question is asked if one can be, until the story has five. It is about the person or thing of a fact
-  drawn uniformly from the last five; what happened longer ago is never asked about.
+- People and things begin at hidden places. A fact is drawn by rejection: a person, an action and a place are drawn uniformly until the
+  action is possible. Nobody moves to their present place; things are taken where they lie and given to people in the same place.
+- After every second fact a question is asked, if one is possible, until the story has five. It is about the person or thing of a fact
+  drawn uniformly from the last five facts; nothing older is asked about.
 - Labels: qa2 names the last time the thing was taken (or dropped) and the carrier's last move after (before) it; qa3 the last time it
   was taken or dropped, the carrier's last move to the place asked about, and the move before; qa5 the last time the thing was given.
 """
@@ -32,7 +32,7 @@ VERBS = {
     "drop": ("dropped", "left", "discarded", "put down"),
     "give": ("gave", "handed", "passed"),
 }
-# An action is drawn as often as it stands here; giving is three to four times as likely as dropping in the official qa5.
+# An action is drawn in proportion to its count here; in the official qa5, giving is three to four times as likely as dropping.
 ACTIONS = {
     "qa1": ("move",),
     "qa2": ("move", "get", "drop"),
@@ -43,22 +43,22 @@ ACTIONS = {
 THERE = {"get": {"qa2": 1.0, "qa3": 0.2, "qa5": 1.0}, "drop": {"qa2": 0.2, "qa3": 0.2, "qa5": 0.2}}
 
 QUESTIONS = {"qa1": 5, "qa2": 5, "qa3": 5, "qa4": 1, "qa5": 5}
-"""A story has so many."""
+"""Number of questions per story."""
 QUESTION_EVERY = 2
 WINDOW = 5
 FEWEST_FACTS = {"qa1": 2, "qa2": 2, "qa3": 4, "qa4": 2, "qa5": 2}
-"""No question of the task, official or generated, has fewer facts before it."""
+"""Every question of the task, official or generated, has at least this many facts before it."""
 OPENING = 4
-"""Facts at the start of a story by which its split is decided, so that a story of another split is given up early."""
+"""The first facts of a story decide its split, so that a story of another split is abandoned early."""
 
 DIRECTIONS = (("north", "south"), ("east", "west"))
 SHARED_LAST = 2 / 3
 """qa4: how often a fact names the place that both facts share last ("The office is north of the SHARED.")."""
-NUMBERS = 64  # random ones, fetched at a time
+NUMBERS = 64  # random numbers fetched at a time
 
 
 class Event(NamedTuple):
-    """What a fact says: ``person`` moves to ``place``, or gets, drops or gives (to ``receiver``) ``thing``."""
+    """The content of a fact: ``person`` moves to ``place``, or gets, drops or gives (to ``receiver``) ``thing``."""
 
     action: str
     person: str
@@ -68,7 +68,7 @@ class Event(NamedTuple):
 
 
 class _Draw:
-    """Choices from a generator, whose numbers are fetched many at a time: its time for one is mostly the call."""
+    """Random choices. Numbers are fetched from the generator many at a time, since a single one costs almost as much."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._number = chain.from_iterable(generator.random(NUMBERS).tolist() for _ in repeat(None)).__next__
@@ -84,10 +84,10 @@ class _Draw:
 
 
 def simulate_story(task: str, split: Split, seed: int, index: int, questions: int | None = None) -> Story:
-    """Story ``index`` of a split: a pure function of its arguments. ``questions``: how many are wanted; it ends with the last of them.
+    """Story ``index`` of a split: a pure function of its arguments. It ends with the last of its ``questions`` questions.
 
-    Stories of two splits never begin with the same four facts (two in qa4), whatever the seeds: the opening's hash says which split
-    it belongs to, and openings of another split are drawn again.
+    Stories of two splits never begin with the same four facts (two in qa4), whatever the seeds: a hash of the opening decides its split,
+    and openings of another split are drawn again.
     """
     check_task(task)
     check_split(split)
@@ -107,7 +107,7 @@ def simulate_story(task: str, split: Split, seed: int, index: int, questions: in
 
 
 class _Scene:
-    """The world of qa1, qa2, qa3 and qa5 and what has happened in it."""
+    """The world of qa1, qa2, qa3 and qa5, and the events so far."""
 
     def __init__(self, task: str, draw: _Draw) -> None:
         self.task = task
@@ -172,7 +172,7 @@ class _Scene:
         return f"{event.person} {verb} the {event.thing}{there}."
 
     def _question(self) -> BabiQuestion | None:
-        """A question about one of the last facts, drawn uniformly from those that give one."""
+        """A question about one of the last facts, drawn uniformly from the facts that allow a question."""
         recent = list(range(max(0, len(self.events) - WINDOW), len(self.events)))
         while recent:
             fact = recent.pop(self.draw.below(len(recent)))
@@ -187,7 +187,7 @@ class _Scene:
         return [i for i in span if self.events[i].action == "move" and self.events[i].person == person]
 
     def latest(self, thing: str, actions: tuple[str, ...], stop: int) -> int:
-        """The last fact before ``stop`` in which ``thing`` met with one of ``actions``; there must be one."""
+        """The last fact before ``stop`` with one of ``actions`` on ``thing``; there must be one."""
         return next(i for i in range(stop - 1, -1, -1) if self.events[i].thing == thing and self.events[i].action in actions)
 
 
@@ -235,7 +235,7 @@ def _ask_giving(scene: _Scene, event: Event) -> Asked:
     giver, thing, receiver = scene.events[last].person, event.thing, scene.events[last].receiver
     form = scene.draw.below(6)
     if form < 2:
-        # The official qa5 asks this also where the same two met again over another thing: 22 questions with a wrong answer.
+        # The official qa5 also asks this if the same two people exchanged another thing later: 22 questions have a wrong answer.
         if any((later.person, later.receiver) == (giver, receiver) for later in scene.events[last + 1 :]):
             return None
         return f"What did {giver} give to {receiver}?", thing, (last,)

@@ -1,7 +1,7 @@
 """The official bAbI files (Weston et al. 2015, arXiv 1502.05698): a strict reader.
 
-A file is a list of stories. A line is ``n sentence`` (a fact) or ``n question <tab> answer <tab> lines of support``;
-n counts the lines of a story, facts and questions alike, and 1 begins the next story. A question may use the facts before it.
+A file is a list of stories. Each line is ``n sentence`` (a fact) or ``n question <tab> answer <tab> lines of support``.
+n numbers the lines of a story, both facts and questions, and 1 begins the next story. A question may use the facts before it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TASK_FILES = {
 
 @dataclass(frozen=True)
 class BabiQuestion:
-    """``support`` are 0-based, ascending indices into the facts of the story; ``facts`` is how many of them stand before the question."""
+    """``support``: 0-based, ascending indices into the facts of the story; ``facts``: the number of facts before the question."""
 
     question: str
     answer: str
@@ -42,7 +42,7 @@ class Story:
 
     @property
     def text(self) -> str:
-        """The facts as one string: what makes two stories the same story."""
+        """The facts as one string. Stories with the same text are the same story."""
         return "\n".join(self.facts)
 
 
@@ -52,7 +52,7 @@ def check_task(task: str) -> None:
 
 
 def babi_path(data_dir: str | Path, task: str, split: str) -> Path:
-    """The official file of a task. ``split`` is 'train' or 'test'. Raises ValueError if the file is not there."""
+    """The official file of a task. ``split`` is 'train' or 'test'. Raises ValueError if the file does not exist."""
     check_task(task)
     if split not in ("train", "test"):
         raise ValueError(f"split = {split!r}: the official bAbI files have the splits train and test")
@@ -146,7 +146,7 @@ class _Draft:
 
     def story(self) -> Story:
         if not self.questions:
-            raise ValueError("the story that ends here asks no question")
+            raise ValueError("the story that ends here has no question")
         return Story(tuple(self.facts), tuple(self.questions))
 
 
@@ -155,10 +155,10 @@ def _ranges(numbers: dict[int, int]) -> str:
 
 
 def load_stories(data_dir: str, task: str, split: Split) -> tuple[Story, ...]:
-    """Official stories of a split. test is the test file; train and validation share the train file, nine to one.
+    """Official stories of a split. The test file is test; of the train file, nine tenths are train and one tenth is validation.
 
-    The side a story falls on depends on its text alone, so equal stories stay together, and stories of the train file that
-    also occur in the test file belong to neither: in qa4 about three quarters of the test stories do.
+    The split of a story depends only on its text, so equal stories stay together. Stories of the train file that also occur in the test
+    file are left out of both: in qa4 that is the case for about three quarters of the test stories.
     """
     check_split(split)
     test = _read(data_dir, task, "test")
@@ -171,7 +171,7 @@ def load_stories(data_dir: str, task: str, split: Split) -> tuple[Story, ...]:
 
 @lru_cache(maxsize=2 * len(TASK_FILES))
 def _read(data_dir: str, task: str, split: str) -> tuple[Story, ...]:
-    """The stories of one official file: from prepared records if there are some, else from the file. Kept for the life of the process."""
+    """The stories of one official file, from prepared records if they exist, else from the file. Cached for the life of the process."""
     check_task(task)
     if folder := prepared_folder(data_dir, "babi", task):
         sources = list(Path(data_dir, "babi", "en-10k").glob(f"{TASK_FILES[task]}_*.txt"))
@@ -180,7 +180,7 @@ def _read(data_dir: str, task: str, split: str) -> tuple[Story, ...]:
 
 
 def _from_record(record: dict[str, Any]) -> Story:
-    """Inverse of what ``tfds_builders.BabiBuilder`` writes."""
+    """A story from a record that ``tfds_builders.BabiBuilder`` has written."""
     questions: list[BabiQuestion] = []
     taken = 0
     for question, answer, before, size in zip(record["question"], record["answer"], record["before"], record["support_size"], strict=True):

@@ -1,4 +1,4 @@
-"""HotpotQA, distractor setting (Yang et al. 2018, arXiv 1809.09600): two paragraphs that answer, among ten.
+"""HotpotQA, distractor setting (Yang et al. 2018, arXiv 1809.09600): two supporting paragraphs among ten.
 
 A file is one JSON list of records: ``_id``, ``question``, ``answer``, ``type``, ``context`` [[title, [sentences]]] and
 ``supporting_facts`` [[title, number of the sentence]].
@@ -25,8 +25,8 @@ def read_hotpotqa(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Re
 
 
 def parse(tree: Any, notes: Counter[str], *, types: Iterable[str]) -> Record:
-    """A record in this format. A paragraph supports if any fact names its title, also where the sentence lies past the paragraph's end, as
-    it does now and then in the published files: the title is right, and paragraphs are what is retrieved. That is noted."""
+    """Reads a record. A paragraph supports the answer if any fact names its title, even if the fact's sentence number is too high. That
+    happens in the published files; it is counted as a note, since the title is right and whole paragraphs are retrieved."""
     kind = get_text(tree, "type")
     if kind not in types:
         raise BadRecord("unknown type", f"{kind!r}; known: {', '.join(types)}")

@@ -1,7 +1,7 @@
-"""MuSiQue-Ans (Trivedi et al. 2022, arXiv 2108.00573): two to four paragraphs that answer, one a hop, among twenty.
+"""MuSiQue-Ans (Trivedi et al. 2022, arXiv 2108.00573): two to four supporting paragraphs, one per hop, among twenty.
 
-A file has a JSON object a line: ``id``, ``question``, ``answer``, ``answer_aliases``, ``answerable``, ``paragraphs`` [{idx, title,
-paragraph_text, is_supporting}] and ``question_decomposition`` [{paragraph_support_idx, ...}], a hop each.
+A file has one JSON object per line: ``id``, ``question``, ``answer``, ``answer_aliases``, ``answerable``, ``paragraphs`` [{idx, title,
+paragraph_text, is_supporting}] and ``question_decomposition`` [{paragraph_support_idx, ...}], one entry per hop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_musique(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Rec
 
 def _parse(tree: Any, notes: Counter[str]) -> Record:
     if not get(tree, "answerable", bool):
-        raise BadRecord("not answerable", "its paragraphs do not answer it; MuSiQue-Ans, not MuSiQue-Full, is what is read here")
+        raise BadRecord("not answerable", "its paragraphs do not answer it; use the files of MuSiQue-Ans, not of MuSiQue-Full")
     paragraphs = []
     for number, paragraph in enumerate(get(tree, "paragraphs", list)):
         if get(paragraph, "idx", int) != number:

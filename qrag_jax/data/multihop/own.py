@@ -1,7 +1,7 @@
 """Your own questions: a JSONL file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
 
-A line is ``{"id": "q1", "question": "...", "chunks": ["...", ...], "support": [2, 5], "answer": "..."}``: ``chunks`` are the document in
-order, ``support`` the indices (from 0) of those that answer the question. ``answer`` may be missing.
+Each line is ``{"id": "q1", "question": "...", "chunks": ["...", ...], "support": [2, 5], "answer": "..."}``: ``chunks`` is the document in
+order, ``support`` holds the indices (from 0) of the chunks that answer the question. ``answer`` is optional.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def _parse(tree: Any, notes: Counter[str]) -> Record:
     texts = {chunks[index]: index for index in support}
     for number, chunk in enumerate(chunks):
         if chunk in texts and number not in support:
-            raise BadRecord("contradictory support", f"chunks[{number}] is chunks[{texts[chunk]}] again, but only that one supports")
+            raise BadRecord(
+                "contradictory support", f"chunks[{number}] has the same text as chunks[{texts[chunk]}], but only the latter is in support"
+            )
     answer = get(tree, "answer", str).strip() if "answer" in tree else ""
     paragraphs = tuple(("", chunk) for chunk in chunks)
     return Record(get_text(tree, "id"), get_text(tree, "question"), answer, (), paragraphs, tuple(sorted(support)), "")
@@ -59,11 +61,11 @@ def load(
     group: int | None = None,
     haystacks: int | None = None,
 ) -> MultihopQuestions:
-    """The questions of a split of ``config.data_dir``, which is a .jsonl file or a folder. Of a single file, a tenth of the questions, by a
-    hash of their ids, is test and another is validation; where questions share documents, a folder keeps those apart.
+    """The questions of a split of ``config.data_dir``, which is a .jsonl file or a folder. From a file, a tenth of the questions, by a hash
+    of their ids, is test and another tenth is validation. If questions share documents, give a folder, to keep documents apart.
 
     Chunks stay in order, since they may be parts of one text; shuffle them beforehand if the order gives the support away.
-    ``chunks``, ``group`` and ``haystacks`` change nothing. Raises ValueError on missing or broken files.
+    ``chunks``, ``group`` and ``haystacks`` are ignored. Raises ValueError on missing or broken files.
     """
     check_split(split)
     benchmarks.task("own", config.task)
@@ -72,7 +74,7 @@ def load(
     records = _read(config.data_dir, config.skip_bad)[split]
     if not records:
         raise ValueError(
-            f"{config.data_dir}: none of its questions falls into {split}; add questions (some 100 or more), or give a folder with "
+            f"{config.data_dir}: none of its questions falls into {split}; add questions (about 100 or more), or give a folder with "
             "train.jsonl, validation.jsonl and test.jsonl"
         )
     if split == "train":
@@ -82,7 +84,7 @@ def load(
 
 @lru_cache(maxsize=8)
 def _read(data_dir: str, skip_bad: bool) -> dict[Split, tuple[Record, ...]]:
-    """The splits of a file or a folder. Kept for the life of the process."""
+    """The splits of a file or a folder. Cached for the life of the process."""
     path = Path(data_dir)
     if not path.is_dir():
         records = read_and_say(read_own, path, skip_bad)

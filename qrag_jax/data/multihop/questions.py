@@ -1,6 +1,6 @@
-"""Multi-hop questions over separate paragraphs: what HotpotQA, MuSiQue, 2WikiMultihopQA and a user's own questions share.
+"""Multi-hop questions over separate paragraphs: the code shared by HotpotQA, MuSiQue, 2WikiMultihopQA and a user's own questions.
 
-A document is a question's own paragraphs, so there is no context length to choose, and no noise that documents share.
+A document consists of a question's own paragraphs, so there is no context length to choose, and documents share no noise.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random 
 
 @dataclass(frozen=True)
 class QuestionFiles:
-    """Where a benchmark's files are and how they are read. ``files``: pairs of a training and a test file, those to prefer first;
-    ``downloads``: addresses of the first pair, where they are plain files; ``after_title``: what the reference code puts between title and
-    text of a chunk."""
+    """The places of a benchmark's files and the function that reads them. ``files``: pairs of a training and a test file, the preferred
+    pair first; ``downloads``: addresses of the first pair, if they are plain files; ``after_title``: the text that the reference code puts
+    between the title and the text of a chunk."""
 
     name: str
     folder: str
@@ -40,15 +40,15 @@ class QuestionFiles:
 
     @property
     def wanted(self) -> str:
-        """What a data folder must hold, and where that comes from."""
+        """The files that a data folder must hold, and their source."""
         pairs = ", or ".join(" and ".join(pair) for pair in self.files)
         return f"looked for in data_dir/{self.folder}: {pairs}. They come from {self.home}"
 
 
 class MultihopQuestions(Sequence[QAExample]):
-    """The given records in an order that depends on the seed. ``self[i]`` exists for every i >= 0: past ``len(self)`` they come again, in
-    another order. Iteration ends at ``len``. ``shuffle``: example i has its paragraphs in an order of its own (training); else
-    they stay as they are in the file, where the published files have them shuffled."""
+    """The given records in an order that depends on the seed. ``self[i]`` exists for every i >= 0: from ``len(self)`` on, the records are
+    repeated in another order. Iteration ends at ``len``. ``shuffle`` True (training): each example has its paragraphs in its own random
+    order; False: in the order of the file, which is already shuffled in the published files."""
 
     def __init__(self, name: str, records: Sequence[Record], split: Split, *, seed: int, shuffle: bool, after_title: str = ". ") -> None:
         check_split(split)
@@ -82,10 +82,10 @@ class MultihopQuestions(Sequence[QAExample]):
         )
 
     def record(self, i: SupportsIndex) -> Record:
-        """What example i is made from."""
+        """The record of example i."""
         i = operator.index(i)
         if i < 0:
-            raise IndexError(f"example {i}: indices begin at 0; negative ones have no meaning in a sequence that does not end")
+            raise IndexError(f"example {i}: must be >= 0, since the sequence has no end")
         epoch, place = divmod(i, len(self.records))
         return self.records[self._order(epoch)[place]]
 
@@ -100,9 +100,9 @@ def load(
     group: int | None = None,
     haystacks: int | None = None,
 ) -> MultihopQuestions:
-    """The questions of a split that are of the type ``config.task`` ('all': of any).
+    """The questions of a split with the type ``config.task`` ('all': any type).
 
-    ``chunks``, ``group`` and ``haystacks`` are accepted as by every benchmark and change nothing: a document is as long as it is.
+    ``chunks``, ``group`` and ``haystacks`` are accepted, as by every benchmark, but ignored, since documents have their own lengths.
     Raises ValueError on missing or broken files, and in training on documents of more than ``config.chunks`` paragraphs.
     """
     check_split(split)
@@ -117,14 +117,14 @@ def load(
 
 
 def check_room(records: Sequence[Record], chunks: int) -> None:
-    """Raises ValueError if a document is longer than a training batch is wide."""
+    """Raises ValueError if a document has more chunks than there is room for in a training batch."""
     longest = max((len(record.paragraphs) for record in records), default=0)
     if longest > chunks:
-        raise ValueError(f"data.chunks = {chunks}: must be >= {longest}, the paragraphs of the longest training document")
+        raise ValueError(f"data.chunks = {chunks}: must be >= {longest}, the number of paragraphs of the longest training document")
 
 
 def find_files(benchmark: QuestionFiles, data_dir: str | Path) -> tuple[Path, Path] | None:
-    """The training and the test file: the first pair of which both are there. None without one.
+    """The training and the test file: the first pair of which both exist; None if there is none.
 
     Files of two pairs are never mixed, since a training subset may hold questions of the official test file."""
     for pair in benchmark.files:
@@ -136,7 +136,7 @@ def find_files(benchmark: QuestionFiles, data_dir: str | Path) -> tuple[Path, Pa
 
 @lru_cache(maxsize=32)
 def read_split(benchmark: QuestionFiles, data_dir: str, split: Split, skip_bad: bool) -> tuple[Record, ...]:
-    """Records of a split: from prepared records if there are some, else from the files. Kept for the life of the process."""
+    """Records of a split, from prepared records if they exist, else from the files. Cached for the life of the process."""
     files = find_files(benchmark, data_dir)
     if folder := prepared_folder(data_dir, "multihop", benchmark.name):
         return tuple(_from_record(record) for record in read_records(folder, split, files or ()))
@@ -147,9 +147,9 @@ def read_split(benchmark: QuestionFiles, data_dir: str, split: Split, skip_bad: 
 
 @lru_cache(maxsize=8)
 def split_files(benchmark: QuestionFiles, files: tuple[Path, Path], skip_bad: bool) -> dict[Split, tuple[Record, ...]]:
-    """The three splits: test is the test file; a tenth of the training file, by a hash of the id, is validation.
+    """The three splits: the test file is test; a tenth of the training file, by a hash of the id, is validation.
 
-    Says what was left out. Raises ValueError if the two files share a question id."""
+    Prints how many records were skipped. Raises ValueError if the two files share a question id."""
     train, test = (read_and_say(benchmark.read, path, skip_bad) for path in files)
     check_disjoint({"train": train, "test": test}, f"{files[0]} and {files[1]}")
     side = lambda split: tuple(record for record in train if hashed_split(record.id, test=0.0) == split)
@@ -157,7 +157,7 @@ def split_files(benchmark: QuestionFiles, files: tuple[Path, Path], skip_bad: bo
 
 
 def read_and_say(read: Callable[..., tuple[tuple[Record, ...], ReadReport]], path: Path, skip_bad: bool) -> tuple[Record, ...]:
-    """The records of a file; what was skipped is said."""
+    """The records of a file. Prints how many were skipped."""
     records, report = read(path, skip_bad=skip_bad)
     if report.skipped:
         say(str(report))
@@ -174,7 +174,7 @@ def check_disjoint(sides: dict[str, tuple[Record, ...]], where: str) -> None:
 
 
 def _from_record(record: dict[str, Any]) -> Record:
-    """Inverse of what ``tfds_builders.MultihopBuilder`` writes."""
+    """The record that ``tfds_builders.MultihopBuilder`` has written."""
     words = lambda name: tuple(text.decode() for text in record[name])
     return Record(
         id=record["id"].decode(),

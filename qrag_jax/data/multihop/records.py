@@ -1,7 +1,7 @@
-"""Questions over separate paragraphs as files hold them: one strict reading of JSON and JSONL, whatever the benchmark.
+"""Files of questions over separate paragraphs: one strict reader of JSON and JSONL for all benchmarks.
 
-A record that breaks its format is an error that names the file, the place and the reason; where the caller asks to skip bad records,
-they are counted by reason and the count is handed back.
+A record that breaks its format raises an error with the file, the place and the reason. If the caller asks to skip bad records, they are
+counted by reason, and the counts are returned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class BadRecord(ValueError):
-    """``reason`` is the same for all records with the same fault; ``detail`` says what is wrong with this one."""
+    """``reason``: the same for all records with the same fault; ``detail``: the fault of this record."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -26,8 +26,8 @@ class BadRecord(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """A question and the paragraphs, (title, text) each, that answer it or distract. ``support``: indices of those that answer it,
-    ascending. ``aliases`` are answers as good as ``answer``. ``type`` is the benchmark's own name for a kind of question."""
+    """A question and its paragraphs, as pairs (title, text). ``support``: ascending indices of the paragraphs that answer the question.
+    ``aliases``: other correct answers. ``type``: the benchmark's own name for this kind of question."""
 
     id: str
     question: str
@@ -48,7 +48,7 @@ class Record:
 
 @dataclass
 class ReadReport:
-    """What came of reading a file: records ``kept``; records ``skipped``, by reason; and ``notes``, what was put up with, how often."""
+    """The result of reading a file: numbers of records ``kept``, of records ``skipped`` by reason, and of tolerated faults (``notes``)."""
 
     path: Path
     kept: int = 0
@@ -69,12 +69,12 @@ def _counts(counter: Counter[str]) -> str:
 
 
 Parse = Callable[[Any, Counter[str]], Record]
-"""A JSON value -> its record. Raises BadRecord; counts what it puts up with."""
+"""A JSON value -> its record. Raises BadRecord; counts tolerated faults."""
 
 
 def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a file that is one JSON list. Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad
-    record, unless they are to be skipped; and on a file that is not a JSON list, is missing, or leaves no record."""
+    """The records of a file that is one JSON list. Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad record
+    (unless ``skip_bad``), and on a file that is missing, is not a JSON list, or has no good record."""
     path = Path(path)
     try:
         tree = json.loads(_text(path))
@@ -86,9 +86,9 @@ def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) ->
 
 
 def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """As :func:`read_json_list`, of a file with a JSON object a line: ValueError('file:line: reason: detail')."""
+    """As :func:`read_json_list`, for a file with one JSON object per line: ValueError('file:line: reason: detail')."""
     path = Path(path)
-    # Not splitlines: a JSON string may hold U+2028 and its like, which are line ends there.
+    # Not splitlines, which also splits at U+2028 and other characters that a JSON string may hold.
     lines = _text(path).removesuffix("\n").split("\n")
     pieces = ((f"{path}:{n}", line) for n, line in enumerate(lines, start=1))
     return _collect(path, pieces, lambda line, notes: parse(_loads(line), notes), skip_bad)
@@ -124,7 +124,7 @@ def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_b
                 raise BadRecord("duplicate id", f"{record.id!r} is the id of an earlier record")
         except BadRecord as error:
             if not skip_bad:
-                raise ValueError(f"{where}: {error}. Mend it, or have bad records left out (skip_bad)") from error
+                raise ValueError(f"{where}: {error}. Correct it, or skip bad records (skip_bad)") from error
             report.skipped[error.reason] += 1
         else:
             records[record.id] = record
@@ -145,21 +145,21 @@ def _kind(value: Any) -> str:
 
 
 def check(value: Any, kind: type[T], name: str) -> T:
-    """``value`` as what it must be. Raises BadRecord, naming it; true and false are not numbers."""
+    """``value``, checked to be of a type. Raises BadRecord, naming it; true and false are not numbers."""
     if type(value) is not kind:
         raise BadRecord(f"wrong type of {name}", f"must be {_NAMES[kind]}, not {_kind(value)} ({str(value)[:60]!r})")
     return value
 
 
 def get(tree: Any, name: str, kind: type[T]) -> T:
-    """A field of an object. Raises BadRecord if it is not there or is something else."""
+    """A field of an object. Raises BadRecord if it is missing or has another type."""
     if name not in check(tree, dict, "record"):
-        raise BadRecord(f"no {name}", f"the field {name!r} is missing; there are {', '.join(tree) or 'none'}")
+        raise BadRecord(f"no {name}", f"the field {name!r} is missing; fields: {', '.join(tree) or 'none'}")
     return check(tree[name], kind, name)
 
 
 def get_text(tree: Any, name: str) -> str:
-    """A field that is text with something in it, without the blanks around it."""
+    """A field that holds non-empty text, without white space around it."""
     text = get(tree, name, str).strip()
     if not text:
         raise BadRecord(f"empty {name}", f"the field {name!r} has no text")
@@ -174,10 +174,10 @@ def make_record(
     notes: Counter[str],
     aliases: Iterable[str] = (),
 ) -> Record:
-    """A record of an object with the fields ``id_name``, question and answer, and of (title, text, supports) paragraphs.
+    """A record from an object with the fields ``id_name``, question and answer, and from paragraphs (title, text, supports).
 
-    A paragraph that is there twice, title and text, is one paragraph, and supports if one of the two does. Raises BadRecord on an empty
-    title or text, on no paragraphs and on no support.
+    Paragraphs with the same title and text become one paragraph, which supports the answer if any of them does. Raises BadRecord on an
+    empty title or text, and without paragraphs or support.
     """
     merged: dict[tuple[str, str], bool] = {}
     for number, (title, text, supports) in enumerate(paragraphs):
@@ -204,7 +204,7 @@ def make_record(
 
 
 def rows(tree: Any, name: str, *kinds: type) -> Iterator[list[Any]]:
-    """A field that is a list of lists of these types, such as [title, sentences]."""
+    """A field that is a list of lists with these types, such as [title, sentences]."""
     for row in get(tree, name, list):
         if len(check(row, list, name)) != len(kinds):
             raise BadRecord(f"wrong type of {name}", f"its entries must have {len(kinds)} parts, not {len(row)} ({str(row)[:60]!r})")

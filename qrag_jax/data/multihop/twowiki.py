@@ -1,6 +1,6 @@
-"""2WikiMultihopQA (Ho et al. 2020, arXiv 2011.01060): two or four paragraphs that answer, among ten.
+"""2WikiMultihopQA (Ho et al. 2020, arXiv 2011.01060): two or four supporting paragraphs among ten.
 
-The files have HotpotQA's format, with other types of questions and fields that are not read.
+The files have HotpotQA's format, with other question types and with more fields, which are not read.
 """
 
 from __future__ import annotations

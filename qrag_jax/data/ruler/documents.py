@@ -1,6 +1,6 @@
-"""Documents of RULER: the chunks a question needs, in an order of their own, at random places among noise.
+"""Documents of RULER: the chunks of a question, in a fixed order, at random places among noise.
 
-Example i is a function of (seed, split, i) and the sources alone: any worker can build any example, in any order.
+Example i depends only on (seed, split, i) and the sources, so any worker can build any example, in any order.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from qrag_jax.types import QAExample
 
 _NOISE, _EXAMPLE = 112, 113  # first words of the keys of independent random streams
 _SPARE = 8
-"""Pieces of noise drawn beyond what a document needs: those that have the name of one of its own are left out."""
+"""Extra pieces of noise to draw, since pieces with the same name as one of the document's own are left out."""
 
 
 class Piece(NamedTuple):
-    """A chunk, and the name under which a document holds it once: a needle's key, else the text itself."""
+    """A chunk and its name, which occurs at most once in a document: a needle's key, else the text itself."""
 
     name: str
     text: str
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """A question and the chunks that its document must hold, in document order; ``support`` are ascending indices into ``pieces``."""
+    """A question and the chunks that its document must hold, in document order. ``support``: ascending indices into ``pieces``."""
 
     question: str
     answer: str
@@ -42,7 +42,7 @@ class Item:
 
 @runtime_checkable
 class Questions(Protocol):
-    """``item(i)`` is defined for all i >= 0 and has at most ``most_pieces`` pieces."""
+    """A source of questions. ``item(i)`` is defined for all i >= 0 and has at most ``most_pieces`` pieces."""
 
     most_pieces: int
 
@@ -52,16 +52,16 @@ class Questions(Protocol):
 @runtime_checkable
 class NoiseSource(Protocol):
     def sample(self, count: int, draw: np.random.Generator) -> list[Piece]:
-        """``count`` pieces at random; all there are, if that is less."""
+        """``count`` random pieces, or all pieces if there are fewer."""
         ...
 
     def stretch(self, count: int, key: tuple[int, ...], group: int, groups: int) -> list[Piece]:
-        """``count`` pieces in order for one of ``groups`` haystacks; ``key`` seeds the randomness that they share."""
+        """``count`` pieces in order, for one of ``groups`` haystacks; ``key`` seeds the randomness that the haystacks share."""
         ...
 
 
 class TextHaystack:
-    """Noise taken from ``texts``, in order; past the end it begins again."""
+    """Noise from ``texts`` in order; after the last text comes the first again."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -77,9 +77,9 @@ class TextHaystack:
 
 
 class Documents(Sequence[QAExample]):
-    """Documents of exactly ``chunks`` chunks. No noise has the name (a needle's key, a text) of a chunk that belongs to the question.
+    """Documents of exactly ``chunks`` chunks. No piece of noise has the name (a needle's key, a text) of a chunk of the question.
 
-    ``self[i]`` exists for every i >= 0: past ``len(self)``, questions come again with fresh noise and places. Iteration ends at ``len``.
+    ``self[i]`` exists for every i >= 0: from ``len(self)`` on, questions are repeated with new noise and places. Iteration ends at ``len``.
     """
 
     def __init__(
@@ -97,10 +97,11 @@ class Documents(Sequence[QAExample]):
         shared = isinstance(noise, SharedNoise)
         field, number = ("group", noise.group) if isinstance(noise, SharedNoise) else ("haystacks", noise.haystacks)
         if number < 1:
-            raise ValueError(f"{field} = {number}: must be >= 1, the {'examples' if shared else 'haystacks'} to share noise by")
+            what = "examples that share their noise" if shared else "haystacks"
+            raise ValueError(f"{field} = {number}: must be >= 1; it is the number of {what}")
         if chunks < questions.most_pieces:
             raise ValueError(
-                f"chunks = {chunks}: must be >= {questions.most_pieces}, the chunks a question of task {task} brings; raise data.chunks"
+                f"chunks = {chunks}: must be >= {questions.most_pieces}, the most chunks of a question of task {task}; raise data.chunks"
             )
         self.questions, self.haystack, self.noise = questions, haystack, noise
         self.task, self.split, self.seed, self.chunks = task, split, seed, chunks
@@ -116,7 +117,7 @@ class Documents(Sequence[QAExample]):
     def __getitem__(self, i: SupportsIndex) -> QAExample:  # type: ignore[override]  # slices of an endless sequence are not offered
         i = operator.index(i)
         if i < 0:
-            raise IndexError(f"example {i}: indices begin at 0; negative ones have no meaning in a sequence that does not end")
+            raise IndexError(f"example {i}: must be >= 0, since the sequence has no end")
         item = self.questions.item(i)
         draw = np.random.default_rng((self.seed, _EXAMPLE, SPLITS.index(self.split), i))
         places = np.sort(draw.choice(self.chunks, size=len(item.pieces), replace=False)).tolist()

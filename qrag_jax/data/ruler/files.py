@@ -1,7 +1,7 @@
-"""RULER's own files for its NIAH tasks, ``<task>/validation.jsonl`` as its generator writes them: a strict reader.
+"""A strict reader of RULER's own files for its NIAH tasks, ``<task>/validation.jsonl``, as its generator writes them.
 
-A line is an object with ``index``, ``input`` (a whole prompt: introduction, text, question, perhaps the beginning of the answer) and
-``outputs`` (the values asked for); other fields are of no use here.
+Each line is an object with ``index``, ``input`` (a whole prompt: introduction, text, question, perhaps the beginning of the answer) and
+``outputs`` (the values asked for); other fields are ignored.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _NEEDLE = re.compile(r"(One of the special magic \w+ for \S+ is: [^\s.]+\.)(?=\s
 
 
 def read_official(path: str | Path) -> list[QAExample]:
-    """The records of one file as examples: the prompt's question, its text cut into chunks (:func:`cut`), and as support the chunks that
-    hold an output. The answer is the outputs, joined.
+    """The records of one file as examples: the prompt's question, and its text cut into chunks (:func:`cut`), of which those that hold an
+    output are the support. The answer consists of the outputs, joined.
 
-    Raises ValueError('file:line: reason') on the first record that breaks the format, or whose outputs are not all found in its text.
+    Raises ValueError('file:line: reason') on the first record that breaks the format or has an output that its text does not hold.
     """
     path = Path(path)
     try:
@@ -39,7 +39,7 @@ def read_official(path: str | Path) -> list[QAExample]:
     if lines[-1] == "":
         lines.pop()
     if not lines:
-        raise ValueError(f"{path}: is empty; a RULER file has a record a line")
+        raise ValueError(f"{path}: is empty; a RULER file has one record per line")
     examples: list[QAExample] = []
     line_of: dict[str, int] = {}
     for row, line in enumerate(lines, start=1):
@@ -47,7 +47,7 @@ def read_official(path: str | Path) -> list[QAExample]:
             example = _example(line, path.parent.name)
             if example.id in line_of:
                 raise ValueError(
-                    f"index {example.id.rpartition('/')[2]} is also that of line {line_of[example.id]}; every record needs its own"
+                    f"index {example.id.rpartition('/')[2]} is also the index of line {line_of[example.id]}; every record needs its own"
                 )
         except ValueError as error:
             raise ValueError(f"{path}:{row}: {error}") from error
@@ -57,12 +57,12 @@ def read_official(path: str | Path) -> list[QAExample]:
 
 
 def official_path(data_dir: str | Path, task: str, length: int) -> Path:
-    """Where the records of a task (by its full name) with texts of ``length`` tokens are looked for."""
+    """The path of the records of a task (full name) with texts of ``length`` tokens."""
     return Path(data_dir, FOLDER, str(length), task, FILE)
 
 
 def official_lengths(data_dir: str | Path, task: str) -> list[int]:
-    """The text lengths, in tokens and ascending, that there are official records of. Raises ValueError if there are none."""
+    """The text lengths, in tokens and ascending, for which official records exist. Raises ValueError if there are none."""
     found = sorted(int(path.parts[-3]) for path in Path(data_dir, FOLDER).glob(f"*/{task}/{FILE}") if path.parts[-3].isdigit())
     if not found:
         raise ValueError(
@@ -87,7 +87,7 @@ def _example(line: str, task: str) -> QAExample:
     if not isinstance(outputs, list) or not outputs or not all(isinstance(value, str) and value.strip() for value in outputs):
         raise ValueError(f"outputs = {outputs!r}: must be a list of one or more values, each a string that is not empty")
     if any(VALUES_SEPARATOR in value for value in outputs):
-        raise ValueError(f"outputs = {outputs!r}: a value holds {VALUES_SEPARATOR!r}, which parts the values of an answer")
+        raise ValueError(f"outputs = {outputs!r}: a value holds {VALUES_SEPARATOR!r}, which separates the values of an answer")
     introduction = _INTRODUCTION.search(text)
     if introduction is None:
         raise ValueError("input has no introduction '... hidden within the following text. ... afterwards.'; only NIAH tasks are read")
@@ -112,9 +112,9 @@ def _field(record: dict[str, Any], name: str) -> Any:
 
 
 def cut(text: str) -> Iterator[str]:
-    """The lines of a text; a line of more than 64 tokens is cut into its sentences. A needle is always a chunk of its own.
+    """The chunks of a text: its lines, of which those with more than 64 tokens are cut into sentences. A needle is always a separate chunk.
 
-    Nothing is left out but white space. Haystacks of needles and of noise have short lines, essays are one long line.
+    Only white space is left out. Haystacks of needles and of noise have short lines; essays are one long line.
     """
     for line in text.split("\n"):
         short = count_tokens(line) <= MAX_TOKENS

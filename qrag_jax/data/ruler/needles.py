@@ -1,8 +1,8 @@
 """Needles of RULER's NIAH tasks (Hsieh et al. 2024, arXiv 2404.06654): the eight tasks, their keys and values, sentences and questions.
 
-Needles and questions read as the official generator writes them. Word keys are "adjective-noun" pairs as there, but from the short lists
-below (some 20 000 pairs) in place of the ``wonderwords`` package. No pair and no number occurs in two splits; uuids are drawn from streams
-of their own.
+Needles and questions are worded as in the official generator. Word keys are "adjective-noun" pairs, as there, but from the short lists
+below (about 20 000 pairs) instead of the ``wonderwords`` package. No pair and no number occurs in two splits; each split draws its uuids
+from its own random stream.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kind = Literal["numbers", "words", "uuids"]
 
 @dataclass(frozen=True)
 class NiahTask:
-    """``keys`` keys of ``values`` values each are hidden in the haystack; all values of ``queries`` of the keys are asked for."""
+    """``keys`` keys with ``values`` values each are hidden in the haystack; a question asks for all values of ``queries`` of them."""
 
     haystack: Literal["noise", "essays", "needles"]
     key_kind: Kind = "words"
@@ -49,19 +49,19 @@ NIAH = {
 
 
 def needle(kind: Kind, key: str, value: str) -> str:
-    """The sentence that tells one value of a key."""
+    """The sentence that states one value of a key."""
     return f"One of the special magic {kind} for {key} is: {value}."
 
 
 def question(kind: Kind, keys: tuple[str, ...], values: int) -> str:
-    """What asks for all values of ``keys``, ``values`` in number."""
+    """The question that asks for all values of ``keys``; there are ``values`` of them."""
     named = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
     what = f"are all the special magic {kind}" if values > 1 else f"is the special magic {kind.removesuffix('s')}"
     return f"What {what} for {named} mentioned in the provided text?"
 
 
 def draw_names(kind: Kind, count: int, split: Split, draw: np.random.Generator) -> list[str]:
-    """``count`` keys or values of a split, all different; words repeat, evenly, once there are no more."""
+    """``count`` keys or values of a split. All are different, but word keys repeat, evenly, once all are used."""
     if kind == "numbers":  # seven digits; the remainder modulo 3 tells the split
         thirds = draw.choice(3_000_000, size=count, replace=False)
         return [str(1_000_000 + 3 * third + SPLITS.index(split)) for third in thirds.tolist()]
@@ -104,7 +104,7 @@ class NiahQuestions:
 
 
 class NeedleHaystack:
-    """Noise made of needles that nobody asks for, each with a key and a value of its own (MK-2, MK-3)."""
+    """Noise made of needles that no question asks for, each with its own key and value (MK-2, MK-3)."""
 
     def __init__(self, task: NiahTask, split: Split) -> None:
         self.task, self.split = task, split

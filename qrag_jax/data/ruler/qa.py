@@ -1,8 +1,8 @@
-"""RULER-QA: the paragraphs that answer a question among paragraphs of other questions, up to any number of them.
+"""RULER-QA: the paragraphs that answer a question, among any number of paragraphs of other questions.
 
-qa_sh (single-hop) asks SQuAD 2.0 questions, of ``squad/dev-v2.0.json``; those without an answer are left out. qa_mh (multi-hop) asks
-HotpotQA questions, which bring their own ten paragraphs along. Noise are all paragraphs of the split, in an order that depends on the seed.
-Splits share no article (SQuAD) and no question (HotpotQA, whose paragraphs now and then serve two questions).
+qa_sh (single-hop) asks SQuAD 2.0 questions from ``squad/dev-v2.0.json``; questions without an answer are left out. qa_mh (multi-hop) asks
+HotpotQA questions with their own ten paragraphs. The noise consists of all paragraphs of the split, in an order that depends on the seed.
+Splits share no article (SQuAD) and no question (HotpotQA, where two questions sometimes share a paragraph).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from qrag_jax.rundir.files import read_json
 QA_TASKS = ("qa_sh", "qa_mh")
 SQUAD_FILE = Path("squad", "dev-v2.0.json")
 TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1
-"""Shares of SQuAD's articles."""
+"""Shares of the splits in SQuAD's articles."""
 _PIECES, _HAYSTACK = 121, 122  # first words of the keys of independent random streams
 
 
 class ParagraphQuestions:
-    """Records in an order that depends on the seed; the paragraphs of question i are in an order of its own."""
+    """Records in an order that depends on the seed. Each question has its paragraphs in its own random order."""
 
     def __init__(self, task: str, records: Sequence[Record], split: Split, *, seed: int) -> None:
         self.records = MultihopQuestions(f"ruler {task}", records, split, seed=seed, shuffle=False)
@@ -50,7 +50,7 @@ class ParagraphQuestions:
 
 
 def load_qa(task: str, data_dir: str | None, split: Split, *, seed: int) -> tuple[ParagraphQuestions, TextHaystack]:
-    """Questions and noise of a split. Raises ValueError, naming the file that is needed, if it is missing or broken."""
+    """Questions and noise of a split. Raises ValueError, naming the file, if a file is missing or broken."""
     if task == "qa_mh":
         if data_dir is None:
             raise ValueError("data.data_dir: task qa_mh asks HotpotQA questions, so a folder with hotpotqa/*.json must be given")
@@ -66,7 +66,7 @@ def load_qa(task: str, data_dir: str | None, split: Split, *, seed: int) -> tupl
 
 
 def squad_split(path: Path, split: Split) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """Questions and all chunks of the articles of a split; which split an article is in depends on the titles alone."""
+    """Questions and all chunks of the articles of a split. The split of an article depends only on the titles."""
     articles = sorted(read_squad(path).items(), key=lambda article: (stable_fraction(article[0]), article[0]))
     test = round(TEST_SHARE * len(articles))
     train = test + max(1, round(VALIDATION_SHARE * len(articles)))
@@ -80,7 +80,7 @@ def squad_split(path: Path, split: Split) -> tuple[tuple[Record, ...], tuple[str
 def read_squad(path: Path) -> dict[str, tuple[tuple[Record, ...], tuple[str, ...]]]:
     """Title -> the answerable questions of an article, each with its paragraph, and the article's chunks "title. paragraph".
 
-    Raises ValueError('file: place: reason'). Kept for the life of the process."""
+    Raises ValueError('file: place: reason'). Cached for the life of the process."""
     found: dict[str, tuple[tuple[Record, ...], tuple[str, ...]]] = {}
     tree = read_json(path)
     place = "the file"

@@ -1,8 +1,8 @@
-"""RULER (Hsieh et al. 2024, arXiv 2404.06654): eight kinds of needles in a haystack at any length, and questions among paragraphs.
+"""RULER (Hsieh et al. 2024, arXiv 2404.06654): eight needle tasks in haystacks of any length, and questions among paragraphs.
 
-Documents have exactly as many chunks as asked for; needles stand at random places, support are the needles that answer the question.
-Haystacks are the official ones: one line of noise over and over, essays, needles. The essays are for the test alone: in their place,
-training and validation have books, or without books Python's documentation. RULER's own files are read by ``ruler_files``.
+Documents have exactly the requested number of chunks. Needles are at random places; the support consists of the needles that answer the
+question. Haystacks are the official ones: a repeated line of noise, essays, or needles. Essays are used only for the test: training and
+validation use books instead, or Python's documentation if there are no books. ``ruler/files.py`` reads RULER's own files.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from qrag_jax.data.text.haystack import book_sentences, load_haystack
 from qrag_jax.types import QAExample
 
 ALL_NEEDLES = "niah"
-"""The eight needle tasks in equal parts, for one retriever that does them all; evaluated one by one."""
+"""The eight needle tasks in equal parts, to train one retriever for all of them; they are evaluated one by one."""
 CHUNK_TOKENS = {"niah_multikey_2": 18, "niah_multikey_3": 68, "qa_sh": 150, "qa_mh": 120}
-"""Tokens of a chunk, where it is no sentence of 25: needles by the lengths in RULER's own files, paragraphs by their words and marks."""
+"""Tokens per chunk, for chunks other than sentences (25): needles as in RULER's own files, paragraphs by their words and punctuation."""
 
 
 def full_name(task: str) -> str:
@@ -37,7 +37,7 @@ def full_name(task: str) -> str:
 
 
 def context_chunks(task: str, tokens: int) -> int:
-    """Chunks that fill a context of ``tokens`` tokens."""
+    """Number of chunks that fill a context of ``tokens`` tokens."""
     per_chunk = CHUNK_TOKENS.get(full_name(task))
     return lengths.context_chunks(tokens) if per_chunk is None else math.ceil(tokens / per_chunk)
 
@@ -51,11 +51,11 @@ def load(
     group: int | None = None,
     haystacks: int | None = None,
 ) -> Documents | Mixture:
-    """The examples of a split, with ``config.chunks`` chunks a document unless ``chunks`` says otherwise.
+    """The examples of a split. A document has ``chunks`` chunks; None: ``config.chunks``.
 
-    Exactly one of ``group`` (training: so many consecutive examples share ``config.shared_noise`` pieces of noise) and ``haystacks``
-    (evaluation: examples are dealt over so many haystacks) must be given. Raises ValueError on an unknown task, on missing or broken
-    files, and on documents with less room than a question needs, or more than there are paragraphs.
+    Give exactly one of ``group`` (training: the number of consecutive examples that share ``config.shared_noise`` pieces of noise) and
+    ``haystacks`` (evaluation: the number of haystacks, to which examples are assigned in turn). Raises ValueError on an unknown task, on
+    missing or broken files, and on documents with too little room for a question or with more chunks than there are paragraphs.
     """
     check_split(split)
     if (group is None) == (haystacks is None):
@@ -70,7 +70,7 @@ def load(
         paragraphs, texts = load_qa(task, config.data_dir, split, seed=seed)
         if group is None and chunks > len(texts.texts):
             raise ValueError(
-                f"chunks = {chunks}: must be <= {len(texts.texts)}, the different paragraphs of task {task} in {split}; "
+                f"chunks = {chunks}: must be <= {len(texts.texts)}, the number of different paragraphs of task {task} in {split}; "
                 "leave out the longest of eval.tokens, or use larger files"
             )
         return Documents(paragraphs, texts, noise, task=task, split=split, seed=seed, chunks=chunks, length=len(paragraphs.records))
@@ -93,14 +93,14 @@ def _haystack(task: str, data_dir: str | None, split: Split, sentences: int) -> 
 
 @lru_cache(maxsize=4)
 def essay_sentences(data_dir: str) -> tuple[str, ...]:
-    """The sentences of all essays, one after the other, ordered by a hash of their names. Kept for the life of the process."""
+    """The sentences of all essays, which are ordered by a hash of their names. Cached for the life of the process."""
     folder = Path(data_dir, "pg_essays")
     paths = sorted(folder.glob("*.txt"), key=lambda path: (stable_fraction(path.stem), path.stem))
     if not paths:
         raise ValueError(f"{folder}: no .txt files; for the test of this task data_dir = {data_dir!r} must hold pg_essays/*.txt")
     sentences = tuple(sentence for path in paths for sentence in book_sentences(path))
     if not sentences:
-        raise ValueError(f"{folder}: no sentence of 10 to 64 words and marks found; essays are plain English prose in UTF-8")
+        raise ValueError(f"{folder}: no sentence of 10 to 64 words and punctuation; essays must be plain English prose in UTF-8")
     return sentences
 
 
@@ -111,7 +111,7 @@ def load_official(data_dir: str | None, task: str, length: int) -> list[QAExampl
     """
     task = full_name(task)
     if task not in NIAH:
-        raise ValueError(f"data.task = {task!r}: official files are read for the NIAH tasks only: {', '.join(NIAH)}")
+        raise ValueError(f"data.task = {task!r}: official files can be read only for the NIAH tasks: {', '.join(NIAH)}")
     if data_dir is None:
         raise ValueError(f"data.data_dir: official records are files, so a folder with {official_path('', task, length)} must be given")
     return read_official(official_path(data_dir, task, length))

@@ -1,4 +1,4 @@
-"""A text cut into chunks, by places: sentences, or sentences packed up to a budget of tokens."""
+"""Cuts a text into chunks, given as character ranges: sentences, or sentences packed up to a budget of tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from qrag_jax.data.text.sentences import Span, sentence_spans, stripped
 
 ChunkBy = Literal["sentence", "tokens"]
 TokenSpans = Callable[[str], Sequence[Span]]
-"""A text -> the characters of each of its tokens, in order."""
+"""A text -> the character range of each of its tokens, in order."""
 
 
 def chunk_spans(text: str, token_spans: TokenSpans, max_tokens: int, by: ChunkBy = "tokens") -> list[Span]:
-    """Where the chunks of ``text`` are, in order; together they hold every character that is not white space.
+    """The ranges of the chunks of ``text``, in order. Together they hold every character that is not white space.
 
-    By "tokens": consecutive sentences are packed to at most ``max_tokens`` tokens, and a sentence is broken, between tokens, only when it
-    is longer than that on its own. By "sentence": each sentence is a chunk, however long.
+    By "tokens": consecutive sentences are packed up to ``max_tokens`` tokens; only a sentence that is longer than that is broken, between
+    tokens. By "sentence": each sentence is a chunk, however long.
     """
     sentences = sentence_spans(text)
     if by == "sentence":
@@ -40,7 +40,7 @@ def chunk_spans(text: str, token_spans: TokenSpans, max_tokens: int, by: ChunkBy
 
 
 def _pieces(sentence: str, tokens: Sequence[Span], max_tokens: int) -> Iterator[tuple[Span, int]]:
-    """Places in a long sentence and their tokens. The tokens of one character, which some tokenizers cut into bytes, stay together."""
+    """The pieces of a long sentence and their token counts. Tokens of one character stay together (some tokenizers cut it into bytes)."""
     first, start = 0, 0
     while first < len(tokens):
         last = first + max_tokens

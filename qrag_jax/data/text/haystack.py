@@ -1,8 +1,8 @@
-"""Long natural text as a list of sentences: what the facts of a BabiLong document are hidden in.
+"""Long natural text as a list of sentences, in which the facts of a BabiLong document are hidden.
 
-With a data folder it is made of ``books/train`` and ``books/test`` (plain UTF-8 text, a blank line between paragraphs); without one,
-of the prose that ships with Python: the language reference in ``pydoc_data.topics``, and docstrings and comments of the standard library.
-Splits share no book (topic, module). Books stay whole; their order is shuffled by a hash of their names, the same everywhere.
+With a data folder, the text is that of ``books/train`` and ``books/test`` (plain UTF-8, a blank line between paragraphs). Without one, it
+is the prose that comes with Python: the language reference in ``pydoc_data.topics``, and docstrings and comments of the standard library.
+Splits share no book (topic, module). Books stay whole; their order is shuffled by a hash of their names, so it is the same everywhere.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from qrag_jax.data.text.sentences import split_sentences
 
 PYTHON_DOCS = "python documentation"
 VALIDATION_SHARE = 0.1
-"""Share of the books of ``books/train`` that are kept for validation."""
+"""Share of the books in ``books/train`` that are used for validation."""
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """``sentences`` of ``books``, one book after the other; ``source`` is a folder, or 'python documentation'."""
+    """The ``sentences`` of ``books``, one book after the other. ``source``: a folder, or 'python documentation'."""
 
     sentences: Sequence[str]
     source: str
@@ -38,9 +38,9 @@ class Haystack:
 
 @lru_cache(maxsize=16)
 def load_haystack(data_dir: str | None, split: Split, limit: int | None = None) -> Haystack:
-    """The haystack of a split: all of it, or whole books until there are ``limit`` sentences (all of it, if that is less).
+    """The haystack of a split: all of it, or with ``limit``, as many whole books as are needed for ``limit`` sentences.
 
-    A haystack with a limit is the beginning of the one without. Results are kept for the life of the process.
+    A limited haystack is the beginning of the full one. Results are cached for the life of the process.
     Raises ValueError if the folder or its books are missing or hold no prose.
     """
     check_split(split)
@@ -52,7 +52,7 @@ def load_haystack(data_dir: str | None, split: Split, limit: int | None = None) 
 
 
 def _books(data_dir: str, split: Split) -> Iterator[tuple[str, Sequence[str]]]:
-    """Books with their sentences, one at a time: from prepared records if there are some, else from the text files."""
+    """Books with their sentences, one at a time, from prepared records if they exist, else from the text files."""
     if folder := prepared_folder(data_dir, "book_sentences"):
         sources = list(Path(data_dir, "books", "train").glob("*.txt")) + list(Path(data_dir, "books", "test").glob("*.txt"))
         pages = read_records(folder, split, sources)
@@ -73,7 +73,7 @@ def _until(books: Iterable[tuple[str, Sequence[str]]], limit: int | None, source
         if limit is not None and len(sentences) >= limit:
             break
     if not sentences:
-        raise ValueError(f"{source}: no sentence of 10 to 64 words and marks found; books are plain English prose in UTF-8")
+        raise ValueError(f"{source}: no sentence of 10 to 64 words and punctuation; books must be plain English prose in UTF-8")
     return Haystack(tuple(sentences), source, tuple(names))
 
 
@@ -86,9 +86,10 @@ def book_paths(data_dir: str | Path) -> dict[Split, list[Path]]:
         if not found[folder]:
             raise ValueError(f"{place}: no .txt files; data_dir = {str(data_dir)!r} must hold books/train/*.txt and books/test/*.txt")
     if len(found["train"]) < 2:
-        raise ValueError(f"{Path(data_dir) / 'books' / 'train'}: one book; training and validation need a book each, so put 2 or more")
+        where = Path(data_dir) / "books" / "train"
+        raise ValueError(f"{where}: holds only one book; training and validation each need a book, so add at least one more")
     if both := {path.stem for path in found["train"]} & {path.stem for path in found["test"]}:
-        raise ValueError(f"{Path(data_dir) / 'books'}: {min(both)}.txt is in train and in test; a book may be in one of them only")
+        raise ValueError(f"{Path(data_dir) / 'books'}: {min(both)}.txt is in train and in test; keep it in only one of them")
     kept = max(1, round(VALIDATION_SHARE * len(found["train"])))
     return {"train": found["train"][kept:], "validation": found["train"][:kept], "test": found["test"]}
 
@@ -114,7 +115,7 @@ _HASHES = re.compile(r"^[ \t]*#+[!:]?", re.MULTILINE)
 
 @cache
 def _python_books(split: Split) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Topics and modules of a split with their sentences. Nothing is imported but the module that holds the topics."""
+    """Topics and modules of a split with their sentences. Only the module that holds the topics is imported."""
     from pydoc_data.topics import topics
 
     texts: dict[str, Iterable[str]] = {f"topic {name}": (text,) for name, text in topics.items()}
@@ -138,7 +139,7 @@ def _docstrings_and_comments(path: Path) -> Iterator[str]:
 
 
 def _prose(texts: Iterable[str]) -> Iterator[str]:
-    """Sentences of documentation that read like prose: no code, examples, tables or signatures; each once a book."""
+    """Sentences of documentation that read like prose: no code, examples, tables or signatures. Each occurs once per book."""
     seen = set()
     for text in texts:
         for sentence in split_sentences(textwrap.dedent(text)):

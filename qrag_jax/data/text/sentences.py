@@ -1,6 +1,6 @@
-"""Running text -> sentences, by rules: the one splitter, for the haystacks of training and for the documents of a user.
+"""Splits running text into sentences, by rules. Training haystacks and users' documents use this same splitter.
 
-:func:`sentence_spans` gives places in the text as it is. What a script or a language needs is a value of :class:`Rules`.
+:func:`sentence_spans` returns ranges in the unchanged text. :class:`Rules` holds the settings for a script or a language.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Span = tuple[int, int]
-"""First character, and the one after the last."""
+"""Index of the first character, and the index after the last."""
 
 MIN_TOKENS, MAX_TOKENS = 10, 64
 PLAIN_SHARE = 0.4
-"""Of the tokens of prose, at least so many are words in small letters."""
+"""Smallest share of lower-case words among the tokens of prose."""
 HEADER_CHARACTERS = 200
-"""A shorter paragraph that begins like "Chapter 3." is a heading as a whole, whatever sentences it seems to hold."""
+"""A paragraph that is shorter than this and begins like "Chapter 3." is a heading, even if it seems to hold sentences."""
 
 _ABBREVIATIONS = frozenset(
     (
@@ -29,7 +29,7 @@ _ABBREVIATIONS = frozenset(
     )
 )
 _NUMBER = frozenset(("no", "nos"))  # "No. 5", but "No. He stayed."
-_LONGEST = 12  # characters before a full stop that are looked at; every abbreviation is shorter
+_LONGEST = 12  # number of characters to look at before a full stop; every abbreviation is shorter
 
 _MARKS = r".!?\u2026"
 _CLOSE = r"""["'\u201d\u2019)\]*_]"""
@@ -39,12 +39,12 @@ _OPEN = r"""["'\u201c\u2018(\[*_]"""
 
 @dataclass(frozen=True)
 class Rules:
-    """What ends a sentence, beside the end of its paragraph.
+    """What ends a sentence, apart from the end of its paragraph.
 
-    A run of the marks . ! ? … ends one before white space (closing quotes and brackets may stand between) if the next character, after
-    opening quotes and brackets, is of the class ``begins`` of a regular expression. A run that holds a mark of ``wide`` needs nothing after
-    it. Small letters begin a sentence only in a paragraph without capitals. A full stop after one of ``abbreviations`` or an initial ends
-    none.
+    A run of the marks . ! ? … ends a sentence if white space follows (closing quotes and brackets may come first) and if the next
+    character, after opening quotes and brackets, is in the regular-expression class ``begins``. A run that holds a mark of ``wide`` needs
+    nothing after it. Lower-case letters begin a sentence only in a paragraph without capitals. A full stop after one of ``abbreviations``
+    or after an initial ends no sentence.
     """
 
     begins: str
@@ -55,7 +55,7 @@ class Rules:
     def end(self) -> re.Pattern[str]:
         """Matches a possible end with the white space after it. ``mark`` and ``next`` are None after a wide mark.
 
-        Linear in the text: a run of marks is entered at its first one only (the lookbehind), and no run gives characters back (possessive
+        Takes linear time: a match can begin only at the first mark of a run (the lookbehind), and there is no backtracking (possessive
         quantifiers), so a character is read at most once as a mark, as a closing quote, as white space and as an opening quote.
         """
         marks = _MARKS + self.wide
@@ -65,18 +65,18 @@ class Rules:
 
 
 BOOKS = Rules(begins="[A-Z0-9]")
-"""English prose. The haystacks of training are cut by it, so a change of it changes the benchmark."""
+"""Rules for English prose. Training haystacks are cut by them, so changing them changes the benchmark."""
 DOCUMENTS = Rules(begins=r"[^.,;:!?\u2026\u3002\uff01\uff1f)\]}\u2013\u2014]", wide=r"\u3002\uff01\uff1f")
-"""Whatever a user gives: letters of any script begin a sentence, and signs such as £, # or -; marks that only continue one do not."""
+"""Rules for a user's documents: letters of any script and signs such as £, # or - begin a sentence; marks that only continue one do not."""
 
 _EMPTY_LINE = re.compile(r"\n[^\S\n]*+\n\s*+")
 _LAST_WORD = re.compile(r"[\w.]+\Z")
 
 
 def sentence_spans(text: str, rules: Rules = DOCUMENTS) -> list[Span]:
-    """Where the sentences of ``text`` are, in order and without the white space around them.
+    """The ranges of the sentences of ``text``, in order and without the white space around them.
 
-    Every character that is not white space is in exactly one of them. An empty line ends a sentence. Takes time in proportion to the text.
+    Every character that is not white space is in exactly one sentence. An empty line ends a sentence. Takes linear time.
     """
     found: list[Span] = []
     start = 0
@@ -87,7 +87,7 @@ def sentence_spans(text: str, rules: Rules = DOCUMENTS) -> list[Span]:
 
 
 def stripped(text: str, start: int, stop: int) -> Span | None:
-    """The place of ``text[start:stop].strip()``; None where that is empty."""
+    """The range of ``text[start:stop].strip()``; None if that is empty."""
     piece = text[start:stop]
     body = piece.lstrip()
     start += len(piece) - len(body)
@@ -96,7 +96,7 @@ def stripped(text: str, start: int, stop: int) -> Span | None:
 
 def _in_paragraph(text: str, start: int, stop: int, rules: Rules) -> Iterator[Span]:
     begin = start
-    capitals: bool | None = None  # looked for when it first matters
+    capitals: bool | None = None  # computed when first needed
     for end in rules.end.finditer(text, start, stop):
         if end["mark"] is not None:
             if end["next"].islower():
@@ -125,7 +125,7 @@ def _abbreviates(text: str, dot: int, following: str, abbreviations: frozenset[s
     return lower in abbreviations or (lower in _NUMBER and following.isdigit())
 
 
-# The prose of a haystack: a doubtful sentence is dropped, not repaired ---------------------------------------------------------------
+# The prose of a haystack: doubtful sentences are dropped, not repaired ---------------------------------------------------------------
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
@@ -136,15 +136,15 @@ _TABLE = re.compile(r"\||\.{4}|_{3}|={2}|-{4}|\*{3}|\t|\d\s+\d+\s+\d")
 
 
 def count_tokens(text: str) -> int:
-    """An estimate that needs no tokenizer: every word and every punctuation mark counts one."""
+    """An estimate without a tokenizer: each word and each punctuation mark counts as one token."""
     return len(_TOKEN.findall(text))
 
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of ``text`` that have 10 to 64 tokens (:func:`count_tokens`), in order, with white space folded.
 
-    Paragraphs are parted by blank lines; a sentence never crosses one. Titles, chapter headings, tables, lines of numbers and whatever
-    does not end with a mark are left out.
+    Blank lines separate paragraphs, and a sentence never crosses one. Titles, chapter headings, tables, lines of numbers and text that does
+    not end with a mark are left out.
     """
     found: list[str] = []
     for paragraph in _PARAGRAPH.split(text):
@@ -160,7 +160,7 @@ def cut_sentences(paragraph: str) -> Iterator[str]:
 
 
 def _is_prose(sentence: str) -> bool:
-    # A token has at least one character, and words this long do not fill a sentence: most rejects never reach the token count.
+    # A token has at least one character, and a sentence rarely has 12 per token, so most rejects need no token count.
     if not 2 * MIN_TOKENS <= len(sentence) <= 12 * MAX_TOKENS or not _CLOSED.search(sentence):
         return False
     if _HEADER.match(sentence) or _TABLE.search(sentence):

@@ -1,4 +1,4 @@
-"""The data that flows through the house, and the letters its shapes are written in.
+"""The data types shared by all packages, and the letters of their shapes.
 
 B episodes in a batch, N chunks of a document, U distinct texts of a batch (its pool), T retrieval budget,
 Lq / Lc / Ls tokens of a question / a chunk / a state, D embedding width, V vocabulary.
@@ -14,13 +14,13 @@ from flax import struct
 from jaxtyping import Bool, Float, Int
 
 PAD = -1
-VALUES_SEPARATOR = ", "  # between the values of an answer that has several (RULER); no value holds it
+VALUES_SEPARATOR = ", "  # separates the values of an answer with several (RULER); no value holds it
 Array = Any  # numpy on the host, jax on the device
 
 
 @dataclass(frozen=True)
 class Share:
-    """Part ``index`` of ``count`` equal ones: what one process makes of a batch. Its rows lie on ``devices`` devices in all."""
+    """Part ``index`` of ``count`` equal parts: one process's share of a batch. All parts together are on ``devices`` devices."""
 
     index: int = 0
     count: int = 1
@@ -40,7 +40,7 @@ class QAExample:
     """One question over one document, on the host.
 
     ``chunks`` are in document order; ``support`` holds the indices of the supporting chunks, ascending and without
-    repeats. ``support`` is empty only where the data has no labels. ``aliases`` are further right answers.
+    repeats. ``support`` is empty only if the data has no labels. ``aliases`` are other correct answers.
     """
 
     id: str
@@ -59,28 +59,28 @@ class QAExample:
             raise ValueError(f"example {self.id!r}: support {self.support} must lie in 0..{len(self.chunks) - 1}")
 
 
-@no_type_check  # as a pytree it also carries axes, shapes and None
+@no_type_check  # as a pytree, it may also hold axes, shapes and None
 @struct.dataclass
 class TaskBatch:
     """B questions and their documents as static arrays. ``chunk_pool_ids`` is shared by all episodes of the batch."""
 
     question_ids: Int[Array, "B Lq"]
     chunk_pool_ids: Int[Array, "U Lc"]
-    chunk_index: Int[Array, "B N"]  # row of the pool that chunk n of the document is
-    chunk_mask: Bool[Array, "B N"]  # False where the document is shorter than N
+    chunk_index: Int[Array, "B N"]  # chunk n of the document is this row of the pool
+    chunk_mask: Bool[Array, "B N"]  # False for padding, if the document has fewer than N chunks
     support: Bool[Array, "B N"]
-    episode_id: Int[Array, " B"]  # global number of the episode: seeds its randomness on any number of devices
+    episode_id: Int[Array, " B"]  # global number of the episode, which seeds its randomness on any number of devices
 
 
-@no_type_check  # as a pytree it also carries axes, shapes and None
+@no_type_check  # as a pytree, it may also hold axes, shapes and None
 @struct.dataclass
 class Episode:
-    """What a rollout leaves behind; time runs along T. ``state_ids[:, t]`` is the state in which ``picked[:, t]`` was chosen."""
+    """The result of a rollout; time runs along T. ``state_ids[:, t]`` is the state in which ``picked[:, t]`` was chosen."""
 
     picked: Int[Array, "B T"]
-    positions: Float[Array, "B T"]  # position of the picked chunk, in the state in which it was picked
+    positions: Float[Array, "B T"]  # position of the picked chunk, in the state before the pick
     state_ids: Int[Array, "B T Ls"]
     q: Float[Array, "B T"]  # Q of the picked chunk under the acting parameters
     states: Float[Array, "B T D"]  # E_s of the states and, un-rotated, E_a of the picked chunks, under the acting parameters
     actions: Float[Array, "B T D"]
-    offset: Int[Array, " B"]  # positions "random": what the episode adds to every index
+    offset: Int[Array, " B"]  # for positions "random": the offset that the episode adds to every index

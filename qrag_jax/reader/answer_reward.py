@@ -1,4 +1,4 @@
-"""Rewards from a frozen reader: what its answers say about the chunks an episode has picked (the paper's future work)."""
+"""Rewards from a frozen reader: its answers rate the chunks that an episode has picked (future work in the paper)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qrag_jax.reader.protocol import Reader
 from qrag_jax.types import QAExample
 
 Score = Callable[[str, str, QAExample], float]
-"""(task, the reader's answer, the question it was asked) -> in [0, 1]."""
+"""(task, the reader's answer, the question) -> a score in [0, 1]."""
 
 
 class AnswerReward:
-    """At each step, by how much the best answer so far has got better: 1 in all, spread over the steps that earned it.
+    """The reward of a step is the improvement of the best answer score so far; an episode earns at most 1 in total.
 
-    With an exact score this is the support-fact reward with "the reader answers right" instead of "all supporting chunks are picked". A
-    question with the same set of chunks is asked once.
+    With an exact-match score this is the support-fact reward, with "the reader answers correctly" instead of "all supporting chunks are
+    picked". A question is asked only once with the same set of chunks.
     """
 
     def __init__(self, reader: Reader, benchmark: str, score: Score) -> None:
@@ -27,7 +27,7 @@ class AnswerReward:
         self._known: dict[tuple[str, frozenset[int]], float] = {}
 
     def __call__(self, examples: Sequence[QAExample], picked: Int[np.ndarray, "B T"], task: str) -> Float[np.ndarray, "B T"]:
-        """Raises ReaderError when the reader cannot be reached: a missing answer is never replaced by a score."""
+        """Raises ReaderError if the reader cannot be reached: a missing answer never gets a score."""
         budget = picked.shape[1]
         sets = [
             [(example.id, frozenset(row[: t + 1].tolist())) for t in range(budget)] for example, row in zip(examples, picked, strict=True)

@@ -1,7 +1,7 @@
-"""Answers kept on disk, so that nothing is asked twice and a failed run loses nothing.
+"""A cache of answers on disk: no prompt is asked twice, and a failed run loses no answers.
 
-``responses.jsonl``: one object a line, ``{"version", "key", "reader", "text", "prompt_tokens", "completion_tokens", "finish"}``. A line is
-appended as it is answered; the last line of a key counts. Several threads may use a cache, and other processes its file.
+``responses.jsonl`` has one object per line, ``{"version", "key", "reader", "text", "prompt_tokens", "completion_tokens", "finish"}``. Each
+answer is appended at once; the last line with a key counts. Several threads may use a cache, and several processes its file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIELDS = {
     "completion_tokens": (_count, "a whole number or null"),
     "finish": (lambda value: value in ("stop", "length"), "stop or length"),
 }
-"""Fields of an Answer, in its order."""
+"""The fields of an Answer, in the same order."""
 
 
 def response_key(reader: str, prompt: Prompt) -> str:
@@ -39,10 +39,10 @@ def response_key(reader: str, prompt: Prompt) -> str:
 
 
 class ResponseCache:
-    """The answers of ``folder``, which is made if need be.
+    """The answers in ``folder``, which is created if it does not exist.
 
-    A half line, left by a process that died while writing, is skipped with a note. Raises ValueError, naming file and line, on a line
-    that is whole and not a response of this version.
+    An incomplete line, left by a process that died while writing, is skipped with a note. Raises ValueError, naming file and line, on any
+    other line that is not a response of this version.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -55,11 +55,11 @@ class ResponseCache:
         return len(self._answers)
 
     def get(self, reader: str, prompt: Prompt) -> Answer | None:
-        """The answer ``reader`` gave to ``prompt``, or None. To be asked only for readers whose answers are deterministic."""
+        """The answer of ``reader`` to ``prompt``, or None. Use it only for readers with deterministic answers."""
         return self._answers.get(response_key(reader, prompt))
 
     def put(self, reader: str, prompt: Prompt, answer: Answer) -> None:
-        """Appends one line and returns when it is in the file."""
+        """Appends one line; returns once it is in the file."""
         key = response_key(reader, prompt)
         record = {"version": VERSION, "key": key, "reader": reader, **vars(answer)}
         line = json.dumps(record).encode() + b"\n"
@@ -67,7 +67,7 @@ class ResponseCache:
             with self.path.open("a+b") as file:
                 if file.seek(0, os.SEEK_END):
                     file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # another process died in the middle of a line: do not write on to it
+                    if file.read(1) != b"\n":  # another process died in the middle of a line: begin a new one
                         line = b"\n" + line
                 file.write(line)
             self._answers[key] = answer
@@ -87,7 +87,7 @@ def _read(path: Path) -> dict[str, Answer]:
         key = _checked_key(record, path, number)
         answers[key] = Answer(*(record[name] for name in _FIELDS))
     if half:
-        say(f"{path}: skipped half-written line {', '.join(map(str, half))}; what it held is asked again")
+        say(f"{path}: skipped incomplete line {', '.join(map(str, half))}; its prompt will be asked again")
     return answers
 
 
@@ -95,7 +95,7 @@ def _checked_key(record: Any, path: Path, number: int) -> str:
     """Checks a record and returns its key."""
     where = f"{path}, line {number}"
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a JSON object; move the file away to begin a new cache")
+        raise ValueError(f"{where}: must be a JSON object; move the file away to start a new cache")
     if record.get("version") != VERSION:
         raise ValueError(
             f"{where}: version = {record.get('version')!r}; this qrag-jax reads version {VERSION}: update it, or move the file away"
@@ -104,5 +104,5 @@ def _checked_key(record: Any, path: Path, number: int) -> str:
         raise ValueError(f"{where}: key = {record.get('key')!r}: must be a string; remove the line")
     for name, (valid, allowed) in _FIELDS.items():
         if name not in record or not valid(record[name]):
-            raise ValueError(f"{where}: {name} = {record.get(name)!r}: must be {allowed}; remove the line to have it asked again")
+            raise ValueError(f"{where}: {name} = {record.get(name)!r}: must be {allowed}; remove the line to ask its prompt again")
     return record["key"]

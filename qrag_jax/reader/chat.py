@@ -1,4 +1,4 @@
-"""From a prompt to the token ids a chat model expects, by the model's own template."""
+"""Converts prompts to the token ids that a chat model expects, with the model's own template."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qrag_jax.models.folder import VOCABULARIES, read_object
 from qrag_jax.models.tokenizer import load_auto_tokenizer
 from qrag_jax.reader.protocol import Prompt
 
-# Templates that print a date would make today's prompts differ from yesterday's; Llama 3's own fallback.
+# A fixed date, Llama 3's own fallback: with the real date, a template's prompts would change every day.
 DATE = "26 Jul 2024"
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a model folder or a GGUF file. Raises ValueError when there is none, or it has no chat template."""
-    # Without any of these, transformers makes up a tokenizer that knows no words.
+    """The tokenizer of a model folder or a GGUF file. Raises ValueError if there is none, or if it has no chat template."""
+    # Without any of these, transformers would create a tokenizer with an empty vocabulary.
     if path.is_dir() and not any(any(path.glob(pattern)) for pattern in VOCABULARIES):
         raise ValueError(f"{path}: no tokenizer; expected one of {', '.join(VOCABULARIES)}")
     if path.is_file() and importlib.util.find_spec("torch") is None:
@@ -29,17 +29,17 @@ def load_tokenizer(path: Path) -> Any:
     where = {"gguf_file": path.name} if path.is_file() else {}
     try:
         tokenizer = load_auto_tokenizer(path.parent if path.is_file() else path, **where)
-    except Exception as error:  # what transformers raises depends on which of the files is missing
+    except Exception as error:  # the type of exception depends on which file is missing
         raise ValueError(f"{path}: no tokenizer in it can be read: {' '.join(str(error).split()) or repr(error)}") from error
     if not tokenizer.chat_template:
-        raise ValueError(f"{path}: its tokenizer has no chat template: a reader needs a model that was tuned to answer (-Instruct, -Chat)")
+        raise ValueError(f"{path}: its tokenizer has no chat template; use a model that was tuned to answer (-Instruct, -Chat)")
     return tokenizer
 
 
 def chat_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The prompt as the model was tuned to read it, up to where its answer starts. Models that can think first are told not to.
+    """The prompt in the model's own format, up to the start of its answer. Models that can think first are asked not to.
 
-    Raises ValueError when the template refuses the prompt (some know no system message).
+    Raises ValueError if the template refuses the prompt (some allow no system message).
     """
     try:
         text = tokenizer.apply_chat_template(
@@ -51,10 +51,10 @@ def chat_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 def stop_tokens(path: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends an answer: those of generation_config.json, config.json and the tokenizer. Raises ValueError without any."""
+    """All tokens that end an answer, from generation_config.json, config.json and the tokenizer. Raises ValueError if there are none."""
     files = [path / name for name in ("generation_config.json", "config.json") if (path / name).is_file()]
     named = [read_object(file).get("eos_token_id") for file in files] + [tokenizer.eos_token_id]
     stops = {token for entry in named if entry is not None for token in (entry if isinstance(entry, list) else [entry])}
     if not stops:
-        raise ValueError(f"{path}: names no eos_token_id, in generation_config.json, config.json or its tokenizer: no answer would end")
+        raise ValueError(f"{path}: no eos_token_id in generation_config.json, config.json or the tokenizer, so no answer would end")
     return tuple(sorted(stops))

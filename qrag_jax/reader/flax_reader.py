@@ -1,4 +1,4 @@
-"""A frozen LLM in Flax as a reader: answers prompts in batches, on this machine's devices."""
+"""A frozen LLM in Flax as a reader: it answers prompts in batches, on this machine's devices."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from qrag_jax.reader.memory import MemoryPlan, check_fit, free_memory, plan_memo
 from qrag_jax.reader.protocol import Answer, Prompt
 from qrag_jax.rundir.log import say
 
-# Memory for prompts up to this length is checked when the model is loaded; for a longer prompt it is checked when the prompt comes.
+# Memory for prompts up to this length is checked when the model is loaded; for longer prompts, when they are asked.
 PLANNED_TOKENS = 2048
-SAMPLES, SAMPLE_BYTES = 64, 4096  # what a fingerprint reads of each file
+SAMPLES, SAMPLE_BYTES = 64, 4096  # the parts of each file that a fingerprint reads
 
 
 class FlaxReader:
-    """Answers by greedy or sampled decoding. The i-th prompt's draws depend on ``seed`` and i alone, however prompts are batched.
+    """Answers by greedy or sampled decoding. The random draws of prompt i depend only on ``seed`` and i, not on the batches.
 
-    ``params`` may be split over the axis "model" of ``mesh``. Beyond ``batch`` prompts are taken in turns, the longest first.
+    ``params`` may be split over the axis "model" of ``mesh``. More than ``batch`` prompts are answered in several batches, longest first.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class FlaxReader:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> FlaxReader:
-        """A Llama, Qwen2 or Qwen3 chat model: a folder, a GGUF file, or a hub name ("Qwen/Qwen3-4B").
+        """Loads a Llama, Qwen2 or Qwen3 chat model from a folder, a GGUF file, or a hub name ("Qwen/Qwen3-4B").
 
-        ``dtype`` is that of weights, cache and activations; ``mesh`` splits the network over its axis "model". Says how much memory it will
-        take and raises ValueError when there is less, when a file is missing or broken, or when the architecture is not implemented.
+        ``dtype``: type of weights, cache and activations; ``mesh`` splits the network over its axis "model". Prints how much memory it will
+        use. Raises ValueError if there is less, if a file is missing or broken, or if the architecture is not implemented.
         """
         path = find_reader(name)
         source = open_decoder(path)
@@ -104,7 +104,7 @@ class FlaxReader:
         )
 
     def plan(self, prompt_tokens: int) -> MemoryPlan:
-        """What a full batch of prompts of this length takes a device."""
+        """Memory per device for a full batch of prompts of this length."""
         dtype = jax.tree.leaves(self.params)[0].dtype
         return plan_memory(
             self.model.config,
@@ -116,7 +116,7 @@ class FlaxReader:
         )
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """One answer a prompt, in order. Raises ValueError when a prompt and its answer do not fit the model's context, or the memory."""
+        """One answer per prompt, in order. Raises ValueError if a prompt with its answer does not fit the model's context or the memory."""
         rows = [chat_tokens(self.tokenizer, prompt) for prompt in prompts]
         self._check_lengths(rows)
         answers: dict[int, Answer] = {}
@@ -124,7 +124,7 @@ class FlaxReader:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(self.seed), i))(jnp.arange(len(rows)))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
-            # A few prompts need not pay for a whole batch: powers of two, so that few shapes are compiled.
+            # A few prompts need no full batch; sizes are powers of two, so that few shapes are compiled.
             size = min(self.batch, 1 << (len(chosen) - 1).bit_length())
             text = generate(
                 self.model,
@@ -157,30 +157,32 @@ class FlaxReader:
 
 
 def _placed(mesh: Mesh | None) -> tuple[list[jax.Device], int]:
-    """The devices a network lies on, and into how many parts it is split."""
+    """The devices of a network, and the number of parts into which it is split."""
     return (jax.devices()[:1], 1) if mesh is None else (list(mesh.devices.flat), mesh.shape[AXIS])
 
 
 def reader_mesh(count: int) -> Mesh | None:
-    """``count`` devices of this host to split a reader over, 0 for all; None: one device. Raises ValueError when there are fewer."""
+    """A mesh of ``count`` devices of this host (0: all) for a split reader; None for one device. Raises ValueError if there are fewer."""
     devices = jax.local_devices()
     if count > len(devices):
-        raise ValueError(f"eval.reader_devices = {count}: only {len(devices)} {devices[0].platform} device(s) here; use 0 for all")
+        raise ValueError(
+            f"eval.reader_devices = {count}: only {len(devices)} {devices[0].platform} device(s) on this machine; use 0 for all"
+        )
     chosen = devices[: count or len(devices)]
     return None if len(chosen) == 1 else Mesh(np.asarray(chosen), (AXIS,))
 
 
 def reader_dtype(name: str) -> Any:
-    """What ``EvalConfig.reader_dtype`` means on this machine."""
+    """The type for ``EvalConfig.reader_dtype`` on this machine."""
     return jnp.dtype(("float32" if jax.default_backend() == "cpu" else "bfloat16") if name == "auto" else name)
 
 
 def find_reader(name: str | Path) -> Path:
-    """The folder or GGUF file that ``name`` means, downloaded into the hub's cache if need be. Raises ValueError saying what to do."""
+    """The folder or GGUF file for ``name``, downloaded into the hub's cache if needed. Raises ValueError that says what to do."""
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ValueError(f"reader = {str(name)!r}: a file must be a .gguf; give the folder of any other model")
+            raise ValueError(f"reader = {str(name)!r}: a file must be a .gguf; for other models, give the folder")
         return path
     if path.is_dir():
         return path
@@ -190,7 +192,7 @@ def find_reader(name: str | Path) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """Eight letters that change with the weights: a hash of samples from all over their files, so that answers kept on disk fit them."""
+    """Eight hexadecimal digits that identify the weights: a hash of samples across their files. Cached answers are kept apart by it."""
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else safetensors_files(path) or [path / "pytorch_model.bin"]:
         size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""Text, token by token: one prefill of the prompts, then a loop over a static cache, all in one compiled function."""
+"""Generates text token by token: one prefill of the prompts, then a loop over a static cache, all in one compiled function."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int, Key
 from qrag_jax.models.decoder import Decoder
 from qrag_jax.types import PAD, Array
 
-# Prompt lengths that are compiled for: half as many tokens again at every second step, so at most half of a prompt's row is padding.
+# Compiled prompt lengths grow by factors of 3/2 and 4/3 in turn, so above the shortest at most a third of a row is padding.
 SHORTEST = 64
 
 
 class Generated(NamedTuple):
-    """``ids`` [B, max_new_tokens]: the answers, padded with ``PAD`` after their end. ``stopped``: by a stop token, which is left out."""
+    """``ids`` [B, max_new_tokens]: the answers, padded with ``PAD``. ``stopped``: ended by a stop token, which is left out."""
 
     ids: Int[Array, "B T"]
     stopped: Bool[Array, " B"]
@@ -35,7 +35,7 @@ def prompt_bucket(length: int) -> int:
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> np.ndarray:
-    """[rows, length] token rows, padded with ``PAD`` on the left; rows past the last prompt are all padding."""
+    """[rows, length] token rows, padded with ``PAD`` on the left; rows after the last prompt are all padding."""
     out = np.full((rows, length), PAD, np.int32)
     for row, prompt in zip(out, prompts, strict=False):
         row[length - len(prompt) :] = prompt
@@ -56,10 +56,10 @@ def generate(
 ) -> Generated:
     """Continues B prompts, padded with ``PAD`` on either side, by at most ``max_new_tokens`` tokens each.
 
-    ``temperature`` 0 takes the likeliest token; otherwise one is drawn from softmax(logits / temperature), cut to the fewest tokens that
-    hold ``top_p`` of the mass. A row ends at any of ``stop_ids`` ([K] for all rows, or [B, K]); the loop ends with its last row. ``key`` is
-    one key or one a row: the draws of a row depend on its key and the step alone. A row of padding yields nothing. One compile for each
-    B, P and ``max_new_tokens``. Raises ValueError on a setting out of range.
+    ``temperature`` 0 takes the most likely token; otherwise a token is drawn from softmax(logits / temperature), restricted to the fewest
+    tokens that hold ``top_p`` of the probability. A row ends at any of ``stop_ids`` ([K] for all rows, or [B, K]); the loop ends with the
+    last row. ``key``: one key, or one per row; the draws of a row depend only on its key and the step. A row of padding gives no tokens.
+    Compiles once for each B, P and ``max_new_tokens``. Raises ValueError on a setting out of range.
     """
     _check(max_new_tokens, temperature, top_p)
     rows, length = token_rows.shape
@@ -100,7 +100,7 @@ def generate(
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
-    """Logits with -inf outside the fewest likeliest tokens that together hold ``top_p`` of the mass (Holtzman et al. 2020, section 3.1)."""
+    """Logits, set to -inf outside the fewest most likely tokens that hold ``top_p`` of the mass (Holtzman et al. 2020, section 3.1)."""
     if top_p == 1:
         return logits
     ordered = -jnp.sort(-logits, axis=-1)

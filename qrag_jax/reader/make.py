@@ -1,4 +1,4 @@
-"""The reader that a run names: ``none``, ``flax:NAME_OR_PATH`` or ``openai:URL,MODEL``."""
+"""Makes the reader that a run names: ``none``, ``flax:NAME_OR_PATH`` or ``openai:URL,MODEL``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CachedReader:
         self.reader, self.cache, self.name = reader, cache, reader.name
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Answers in order; those not in the cache are asked in slices, each kept as soon as it is there."""
+        """Answers in order. Prompts that are not in the cache are asked in slices, and each slice is cached at once."""
         fresh = [prompt for prompt in dict.fromkeys(prompts) if self.cache.get(self.name, prompt) is None]
         with progress(total=len(fresh), unit="answer", desc="reader", disable=not fresh, leave=False) as bar:
             for start in range(0, len(fresh), SLICE):
@@ -33,7 +33,7 @@ class CachedReader:
 
 
 def make_reader(settings: EvalConfig, folder: Path) -> Reader | None:
-    """The reader of ``settings``, None for ``none``; ``folder`` keeps its answers. Raises ValueError when it cannot be had."""
+    """The reader of ``settings``, None for ``none``. Its answers are cached in ``folder``. Raises ValueError if it cannot be loaded."""
     kind, _, rest = settings.reader.partition(":")
     if kind == "flax":
         from qrag_jax.reader.flax_reader import FlaxReader, reader_dtype, reader_mesh
@@ -49,7 +49,7 @@ def make_reader(settings: EvalConfig, folder: Path) -> Reader | None:
 
 
 def check_reader(settings: EvalConfig) -> None:
-    """What can be found wrong with the reader before a long training: raises ValueError, loads no weights and asks nothing."""
+    """Checks the reader before a long training, without loading weights or asking prompts. Raises ValueError on faults."""
     kind, _, rest = settings.reader.partition(":")
     if kind == "flax":
         from qrag_jax.models.decoder_loading import check_mesh, open_decoder

@@ -1,4 +1,4 @@
-"""What a reader will take of each device's memory, before anything is loaded."""
+"""Estimates, before loading, how much of each device's memory a reader will use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes a device. ``cache`` holds the keys and values of every slot; ``activations`` is an estimate of the prefill's peak."""
+    """Bytes per device. ``cache`` holds the keys and values of every slot; ``activations`` is an estimate of the prefill's peak."""
 
     weights: int
     cache: int
@@ -29,13 +29,13 @@ class MemoryPlan:
         return self.weights + self.cache + self.activations
 
     def __str__(self) -> str:
-        return f"{_gb(self.total)} a device (weights {_gb(self.weights)}, cache {_gb(self.cache)}, activations {_gb(self.activations)})"
+        return f"{_gb(self.total)} per device (weights {_gb(self.weights)}, cache {_gb(self.cache)}, activations {_gb(self.activations)})"
 
 
 def plan_memory(
     config: DecoderConfig, *, batch: int, prompt_tokens: int, max_new_tokens: int, dtype: Any = jnp.float32, devices: int = 1
 ) -> MemoryPlan:
-    """What ``batch`` prompts of ``prompt_tokens`` tokens take, continued by ``max_new_tokens``, the network split over ``devices``."""
+    """Memory for ``batch`` prompts of ``prompt_tokens`` tokens with ``max_new_tokens`` new ones, the network split over ``devices``."""
     item, layer = jnp.dtype(dtype).itemsize, config.layer
 
     def held(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> int:
@@ -45,7 +45,7 @@ def plan_memory(
     template = decoder_template(config, dtype)
     tokens = batch * prompt_tokens
     queries = prompt_tokens if prompt_tokens <= 2 * BLOCK or prompt_tokens % BLOCK else BLOCK
-    # Logits and weights of attention, or the two halves of the MLP, whichever is more, and a handful of hidden vectors.
+    # The larger of attention's logits and weights and the two halves of the MLP, and a few hidden vectors.
     attention = 2 * batch * (layer.heads // devices) * queries * prompt_tokens * 4
     mlp = 2 * tokens * (layer.mlp_width // devices) * item
     words = 2 * batch * config.vocab_size * 4
@@ -57,7 +57,7 @@ def plan_memory(
 
 
 def free_memory(devices: list[jax.Device]) -> int | None:
-    """Bytes that the fullest of ``devices`` still has; CPU devices share the host's memory. None where that is unknown."""
+    """Free bytes of the fullest of ``devices``; CPU devices share the host's memory. None if unknown."""
     stats = [device.memory_stats() for device in devices]
     if all(stats):
         return min(int(found["bytes_limit"]) - int(found["bytes_in_use"]) for found in stats)
@@ -68,9 +68,9 @@ def free_memory(devices: list[jax.Device]) -> int | None:
 
 
 def check_fit(name: str, needed: int, free: int | None, advice: str) -> None:
-    """Raises ValueError when ``needed`` bytes a device are more than ``free`` (None: unknown, not checked)."""
+    """Raises ValueError if ``needed`` bytes per device are more than ``free`` (None: unknown, not checked)."""
     if free is not None and needed > free:
-        raise ValueError(f"{name} needs {_gb(needed)} a device, {_gb(free)} are free: {advice}")
+        raise ValueError(f"{name} needs {_gb(needed)} per device, but only {_gb(free)} are free: {advice}")
 
 
 def _gb(count: int) -> str:

@@ -19,16 +19,16 @@ from qrag_jax.reader.protocol import Answer, Prompt, ReaderError
 from qrag_jax.rundir.log import progress
 
 RETRIED = frozenset({408, 409, 429})
-"""Statuses that are asked again, as are all from 500 on."""
+"""Statuses after which a prompt is asked again, as after all statuses from 500 on."""
 LONGEST_WAIT = 300.0
-"""The reader gives up when a server asks for a longer wait (Retry-After), in seconds."""
+"""Seconds. The reader gives up if a server asks for a longer wait (Retry-After)."""
 MANY = 20
-"""A progress bar is shown from this many unanswered prompts on."""
+"""From this number of unanswered prompts on, a progress bar is shown."""
 SHOWN = 500
-"""Characters of a server's message that an error quotes."""
+"""Number of characters of a server's message that an error quotes."""
 
 ADVICE = {
-    400: "see what the server objects to; often the prompt is longer than the model's context",
+    400: "read the server's message; often the prompt is longer than the model's context",
     401: "set the key in the environment variable {key}",
     403: "check that the key in the environment variable {key} may use this model",
     404: "check base_url (it usually ends in /v1) and the model's name",
@@ -39,13 +39,13 @@ class OpenAIReader:
     """Asks ``model`` at ``base_url`` ("http://localhost:8000/v1") by chat completion.
 
     ``timeout``: seconds without a byte from the server. ``retries``: how often a prompt is asked again after a timeout, a lost connection,
-    status 408, 409, 429 or 5xx, or an unusable response; the wait doubles from ``backoff`` seconds, with jitter, and is never shorter than
-    Retry-After. Other statuses fail at once. ``concurrency``: requests in flight. ``cache_dir``: keeps answers as they come; used at
-    temperature 0 only. There the name of a model must mean one model. ``extra_body``: further fields of the request, such as
-    ``{"chat_template_kwargs": {"enable_thinking": False}}``. The key is optional: local servers often need none.
+    status 408, 409, 429 or 5xx, or an unusable response; the wait starts at ``backoff`` seconds and doubles, with jitter, and is at least
+    Retry-After. Other statuses fail at once. ``concurrency``: requests in flight. ``cache_dir``: folder that caches answers, at temperature
+    0 only; the same model name must then always mean the same model. ``extra_body``: further fields of the request, such as
+    ``{"chat_template_kwargs": {"enable_thinking": False}}``. The key is optional, since local servers often need none.
 
-    Of a model that thinks in ``<think>`` tags, only what follows is its answer. Raises ValueError on bad settings and without the
-    openai package.
+    If a model thinks in ``<think>`` tags, its answer is the text after them. Raises ValueError on bad settings and without the openai
+    package.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class OpenAIReader:
         self._cache = ResponseCache(cache_dir) if cache_dir is not None and temperature == 0 else None
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """One answer a prompt, in order; those in the cache are not asked for.
+        """One answer per prompt, in order. Cached prompts are not asked again.
 
-        Raises ReaderError when one cannot be had. What was answered until then is in the cache: a second call asks only for the rest.
+        Raises ReaderError if a prompt is not answered. The answers up to then are in the cache, so a second call asks only the rest.
         """
         answers = [self._cache.get(self.name, prompt) if self._cache is not None else None for prompt in prompts]
         missing = [i for i, answer in enumerate(answers) if answer is None]
@@ -96,7 +96,7 @@ class OpenAIReader:
         return cast("list[Answer]", answers)
 
     def _ask_all(self, prompts: Sequence[Prompt], missing: Sequence[int], answers: list[Answer | None]) -> None:
-        """Fills in ``answers[i]`` for i in ``missing``. Its threads die with the process, so an interrupt waits for none of them."""
+        """Fills in ``answers[i]`` for i in ``missing``. Its threads are daemons, so an interrupt does not wait for them."""
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[int, Answer | BaseException]] = queue.SimpleQueue()
         stop = threading.Event()
@@ -114,7 +114,7 @@ class OpenAIReader:
                     if self._cache is not None:
                         self._cache.put(self.name, prompts[i], answer)
                     done.put((i, answer))
-                except BaseException as error:  # raised again below, by the thread that waits
+                except BaseException as error:  # raised again below, by the waiting thread
                     done.put((i, error))
                     stop.set()
 
@@ -133,7 +133,7 @@ class OpenAIReader:
                     bar.update()
         except Exception:
             stop.set()
-            for thread in threads:  # what is in flight is answered and kept
+            for thread in threads:  # answers in flight are still cached
                 thread.join()
             raise
         finally:
@@ -154,14 +154,14 @@ class OpenAIReader:
                 break
             if stop.wait(max(failure.wait, self.backoff * 2**attempt * random.uniform(0.5, 1.0))):
                 break
-        kept = "nothing was kept: cache_dir keeps answers" if self._cache is None else f"what was answered is kept in {self._cache.path}"
+        kept = "no answers were kept; set cache_dir to keep them" if self._cache is None else f"the answers are kept in {self._cache.path}"
         raise ReaderError(
             f"{self.base_url}: {number} was not answered by {self.model!r} in {attempt + 1} of at most {self.retries + 1} requests; "
             f"last failure: {failure.reason}. What to do: {failure.advice}. Then run again; {kept}"
         ) from failure
 
     def _request(self, client: Any, prompt: Prompt) -> Answer:
-        """One request. Raises _Failure."""
+        """Sends one request. Raises _Failure."""
         openai = _openai()
         try:
             response = client.chat.completions.with_raw_response.create(
@@ -177,7 +177,8 @@ class OpenAIReader:
                 advice="raise timeout (eval.reader_timeout), or lower concurrency (eval.reader_concurrency)",
             ) from None
         except openai.APIConnectionError as error:
-            raise _Failure(f"no connection: {error.__cause__ or error}", advice="see that the server runs and base_url is right") from error
+            advice = "check that the server is running and that base_url is right"
+            raise _Failure(f"no connection: {error.__cause__ or error}", advice=advice) from error
         except openai.APIStatusError as error:
             raise self._refusal(error.response) from error
         try:
@@ -192,20 +193,20 @@ class OpenAIReader:
             wait = _retry_after(response.headers.get("retry-after"))
             if wait > LONGEST_WAIT:
                 reason += f", and to be asked again in {wait:.0f} s"
-            return _Failure(reason, wait=wait, advice="see the server's log; lower concurrency if it is overloaded")
-        return _Failure(reason, final=True, advice=ADVICE.get(status, "see what the server objects to").format(key=self.api_key_env))
+            return _Failure(reason, wait=wait, advice="read the server's log; lower concurrency if the server is overloaded")
+        return _Failure(reason, final=True, advice=ADVICE.get(status, "read the server's message").format(key=self.api_key_env))
 
 
 class _Failure(Exception):
-    """A request without an answer. ``final``: asking again would not help. ``wait``: seconds the server asked for."""
+    """A request without an answer. ``final``: asking again would not help. ``wait``: seconds that the server asked to wait."""
 
-    def __init__(self, reason: str, *, final: bool = False, wait: float = 0.0, advice: str = "see the server's log") -> None:
+    def __init__(self, reason: str, *, final: bool = False, wait: float = 0.0, advice: str = "read the server's log") -> None:
         super().__init__(reason)
         self.reason, self.final, self.wait, self.advice = reason, final, wait, advice
 
 
 def _parse(body: Any) -> Answer:
-    """The answer of a chat completion. An empty text is an answer if the model came to an end; a missing one never is."""
+    """The answer of a chat completion. An empty text is an answer if the model finished; a missing text never is."""
     try:
         choice = body["choices"][0]
         text, finish = choice["message"]["content"], choice["finish_reason"]
@@ -226,14 +227,14 @@ def _parse(body: Any) -> Answer:
 
 
 def _tokens(body: dict[str, Any], name: str) -> int | None:
-    """A count of the response's usage; None if the server does not say."""
+    """A token count from the response's usage; None if the server gives none."""
     usage = body.get("usage")
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if type(count) is int and count >= 0 else None
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3); 0 without one or if it is neither."""
+    """Seconds in a Retry-After header, given as a number or as a date (RFC 9110, 10.2.3); 0 without a valid header."""
     if value is None:
         return 0.0
     try:

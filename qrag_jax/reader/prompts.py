@@ -1,8 +1,8 @@
-"""What a frozen reader is told: the task, examples as earlier turns, the retrieved chunks, the question, the form of the answer.
+"""Prompts for a frozen reader: the task, examples as earlier turns, the retrieved chunks, the question, the form of the answer.
 
-The wording is our own. BabiLong's own prompts ask for a whole sentence in qa1 to qa3 and name no answers to choose from; here all five
-tasks ask for one word, which its rule scores alike, and name none either. People, things and places of the examples are no answers of
-the benchmark, so an answer copied from an example never counts.
+The wording is our own. BabiLong's own prompts ask for a whole sentence in qa1 to qa3; here all five tasks ask for one word, which
+BabiLong's rule scores in the same way. Neither lists possible answers. The people, things and places of the examples are not answers of the
+benchmark, so an answer copied from an example never counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qrag_jax.reader.protocol import Prompt
 
 @dataclass(frozen=True)
 class Template:
-    """``form``: what the answer must look like, the last thing said. ``examples``: (text, question, answer)."""
+    """``form``: the form of the answer, at the end of the prompt. ``examples``: (text, question, answer)."""
 
     instruction: str
     form: str
@@ -109,12 +109,12 @@ NOTHING_GIVEN = "You are given a question without any text. Answer from what you
 def make_prompt(benchmark: str, task: str, question: str, chunks: Sequence[str]) -> Prompt:
     """The prompt of one question. ``chunks``: texts of the retrieved chunks, in document order.
 
-    ``benchmark`` may be a mixture such as "hotpotqa:2+musique" of benchmarks that share a prompt; ``task`` matters where a benchmark's
-    tasks differ. Raises ValueError for an unknown benchmark or task, and without chunks: see :func:`closed_book`.
+    ``benchmark`` may be a mixture such as "hotpotqa:2+musique" of benchmarks that share a prompt; ``task`` matters if a benchmark's tasks
+    have different prompts. Raises ValueError on an unknown benchmark or task, and without chunks (use :func:`closed_book`).
     """
     template = _template(benchmark, task)
     if isinstance(chunks, str) or not chunks:
-        raise ValueError(f"chunks = {chunks!r}: must be a list of one or more texts; for a question without any, call closed_book")
+        raise ValueError(f"chunks = {chunks!r}: must be a list of one or more texts; for a question without chunks, call closed_book")
     shots = tuple((_asked(text, example, template.form), answer) for text, example, answer in template.examples)
     return Prompt(template.instruction, _asked("\n".join(chunks), question, template.form), shots)
 
@@ -124,7 +124,7 @@ def _asked(text: str, question: str, form: str) -> str:
 
 
 def closed_book(benchmark: str, task: str, question: str) -> Prompt:
-    """The question alone, with the same form of answer: what a reader knows or guesses without retrieval."""
+    """The prompt with the question alone and the same form of answer, to see what a reader knows or guesses without retrieval."""
     return Prompt(NOTHING_GIVEN, f"Question: {question.strip()}\n{_template(benchmark, task).form}")
 
 

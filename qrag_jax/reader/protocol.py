@@ -1,4 +1,4 @@
-"""What a reader is: a frozen LLM that answers from retrieved text, behind one method."""
+"""The interface of readers: frozen LLMs that answer from retrieved text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is told. ``system`` None: no system message. ``shots``: earlier questions and their answers, as examples."""
+    """The input of the model. ``system`` None: no system message. ``shots``: earlier questions and answers, as examples."""
 
     system: str | None
     user: str
@@ -17,7 +17,7 @@ class Prompt:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation, as chat templates and endpoints take it."""
+        """The conversation in the format of chat templates and endpoints."""
         system = [] if self.system is None else [("system", self.system)]
         turns = [turn for asked, answer in self.shots for turn in (("user", asked), ("assistant", answer))]
         return [{"role": role, "content": text} for role, text in (*system, *turns, ("user", self.user))]
@@ -25,8 +25,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said. Counts are in its own tokens, None where they were not reported. ``finish``: "stop" (it came to an end) or
-    "length" (it was cut off)."""
+    """The output of the model. Counts are in its own tokens, None if not reported. ``finish``: "stop" (it finished) or "length" (it was
+    cut off)."""
 
     text: str
     prompt_tokens: int | None
@@ -37,11 +37,11 @@ class Answer:
 @runtime_checkable
 class Reader(Protocol):
     name: str
-    """The model and every setting that changes its answers."""
+    """Names the model and every setting that changes its answers."""
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """One answer a prompt, in order. Raises ReaderError when a prompt cannot be answered: a missing answer is never made up."""
+        """One answer per prompt, in order. Raises ReaderError if a prompt cannot be answered: a missing answer is never invented."""
 
 
 class ReaderError(RuntimeError):
-    """A prompt was refused, or an outage outlasted its retries: which endpoint, which prompt, the last failure, what to do."""
+    """A prompt was refused, or the retries failed. The message names the endpoint, the prompt, the last failure, and what to do."""

@@ -1,4 +1,4 @@
-"""The MDP of section 2 on arrays: what is picked, what is left, and the token row of a state. One episode at a time; vmap over episodes."""
+"""The MDP of section 2 on arrays: picked and available chunks, and the token row of a state. One episode at a time; vmap over episodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qrag_jax.types import PAD
 
 @runtime_checkable
 class SpecialTokens(Protocol):
-    """What a tokenizer puts around a text, and what a space at its end adds."""
+    """The tokens that a tokenizer puts around a text, and the tokens that a space at its end adds."""
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
@@ -23,13 +23,13 @@ class SpecialTokens(Protocol):
 
 @dataclass(frozen=True)
 class StateLayout:
-    """How a state is written: the question's row, then each picked chunk, each ended by ``separator``.
+    """The layout of a state: the question's row, then each picked chunk, each followed by ``separator``.
 
-    ``order`` "document" sorts the chunks by their place in the document, "picked" keeps the order in which they were picked.
-    ``space`` ends every text but the last (parity; usually empty).
+    ``order`` "document" sorts the chunks by their place in the document; "picked" keeps the order of the picks. ``space`` ends every text
+    except the last (parity; usually empty).
 
-    ``chunk_tokens`` and ``tokens`` (the whole row) count special tokens; ``prefix`` is how many open a chunk's own row ([CLS] in BERT)
-    and are left out inside a state, ``suffix`` how many close it.
+    ``chunk_tokens`` and ``tokens`` (the whole row) include special tokens. ``prefix``: the number of special tokens at the start of a
+    chunk's own row ([CLS] in BERT), which are left out inside a state; ``suffix``: the number at its end.
     """
 
     prefix: int
@@ -48,12 +48,12 @@ class StateLayout:
         return cls(len(tokenizer.prefix), tokenizer.suffix, data.question_tokens, data.state_chunk_tokens, tokens, data.state_order, space)
 
     def tokens_at(self, t: int) -> int:
-        """The most tokens a state with ``t`` picks can have: rows are compacted to the left, so the rest is padding."""
+        """The largest number of tokens in a state with ``t`` picks. Rows are compacted to the left, so the rest is padding."""
         return min(self.tokens, self.question_tokens + t * self.chunk_tokens)
 
 
 def picked_mask(picked: Int[Array, " T"], count: int) -> Bool[Array, " N"]:
-    """Which of ``count`` chunks are among the picks; empty places of ``picked`` hold ``count``."""
+    """True for those of ``count`` chunks that are picked; empty places of ``picked`` hold ``count``."""
     return jnp.zeros(count, bool).at[picked].set(True, mode="drop")
 
 
@@ -62,13 +62,13 @@ def state_row(
 ) -> Int[Array, " Ls"]:
     """The token row of a state, compacted to the left. ``chunk_rows`` are the picked chunks' own rows in the layout's order.
 
-    A chunk longer than the layout allows keeps its beginning and its separator. Tokens past ``layout.tokens`` are cut off.
+    A chunk that is longer than the layout allows keeps its beginning and its separator. Tokens after ``layout.tokens`` are cut off.
     """
     closing = len(layout.separator)
     body = _body(chunk_rows, closing)[:, layout.prefix : layout.prefix + layout.chunk_tokens - closing]
     separator = jnp.broadcast_to(jnp.asarray(layout.separator, jnp.int32), (body.shape[0], closing))
     if layout.space:
-        left = taken.sum() - jnp.cumsum(taken)  # picks that follow each pick
+        left = taken.sum() - jnp.cumsum(taken)  # number of later picks after each pick
         question = _body(question_ids[None], closing)[:, : layout.question_tokens - closing]
         question = jnp.concatenate([question, _spaces(question, layout.space, taken.any()[None])], axis=1)
         question_ids = jnp.concatenate([question[0], jnp.asarray(layout.separator, jnp.int32)])
@@ -87,6 +87,6 @@ def _body(rows: Int[Array, "R L"], closing: int) -> Int[Array, "R L"]:
 
 
 def _spaces(body: Int[Array, "R L"], space: tuple[int, ...], wanted: Bool[Array, " R"]) -> Int[Array, "R S"]:
-    """The tokens of a closing space for each row where it is ``wanted``, as far as the row's L places go."""
+    """The tokens of a closing space for each row with ``wanted``, up to the row's length L."""
     place = (body >= 0).sum(1, keepdims=True) + jnp.arange(len(space))
     return jnp.where(wanted[:, None] & (place < body.shape[1]), jnp.asarray(space, jnp.int32), PAD)

@@ -28,13 +28,13 @@ from qrag_jax.types import Episode, TaskBatch
 
 Params = Any
 Metrics = dict[str, Array]
-DROPOUT_STREAM = 2**31 - 1  # beyond every episode's own stream
+DROPOUT_STREAM = 2**31 - 1  # outside the random streams of all episodes
 
 
-@no_type_check  # as a pytree it also carries axes, shapes and None
+@no_type_check  # as a pytree, it may also hold axes, shapes and None
 @struct.dataclass
 class TrainState:
-    """All that training carries from one update to the next."""
+    """The complete state of training between two updates."""
 
     step: Int[Array, ""]
     params: Params
@@ -44,9 +44,9 @@ class TrainState:
 
 
 def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then decay to ``end_ratio`` of the highest at the last of ``steps`` updates.
+    """Linear warm-up from 0, then decay to ``end_ratio`` times the highest rate at the last of ``steps`` updates.
 
-    The share that is left at s = 0 ... 1 of the decay is 1 - s (linear) or cos(pi s / 2) (quarter_cosine).
+    With s from 0 to 1 over the decay, the remaining share is 1 - s (linear) or cos(pi s / 2) (quarter_cosine).
     """
     warmup = min(optim.warmup, steps)
     rise = optax.linear_schedule(0.0, optim.learning_rate, max(warmup, 1))
@@ -55,7 +55,7 @@ def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
     if optim.schedule == "quarter_cosine":
         left = lambda step: jnp.cos(jnp.pi / 2 * jnp.clip(step / length, 0.0, 1.0))
         fall = lambda step: optim.learning_rate * (optim.end_ratio + (1 - optim.end_ratio) * left(step))
-    # The first update has step 0; it takes the first step of the warm-up, not a learning rate of 0.
+    # The first update has step 0; it uses the first step of the warm-up, not a learning rate of 0.
     return optax.join_schedules([lambda step: rise(step + 1), fall], [warmup])
 
 
@@ -114,7 +114,7 @@ class Learner:
     def learn(
         self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
-        """Targets, gradient, optimiser step and target average, for rewards computed anywhere."""
+        """Targets, gradient, optimiser step and target average, for given rewards."""
         targets = self.targets(state, batch, episode, rewards, axis_name)
         grads, metrics = self.gradient(state, batch, episode, targets, axis_name)
         found = jax.vmap(lambda support, picked: support[picked].sum() == support.sum())(batch.support, episode.picked)
@@ -168,7 +168,7 @@ class Learner:
         if not rl.reference_lambda_return:
             v_tp1 += [jnp.zeros(size)]
             return jax.vmap(partial(lambda_returns, lam=rl.lam))(rewards, discount_t, jnp.stack(v_tp1, axis=1))
-        # The reference code looks one step past the episode's end, into the state in which everything is picked.
+        # The reference code looks one step beyond the episode's end, at the state with all picks.
         v_end = value(embed(state_rows(batch, episode.picked, self.layout)), budget)
         v_tp1 += [v_end, v_end]
         pad = lambda x: jnp.pad(x, ((0, 0), (0, 1)))
@@ -179,8 +179,9 @@ class Learner:
     ) -> tuple[Params, Metrics]:
         """Gradient and loss of the TD loss, averaged over transitions and devices.
 
-        Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). First the loss is
-        differentiated in the embeddings, which the rollout has computed; then the embeddings in the parameters, tile by tile.
+        Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). The loss
+        is first differentiated with respect to the embeddings, which the rollout has computed; then the embeddings with respect to the
+        parameters, tile by tile.
         """
         qhead = self.config.qhead
         params, dropout = self.varying(state.params, axis_name), self.dropout(state, batch)
@@ -201,22 +202,22 @@ class Learner:
     def encoder_gradient(
         self, params: Params, states: tuple[Array, Array], actions: tuple[Array, Array], dropout: PRNGKeyArray | None, axis_name: str | None
     ) -> Params:
-        """Gradient in the parameters, averaged over devices, from token rows [R, L] and the loss's gradient in their embeddings [R, D]."""
+        """The gradient of the parameters, averaged over devices, from token rows [R, L] and the gradient of their embeddings [R, D]."""
         of_states = self.state_embedder.gradient(params, *states, dropout)
         of_actions = self.action_embedder.gradient(params, *actions, dropout)
         both = jax.tree.map(jnp.add, of_states, of_actions) if self.embedder.tied else of_states | of_actions
         return jax.lax.pmean({"params": both}, axis_name) if axis_name is not None else {"params": both}
 
     def varying(self, params: Params, axis_name: str | None) -> Params:
-        """Parameters to differentiate in: marked as this device's own. The gradient of replicated ones would arrive summed over devices."""
+        """The parameters, marked as varying over devices: the gradient of replicated ones would be summed over devices."""
         return params if axis_name is None else jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
 
     def episode_keys(self, state: TrainState, batch: TaskBatch) -> Key[Array, " B"]:
-        """A random key for each episode of this update, whichever device holds the episode."""
+        """A random key for each episode of this update, independent of the device that holds it."""
         return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), batch.episode_id)
 
     def dropout(self, state: TrainState, batch: TaskBatch) -> PRNGKeyArray | None:
-        """The key of the loss's dropout in this update, on this device; None without dropout."""
+        """The dropout key of the loss in this update, on this device; None without dropout."""
         if not self.config.model.dropout:
             return None
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), DROPOUT_STREAM)
@@ -233,7 +234,7 @@ class Learner:
     def embed_pool(
         self, params: Params, batch: TaskBatch, axis_name: str | None, dropout: PRNGKeyArray | None = None
     ) -> Float[Array, "U D"]:
-        """Every text of the pool once: on several devices each embeds its share."""
+        """Embeds every text of the pool once; with several devices, each embeds its share."""
         ids = batch.chunk_pool_ids
         if axis_name is None:
             return self.action_embedder(params, ids, dropout)

@@ -1,4 +1,4 @@
-"""Picking a chunk: greedy, or Boltzmann over the k chunks of highest Q, or uniform. One state at a time; vmap over episodes."""
+"""Policies: greedy, Boltzmann over the k chunks with the highest Q, or uniform. One state at a time; vmap over episodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 def greedy(q: Float[Array, " N"], available: Bool[Array, " N"]) -> Int[Array, ""]:
-    """The available chunk of highest Q; ties go to the first."""
+    """The available chunk with the highest Q; the first among equals."""
     return jnp.argmax(jnp.where(available, q, -jnp.inf))
 
 

@@ -1,7 +1,7 @@
-"""Where a chunk stands, as the rotary tables see it (eq. 6). One document at a time; vmap over episodes.
+"""Positions of chunks for the rotary tables (eq. 6). One document at a time; vmap over episodes.
 
-The picked chunks cut the document into intervals. A chunk's position says which interval it lies in and how far along, not its index:
-that is what carries over from 4K-token documents to 10M.
+The picked chunks cut the document into intervals. A chunk's position is its interval and its place within it, not its index. Such
+positions carry over from documents of 4K tokens to 10M.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from qrag_jax.config import QHeadConfig
 
 
 def relative_positions(picked: Bool[Array, " N"], length: Int[Array, ""] | int, config: QHeadConfig) -> Float[Array, " N"]:
-    """Position of every chunk of a document of ``length`` chunks, given which are picked.
+    """Position of every chunk in a document of ``length`` chunks, given the picked chunks.
 
-    Interval j begins at its picked chunk b_j (interval 0 at the first chunk) and ends before the next one. With k = i - b_j and n chunks
-    in the interval: integer resolution j*delta + floor(span * k / (n - 1)) (what the reference code computes, in exact arithmetic);
-    continuous j*delta + span * k / n (eq. 6). Values at padded chunks mean nothing.
+    Interval j begins at its picked chunk b_j (interval 0 at the first chunk) and ends before the next picked chunk. With k = i - b_j and n
+    chunks in the interval: integer resolution: j*delta + floor(span * k / (n - 1)) (the reference code's value, in exact arithmetic);
+    continuous: j*delta + span * k / n (eq. 6). Values at padded chunks are meaningless.
     """
     index = jnp.arange(picked.shape[0])
     interval = jnp.cumsum(picked)

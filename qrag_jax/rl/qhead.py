@@ -1,4 +1,4 @@
-"""Q(s, c) = <E_s(s), R(p) E_a(c)>: rotary inner products, in one value or in two halves (reference code)."""
+"""Q(s, c) = <E_s(s), R(p) E_a(c)>: rotary inner products, as one value or as two halves (reference code)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qrag_jax.config import QHeadConfig
 
 
 def frequencies(width: int, config: QHeadConfig) -> Float[Array, " W"]:
-    """Angle per unit of position of each coordinate pair of one half: theta^(-2k/width), k = 0 .. width/2 - 1."""
+    """Angle per unit of position, for each coordinate pair of one half: theta^(-2k/width), k = 0 .. width/2 - 1."""
     return config.theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
 
 
@@ -20,7 +20,7 @@ def _pairs(x: Float[Array, "... D"], halves: int) -> tuple[Float[Array, "... H W
 
 
 def rotate(x: Float[Array, "... D"], position: Float[Array, "..."], config: QHeadConfig) -> Float[Array, "... D"]:
-    """R(position) x. Each half has its own table of the same frequencies. <s, R(p) e> = <R(-p) s, e>."""
+    """R(position) x. Both halves use the same frequencies. <s, R(p) e> = <R(-p) s, e>."""
     angle = position[..., None, None] * frequencies(x.shape[-1] // config.halves, config)
     x0, x1 = _pairs(x, config.halves)
     cos, sin = jnp.cos(angle), jnp.sin(angle)

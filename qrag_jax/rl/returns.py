@@ -14,8 +14,9 @@ def soft_value(
 ) -> Float[Array, ""]:
     """V(s) = sum over halves of alpha * log sum_a exp(q_h(s, a) / alpha), over each half's ``value_top_k`` best AVAILABLE actions.
 
-    ``config.soft`` False: the best action's value instead of the soft maximum. ``config.reference_soft_value``: the best k are
-    taken first and masked afterwards, as the reference code does (a half without any of them available counts 0). No action at all: 0.
+    ``config.soft`` False: the best action's value instead of the soft maximum. ``config.reference_soft_value``: the best k actions are
+    chosen first and masked afterwards, as in the reference code (a half in which none of them is available counts as 0). Without any
+    available action, V is 0.
     """
     values = q_halves.T
     masked = jnp.where(available, values, -jnp.inf)
@@ -43,5 +44,5 @@ def lambda_returns(r_t: Float[Array, " T"], discount_t: Float[Array, " T"], v_tp
 def reference_lambda_returns(
     r_t: Float[Array, " T1"], discount_t: Float[Array, " T1"], v_tp1: Float[Array, " T1"], lam: float
 ) -> Float[Array, " T"]:
-    """The reference code's targets for all but the last step: every bootstrap is one step late, V(s_{t+2}) for V(s_{t+1})."""
+    """The reference code's targets for all but the last step: every bootstrap is one step late, V(s_{t+2}) instead of V(s_{t+1})."""
     return lambda_returns(r_t[:-1], discount_t[:-1], v_tp1[1:], lam)

@@ -7,9 +7,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def support_reward(picked: Int[Array, " T"], support: Bool[Array, " N"], penalize_extra_steps: bool = False) -> Float[Array, " T"]:
-    """1 at the step that completes the supporting chunks, 0 at every other one (or 0.5 + 0.5 |F*| / |picked| on completion).
+    """1 at the step that completes the supporting chunks (or 0.5 + 0.5 |F*| / |picked|), 0 at every other step.
 
-    An episode without supporting chunks is never rewarded.
+    An episode without supporting chunks gets no reward.
     """
     total = support.sum()
     found = jnp.cumsum(support[picked])

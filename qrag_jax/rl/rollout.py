@@ -1,4 +1,4 @@
-"""The retrieval episode as one ``lax.scan`` on the device: embed the state, score every chunk, pick, next state."""
+"""The retrieval episode as one ``lax.scan`` on the device: embed the state, score every chunk, pick, update the state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Policy = Callable[[PRNGKeyArray, Float[Array, " N"], Bool[Array, " N"]], Int[Arr
 
 
 def state_rows(batch: TaskBatch, picked: Int[Array, "B T"], layout: StateLayout) -> Int[Array, "B Ls"]:
-    """Token rows of the states in which ``picked`` are the picks so far, in the order they were made. Empty places, at the end, hold N."""
+    """Token rows of the states after the picks ``picked``, in order of picking. Empty places, at the end, hold N."""
 
     def row(question: Array, index: Array, picks: Array) -> Array:
         if layout.order == "document":
@@ -37,7 +37,7 @@ def scores(
     offset: Int[Array, " B"],
     qhead: QHeadConfig,
 ) -> tuple[Float[Array, "B N H"], Bool[Array, "B N"], Float[Array, "B N"]]:
-    """Q of every chunk by halves, which chunks are available, and their positions, in states given by their embeddings and picks."""
+    """For states given by their embeddings and picks: Q of every chunk by halves, the available chunks, and the positions."""
 
     def one(s: Array, e: Array, mask: Array, picks: Array, shift: Array) -> tuple[Array, Array, Array]:
         taken = picked_mask(picks, mask.shape[0])
@@ -72,7 +72,7 @@ def rollout(
         at = lambda x: jnp.take_along_axis(x, pick[:, None], axis=1)[:, 0]
         return picked.at[:, t].set(pick), (state_ids, at(position), at(q), state)
 
-    # Written with the batch so that, split over devices, the carry varies over them as the picks do.
+    # Computed from the batch, so that with several devices the carry is marked as varying over them, as the picks are.
     empty = jnp.broadcast_to(0 * batch.episode_id[:, None] + count, (size, budget))
     picked, (state_ids, position, q, state) = jax.lax.scan(step, empty, jnp.arange(budget))
     return Episode(
@@ -87,10 +87,10 @@ def rollout(
 
 
 def offsets(keys: Key[Array, " B"], budget: int, qhead: QHeadConfig) -> Int[Array, " B"]:
-    """Positions "random": what each episode adds to every index."""
+    """For positions "random": the offset that each episode adds to every index."""
     return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, budget), (), 0, qhead.max_offset))(keys)
 
 
 def picks_before(picked: Int[Array, "B T"], t: int, count: int) -> Int[Array, "B T"]:
-    """The picks of the state at time ``t``: later ones emptied."""
+    """The picks of the state at time ``t``: later picks are made empty."""
     return jnp.where(jnp.arange(picked.shape[1]) < t, picked, count)

@@ -1,8 +1,8 @@
 """Supervised fine-tuning with Beam Retriever's trajectory loss (Zhang et al. 2024): an ablation of the paper, Table 3.
 
-The supporting chunks are picked one after the other, in document order (questions carry no other), whatever the policy would do. In each
-state on the way every chunk that is not picked yet is classified by its Q: positive if it is one of the supporting chunks still missing.
-Once they are all picked, and past the budget, nothing is learned: Q says which chunk is next, not when to stop.
+The supporting chunks are picked one by one in document order (the data has no other order), independently of the policy. In each state on
+the way, Q classifies every chunk that is not picked yet: it is positive if it is a supporting chunk that is still missing. After all of
+them are picked, or after the budget, nothing is learned: Q says which chunk is next, not when to stop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def gold_picks(support: Bool[Array, " N"], budget: int) -> Int[Array, " T"]:
 
 
 def labels(support: Bool[Array, " N"], budget: int) -> tuple[Bool[Array, "T N"], Bool[Array, " T"]]:
-    """Which chunks are positive in the state at each time, and at which times something is left to pick."""
+    """The positive chunks in the state at each time, and the times at which a supporting chunk is left to pick."""
     rank = jnp.cumsum(support) - 1
     positive = support & (rank >= jnp.arange(budget)[:, None])
     return positive, positive.any(-1)
@@ -38,9 +38,9 @@ def labels(support: Bool[Array, " N"], budget: int) -> tuple[Bool[Array, "T N"],
 def trajectory_loss(
     q: Float[Array, "T N"], available: Bool[Array, "T N"], support: Bool[Array, " N"], alpha: Float[Array, ""] | float
 ) -> Float[Array, ""]:
-    """sum_t mean over available chunks of the binary cross-entropy of sigmoid(Q / alpha), over times with something left to pick.
+    """sum_t mean over available chunks of the binary cross-entropy of sigmoid(Q / alpha), over times with a chunk left to pick.
 
-    ``q`` and ``available`` are those of the states along :func:`gold_picks`. 0 without supporting chunks.
+    ``q`` and ``available`` belong to the states along :func:`gold_picks`. 0 without supporting chunks.
     """
     positive, counts = labels(support, q.shape[0])
     entropy = optax.sigmoid_binary_cross_entropy(q / alpha, positive)
@@ -49,21 +49,21 @@ def trajectory_loss(
 
 
 def ranked_first(q: Float[Array, "T N"], available: Bool[Array, "T N"], support: Bool[Array, " N"]) -> Bool[Array, ""]:
-    """Whether in every state along the way a chunk that is still missing has the highest Q."""
+    """Whether, in every state along the way, a chunk that is still missing has the highest Q."""
     positive, counts = labels(support, q.shape[0])
     best = jnp.where(available, q, -jnp.inf).argmax(-1)
     return (jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] | ~counts).all()
 
 
 class SupervisedLearner(Learner):
-    """A learner whose update is supervised. Rollouts (``collect``) are those of its parent, and are not used in training.
+    """A learner with a supervised update. It inherits rollouts (``collect``) but does not use them in training.
 
-    Metrics: ``fact_em`` and ``return`` are the share of episodes in which :func:`ranked_first` holds, ``q`` is the mean Q of the chunk
-    picked next; there are no targets.
+    Metrics: ``fact_em`` and ``return`` are the share of episodes for which :func:`ranked_first` is True; ``q`` is the mean Q of the next
+    picked chunk; there are no targets.
     """
 
     def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-        """One update on ``batch``: the same signature and devices as the parent's."""
+        """One update on ``batch``, with the same signature and devices as the parent's."""
         grads, metrics = self.supervised_gradient(state, batch, axis_name)
         return self.apply_gradients(state, grads, metrics, axis_name)
 
@@ -92,7 +92,7 @@ class SupervisedLearner(Learner):
         (of_states, of_pool), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(self.state_embedder(params, state_ids, dropout), pool)
         pool_ids = batch.chunk_pool_ids
         if axis_name is not None:
-            # Each device embeds its share of the pool for the episodes of all.
+            # Each device embeds its share of the pool for the episodes of all devices.
             pool_ids, of_pool = device_share(pool_ids, axis_name), jax.lax.psum_scatter(of_pool, axis_name, tiled=True)
         return self.encoder_gradient(params, (state_ids, of_states), (pool_ids, of_pool), dropout, axis_name), metrics
 

@@ -51,7 +51,7 @@ def test_hotpotqa_records() -> None:
         support=(1, 3),
         type="bridge",
     )
-    assert first.chunks[2] == "Grenn Castle. Grenn Castle stands on a hill. Nobody lives in it."
+    assert first.chunks()[2] == "Grenn Castle. Grenn Castle stands on a hill. Nobody lives in it."
     assert (second.support, second.hops) == ((0, 1), 2)  # three facts in two paragraphs
     assert str(report).endswith("hotpot_fit.json: 3 questions")
 
@@ -218,8 +218,8 @@ def test_training_shuffles_questions_and_paragraphs() -> None:
         example = train[i]
         assert example == data.load(config("twowiki"), "train", seed=3, group=7)[i]
         record = by_id[example.id]
-        assert sorted(example.chunks) == sorted(record.chunks)
-        assert {example.chunks[k] for k in example.support} == {record.chunks[k] for k in record.support}
+        assert sorted(example.chunks) == sorted(record.chunks())
+        assert {example.chunks[k] for k in example.support} == {record.chunks()[k] for k in record.support}
         orders.add(example.chunks)
     assert len(orders) > 20
     assert [len({train[2 * k].id, train[2 * k + 1].id}) for k in range(20)] == [2] * 20  # a pass has every question once

@@ -34,7 +34,7 @@ def config(path: Path, **values: Any) -> DataConfig:
 
 def test_reads_lines() -> None:
     (first, second, third), report = read_own(FIXTURE)
-    assert first.chunks == ("The house has two doors.", "The spare key is in the blue box.", "The blue box is in the shed.")
+    assert first.chunks() == ("The house has two doors.", "The spare key is in the blue box.", "The blue box is in the shed.")
     assert first.support == (1, 2)  # [2, 1] in the file
     assert (second.answer, second.support) == ("", (0,))
     assert third.question == "When is the café closed?"

@@ -108,7 +108,7 @@ def complete(sweep: Sweep, claim: Claim) -> None:
         ({"trials": 7}, "trials = 7: must be <= 6, the number of combinations in the space"),
         ({"trials": True}, "trials = True: must be of type"),
         ({"parallel": 0}, "parallel = 0: must be >= 1"),
-        ({"preset": "huge"}, "preset 'huge': unknown; known: tiny"),
+        ({"preset": "huge"}, "preset = 'huge': unknown; known: tiny"),
         ({"run_dir": 1}, "run_dir = 1: must be the name of a folder"),
         ({"space": {}}, "space: is empty"),
         ({"space": [1]}, r"space = [1]: must be a mapping from dotted field names"),

@@ -249,7 +249,7 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(folder: Path, tmp_path: 
     meminfo.write_text("MemTotal:  900 kB\nMemAvailable:  100 kB\n")
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     monkeypatch.setattr(flax_reader, "load_params", lambda *_, **__: pytest.fail("was loaded"))
-    with pytest.raises(ValueError, match=r"needs .* a device, .* are free: use bfloat16"):
+    with pytest.raises(ValueError, match=r"needs .* per device, but only .* are free: use bfloat16"):
         FlaxReader.from_pretrained(folder)
     check_fit("it", 5, None, "")
-    assert str(MemoryPlan(5_000_000_000, 10**9, 10**8)) == "6.10 GB a device (weights 5.00 GB, cache 1.00 GB, activations 0.10 GB)"
+    assert str(MemoryPlan(5_000_000_000, 10**9, 10**8)) == "6.10 GB per device (weights 5.00 GB, cache 1.00 GB, activations 0.10 GB)"

@@ -104,7 +104,7 @@ def test_a_fault_that_stays_ends_in_an_error_after_bounded_requests(fault: Any) 
     with stub_server(lambda user, n: fault) as server:
         with pytest.raises(ReaderError, match=r"/v1: prompt \d of 5 was not answered .* 4 of at most 4 requests; last failure: ") as caught:
             reader(server, retries=3, concurrency=2).answer(prompts(5))
-        assert "cache_dir keeps answers" in str(caught.value)
+        assert "set cache_dir to keep them" in str(caught.value)
     assert 4 <= len(server.requests) <= 2 * 4
 
 
@@ -121,11 +121,11 @@ def test_connection_refused() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(ReaderError, match=r"prompt 1 of 1 .*no connection: .*refused.*see that the server runs"):
+    with pytest.raises(ReaderError, match=r"prompt 1 of 1 .*no connection: .*refused.*check that the server is running"):
         reader(url, retries=1).answer(prompts(1))
 
 
-REFUSALS = [(400, "context"), (401, "OPENAI_API_KEY"), (403, "may use"), (404, "/v1"), (422, "objects")]
+REFUSALS = [(400, "context"), (401, "OPENAI_API_KEY"), (403, "may use"), (404, "/v1"), (422, "server's message")]
 
 
 @pytest.mark.parametrize(("status", "advice"), REFUSALS)
@@ -279,7 +279,7 @@ def test_half_written_lines_are_skipped_with_a_note(tmp_path: Path, capsys: pyte
     path.write_bytes(path.read_bytes()[:-25])  # killed while writing the second
 
     again = ResponseCache(tmp_path)
-    assert "skipped half-written line 2;" in capsys.readouterr().out
+    assert "skipped incomplete line 2;" in capsys.readouterr().out
     assert again.get("r", first) == Answer("one", 1, None, "stop")
     assert again.get("r", second) is None
     again.put("r", third, Answer("three", 1, 1, "stop"))  # begins a line of its own
@@ -319,7 +319,7 @@ def test_keys_tell_readers_and_prompts_apart() -> None:
         ({"text": None}, "text = None: must be a string"),
         ({"prompt_tokens": -1}, "prompt_tokens = -1: must be a whole number or null"),
         ({"finish": "done"}, "finish = 'done': must be stop or length"),
-        ("[]", "line 1: expected a JSON object"),
+        ("[]", "line 1: must be a JSON object"),
     ],
 )
 def test_a_whole_line_that_is_no_response_is_refused(tmp_path: Path, change: Any, message: str) -> None:

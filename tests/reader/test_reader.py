@@ -98,7 +98,7 @@ def test_a_network_split_over_devices_answers_the_same(retriever: Path, tmp_path
     assert "num_key_value_heads = 4 does not divide over 3 devices" in (shown := capsys.readouterr().err)
     assert "(eval.reader_devices); use 1 or 2" in shown
     assert ask("5", "--reader-devices", "5")[0] == 64
-    assert "eval.reader_devices = 5: only 4 cpu device(s) here" in capsys.readouterr().err
+    assert "eval.reader_devices = 5: only 4 cpu device(s) on this machine" in capsys.readouterr().err
     # The same folder goes on in another type; answers of the two are kept apart.
     assert ask("1", "--reader-dtype", "bfloat16")[0] == 0
     kept = [json.loads(line)["reader"] for line in (tmp_path / "1" / "answers" / "responses.jsonl").read_text().splitlines()]

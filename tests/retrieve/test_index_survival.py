@@ -15,9 +15,11 @@ from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from tests.conftest import ROOT
 from tests.support.index import CHUNKS, content, write_small_export
+from tests.support.processes import environment
 
 
 @pytest.mark.processes
+@pytest.mark.optimized  # the two processes must compile alike
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     export = write_small_export(tmp_path / "export")
     script = """
@@ -33,7 +35,7 @@ Index.build(retriever, Path(sys.argv[2]), sys.argv[3], shard_chunks=8)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"{i} {chunk}" for i, chunk in enumerate(CHUNKS)))
     path = tmp_path / "index"
-    process = subprocess.Popen([sys.executable, "-c", script, export, text, path], cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", script, export, text, path], cwd=ROOT, env=environment(), stderr=subprocess.PIPE)
     while not (path / "vectors-00002.bin").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)

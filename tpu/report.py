@@ -7,7 +7,8 @@ index        chunks/s of building an index, a search step over 400 000 chunks (1
 train-*      BabiLong qa2, trained for two minutes with the tiny network and with one of contriever's size: metrics and curves
 Each section is a process of its own. DIR gets report.json and report.md after every section, so a report that is cut short leaves what it
 had. A section that needs more time than is left is skipped; one that fails or takes too long is noted, and the next one runs.
-Exit codes: 0 every section is done or skipped, 1 a section failed or was stopped, 64 bad settings, 143 SIGTERM.
+Exit codes: 0 every section is done or skipped, 1 a section failed or was stopped, 64 bad settings, 74 DIR cannot be written to,
+130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -187,6 +188,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 64
+    except OSError as error:
+        sys.stderr.write(f"error: --out = {options.out}: cannot be written to ({error.strerror})\n")
+        return 74
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -156,6 +156,14 @@ def test_bad_settings_are_refused(tpu, tmp_path, capsys, words, expected):
     assert not (tmp_path / "report").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tpu, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert tpu.report.main(["--out", str(tmp_path / "file")]) == 64
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert tpu.report.main(["--out", str(tmp_path / "file" / "below")]) == 74
+    assert "cannot be written to (Not a directory)" in capsys.readouterr().err
+
+
 def test_shares_of_the_hardware(tpu):
     speed = {"flops": 100e12, "transitions_per_second": 10.0, "input_bound": 0.25, "peak_bytes": 3e9, "planned_bytes": None}
     values = {"parameters": 110e6, "bfloat16": speed, "float32": speed}

@@ -160,8 +160,8 @@ def test_a_retriever_in_third_place_is_answered_with_the_command_that_was_meant(
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export, push; `qrag --help` says what each does"
     assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, info;")
-    assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export; did you mean export?"
-    assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, import, export"
+    assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export, push; did you mean export?"
+    assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, import, export, push"
     assert refuse(capsys, "index", "bild") == "error: qrag index bild: no such command; known: build, add, info; did you mean build?"
     option = (
         "error: qrag ask --bugdet: no such option; known: --retriever, --budget, --beam, --stop, --trace, --support; did you mean --budget?"

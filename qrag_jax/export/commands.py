@@ -24,8 +24,8 @@ class Import:
     """
 
     source: tyro.conf.Positional[str]
-    """Folder with model_best.pt and config.yaml, or a .pt file, or OWNER/NAME[@REVISION] on the hub. Nothing in it is executed. Reading a
-    .pt file needs PyTorch: pip install 'qrag-jax[torch]'."""
+    """Folder with model_best.pt and config.yaml, or a .pt file, or OWNER/NAME[@REVISION] on the hub. Nothing in it is executed. PyTorch
+    reads .pt files: pip install 'qrag-jax[torch]'."""
     out: tyro.conf.Positional[Path]
     """Export folder to write. An older export there is replaced."""
     base_model: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the model that the config names)")] = (

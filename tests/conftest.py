@@ -25,7 +25,9 @@ install()
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Optimises programs only for tests marked ``optimized`` or slow: for the others, compiling takes longer than running."""
     optimized = any(item.get_closest_marker(name) for name in ("optimized", "slow"))
-    compile_quickly(not optimized)
+    if quick() == optimized:
+        compile_quickly(not optimized)
+        jax.clear_caches()  # what an earlier test compiled would be used as it is
 
 
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

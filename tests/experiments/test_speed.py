@@ -164,7 +164,7 @@ def test_a_haystack_that_runs_out_begins_again() -> None:
         (["--build-chunks", "ten"], "build_chunks = ten: must be positive numbers"),
         (["--tokens", "10m", "--build-chunks", "10k"], "tokens 10m = 400000 chunks: must be in 10..10000"),
         (["--tokens", "100"], "tokens 100 = 4 chunks: must be in 10..400000"),
-        (["--retriever", "absent", *SMALL_SIZES], "not an export"),
+        (["--retriever", "absent", *SMALL_SIZES], "absent: no such folder or file"),
         (["--data-dir", "absent", *SMALL_SIZES], "no .txt files"),
         (["--no-such-flag"], "no-such-flag"),
     ],

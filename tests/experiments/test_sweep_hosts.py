@@ -31,7 +31,7 @@ def test_two_processes_train_every_trial_together(pair):
 
 def test_trials_at_a_time_are_refused(tmp_path):
     spec, _ = read_spec(write_spec(tmp_path / "small.yaml"))
-    with pytest.raises(ValueError, match="parallel = 2: must be 1 where several processes train a trial together"):
+    with pytest.raises(ValueError, match="parallel = 2: must be 1 when several processes train a trial together"):
         hosts.run(replace(spec, settings=replace(spec.settings, parallel=2)), tmp_path / "sweep", False)
 
 

@@ -143,7 +143,7 @@ def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     small = options(train=times, rl={"budget": 2, "reward": "answer_em"}, eval={"budget": 2, "episodes": 4})
     words = [*small, "--run-dir", str(tmp_path / "run")]
     assert command(*words) == 64
-    assert "rl.reward = 'answer_em': must be support, or give the reader" in capsys.readouterr().err
+    assert "rl.reward = 'answer_em': must be support, or give a reader that answers" in capsys.readouterr().err
     with stub_server(lambda user, n: completion(last_place(user))) as server:
         words += ["--reader", f"openai:{server.url},stub"]
         assert command(*words) == 0

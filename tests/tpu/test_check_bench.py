@@ -177,6 +177,7 @@ def test_flop_of_an_update(tpu):
     assert tpu["bench"].model_flops(subject, batch, episode.picked, episode.state_ids) == expected
 
 
+@pytest.mark.slow
 def test_bench_beside_the_reference(tpu, monkeypatch, tmp_path):
     small = tpu["measure"].Reference(1, 32, 16, transitions_per_second=10.0, matmul_flops=1e9)
     monkeypatch.setitem(tpu["measure"].REFERENCES, "reference-small", small)

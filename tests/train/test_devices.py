@@ -25,7 +25,6 @@ from tests.support.small import SMALL, changed, last_place, small_batch, small_l
 KINDS = [("jit", 1), ("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 1), ("shard_map", 2), ("shard_map", 4)]
 # One update drawn at random, then by the policy, so that both paths are seen; two slices, so that accumulation is.
 CONFIG = changed(SMALL, rl={"random_updates": 1, "budget": 2}, model={"tile_tokens": 64})
-SLOW = pytest.mark.slow
 OPTIMIZERS = {"adamw": None, "sgd": optax.sgd(1.0)}
 
 
@@ -142,7 +141,8 @@ def answer_updates(kind: str, count: int):
     return plain.fetch(state), metrics, rewards
 
 
-@pytest.mark.parametrize(("kind", "count"), [pytest.param("auto", 2, marks=SLOW), pytest.param("pmap", 4, marks=SLOW), ("shard_map", 4)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "count"), [("auto", 2), ("pmap", 4), ("shard_map", 4)])
 def test_an_update_from_answers_is_that_of_one_device(kind, count):
     state, metrics, rewards = answer_updates(kind, count)
     expected, expected_metrics, expected_rewards = answer_updates("jit", 1)

@@ -221,6 +221,7 @@ def test_nan_stops_the_run_and_leaves_the_update_to_be_looked_at(tmp_path, capsy
     assert saved_steps(run_dir) == []  # nothing that is not finite was saved
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_other_devices(whole, tmp_path, stop_at_13):
     assert here(tmp_path / "run") == 75
     assert here(tmp_path / "run", "--train.devices", "4", "--train.checkpoint-every", "40") == 0

@@ -41,6 +41,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     new, old = (path.with_name(f".{path.name}.{suffix}.tmp") for suffix in ("new", "old"))
+    if old.exists() and not path.exists():
+        old.rename(path)  # a process was killed between the two renames below
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
@@ -49,9 +51,14 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         if path.exists():
             path.rename(old)
         new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

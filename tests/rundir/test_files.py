@@ -36,3 +36,24 @@ def test_a_failure_leaves_file_and_folder_as_they_were(tmp_path: Path) -> None:
         stopped_half_way(new)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "folder", "folder/old"]
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_the_old_folder_survives_a_failure_or_a_kill_between_the_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    with whole_folder(out) as new:
+        (new / "old").touch()
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == ".out.new.tmp":
+            raise OSError("the disk failed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="the disk failed"), whole_folder(out) as new:
+        (new / "new").touch()
+    monkeypatch.undo()
+    assert [path.name for path in out.iterdir()] == ["old"]
+    out.rename(tmp_path / ".out.old.tmp")  # as a kill there leaves it
+    with pytest.raises(KeyboardInterrupt), whole_folder(out):
+        raise KeyboardInterrupt
+    assert [path.name for path in out.iterdir()] == ["old"]

@@ -31,6 +31,7 @@ from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.sources import ChunkStream, SourceRecord
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, Shard, StoredRows, check_dtype, merge, record
 from qrag_jax.rundir.files import read_json, write_json
+from qrag_jax.rundir.lock import LOCK, WRITER, only_writer
 from qrag_jax.rundir.log import progress
 
 FORMAT, VERSION = "qrag-jax-index", 1
@@ -142,34 +143,29 @@ class Index:
             retriever_path: written to meta.json, so that later commands find the retriever.
 
         Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when source, model or settings differ
-        from those of the unfinished build.
+        from those of the unfinished build; Busy when another process is writing to the folder.
         """
         check_dtype(dtype)
         if shard_chunks < 1:
             raise ValueError(f"shard_chunks = {shard_chunks}: must be 1 or more")
-        path = Path(path)
-        whole, unfinished = (path / META).is_file(), (path / JOURNAL).is_file()
-        if path.exists() and not (whole or unfinished or (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir()))):
-            raise ValueError(f"{path}: exists and is not an index; choose another folder or remove it")
+        path, data = Path(path), retriever.config.data
+        _check_place(path)
         home = None
         if retriever_path is not None:
             here = Path(retriever_path).expanduser()
             home = str(here.resolve() if here.exists() else retriever_path)  # a URL or a hub name stays as it is
-        data = retriever.config.data
-        meta = Meta(
-            IndexModel(model_hash(retriever), data.chunk_tokens, data.chunk_by, home), dtype, retriever.embedder.config.width, shard_chunks
-        )
+        model = IndexModel(model_hash(retriever), data.chunk_tokens, data.chunk_by, home)
+        meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks)
         stream = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, data.chunk_by)
-        found = Meta.read(path / (META if whole else JOURNAL)) if whole or unfinished else meta
-        if found.shards:
-            _check_model(path, found.model.hash, meta.model.hash)
-            for name in ("dtype", "shard_chunks"):
-                if (old := getattr(found, name)) != (new := getattr(meta, name)):
-                    raise ValueError(f"{path}: was begun with {name} = {old}, now {new}; build with {old}, or remove the folder")
-            meta = found
-        if whole:
-            _unfinished(path, meta)
-        return _write(path, replace(meta, kept=0), retriever, stream, whole=whole)
+        with only_writer(path):
+            whole = (path / META).is_file()
+            found = Meta.read(path / (META if whole else JOURNAL)) if _check_place(path) else meta
+            if found.shards:
+                _check_settings(path, found, meta)
+                meta = found
+            if whole:
+                _unfinished(path, meta)
+            return _write(path, replace(meta, kept=0), retriever, stream, whole=whole)
 
     def add(self, retriever: ChunkEmbedder, source: str | Path | Iterable[str]) -> Index:
         """Adds the chunks of another source (as for :meth:`build`) in new shards, and returns the new index. This object does not change.
@@ -177,13 +173,14 @@ class Index:
         If the addition is killed at any moment, the old index stays valid, and the same call resumes it. Raises ValueError as :meth:`build`
         does, and on a file name that the index has already: a chunk's source would be ambiguous.
         """
-        meta = Meta.read(self.path / META)
-        _check_model(self.path, meta.model.hash, model_hash(retriever))
-        stream = ChunkStream(source, retriever.tokenizer, meta.model.chunk_tokens, meta.model.chunk_by)
-        if twice := sorted({name for name, _ in stream.files} & {old.name for old in meta.sources if old.name}):
-            raise ValueError(f"{self.path}: has {twice[0]!r} already ({len(twice)} such files); rename the new files, or build again")
-        begun = _unfinished(self.path, meta) or replace(meta, kept=len(meta.shards))
-        return _write(self.path, begun, retriever, stream)
+        with only_writer(self.path):
+            meta = Meta.read(self.path / META)  # another process may have added to it
+            _check_model(self.path, meta.model.hash, model_hash(retriever))
+            stream = ChunkStream(source, retriever.tokenizer, meta.model.chunk_tokens, meta.model.chunk_by)
+            if twice := sorted({name for name, _ in stream.files} & {old.name for old in meta.sources if old.name}):
+                raise ValueError(f"{self.path}: has {twice[0]!r} already ({len(twice)} such files); rename the new files, or build again")
+            begun = _unfinished(self.path, meta) or replace(meta, kept=len(meta.shards))
+            return _write(self.path, begun, retriever, stream)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -212,7 +209,8 @@ def _write(path: Path, meta: Meta, retriever: ChunkEmbedder, stream: ChunkStream
     """Keeps ``meta.shards[:meta.kept]``, then makes a shard from every ``shard_chunks`` chunks of the stream. Shards that ``meta`` lists
     already are compared with the stream; the others are written. With ``whole``, ``meta`` must list all of them."""
     for leftover in path.glob(TEMPORARY):
-        leftover.unlink()
+        if leftover.name not in (LOCK, WRITER):
+            leftover.unlink()
     shards = list(meta.shards[: meta.kept])
     known: dict[bytes, int] = {}  # the first row of each text
     for row, text in enumerate(chunk.text for shard in shards for chunk in map(shard.chunk, range(shard.chunks))):
@@ -285,6 +283,25 @@ def _key(text: str) -> bytes:
 
 def _checksum(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _check_place(path: Path) -> bool:
+    """Whether the folder holds an index, finished or not. Raises ValueError if it holds something else."""
+    if (path / META).is_file() or (path / JOURNAL).is_file():
+        return True
+    if path.exists() and not (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir())):
+        raise ValueError(f"{path}: exists and is not an index; choose another folder or remove it")
+    return False
+
+
+def _check_settings(path: Path, found: Meta, meta: Meta) -> None:
+    """Raises ValueError unless an index, or an unfinished build, has the model and settings of ``meta``."""
+    _check_model(path, found.model.hash, meta.model.hash)
+    pairs = [(name, getattr(found, name), getattr(meta, name)) for name in ("dtype", "shard_chunks")]
+    pairs += [(name, getattr(found.model, name), getattr(meta.model, name)) for name in ("chunk_by", "chunk_tokens")]
+    for name, old, new in pairs:
+        if old != new:
+            raise ValueError(f"{path}: was begun with {name} = {old}, now {new}; build with {old}, or remove the folder")
 
 
 def _check_model(path: Path, index: str, retriever: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
 from qrag_jax.rundir.files import disk_error, is_unfinished, write_text
+from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import CannotWrite, RunLog, say, write_manifest
 from qrag_jax.train.batches import stage_examples
 from qrag_jax.train.hosts import agree, from_leader, leader_only, run_on_all
@@ -50,7 +52,7 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
     ask whether to stop.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
-    when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or broken.
+    when an update gave NaN; Busy when another process trains in the folder; Pruned when ``prune`` says so; CannotWrite when the disk is full or broken.
     """
     if is_url(run_dir):
         raise ValueError(f"{run_dir}: is not a folder on this machine; see experiments.cli.working_folder")
@@ -81,10 +83,19 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune:
         vocabulary=model.tokenizer.to_json(),
         training_data=repr([examples[0] for _, examples in stages]),
     )
-    from_leader(lambda: write_start(config, run_dir, model, devices))
-    with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
-        best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, prune)
-    return from_leader(lambda: finish(config, run_dir, model, best_step, tests))
+    with leader_only(lambda: _lock(run_dir)):
+        from_leader(lambda: check_run_dir(config, run_dir))  # again: another process may have written to it meanwhile
+        from_leader(lambda: write_start(config, run_dir, model, devices))
+        with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
+            best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, prune)
+        return from_leader(lambda: finish(config, run_dir, model, best_step, tests))
+
+
+def _lock(run_dir: Path) -> ExitStack:
+    """The lock of the run directory, held until the stack is closed. Raises Busy."""
+    with ExitStack() as stack:
+        stack.enter_context(only_writer(run_dir))
+        return stack.pop_all()
 
 
 def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[EvaluationSet], list[tuple[Stage, Sequence[QAExample]]], Model]:

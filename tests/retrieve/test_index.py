@@ -18,6 +18,7 @@ from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import check_dtype, pack, unpack
 from qrag_jax.retrieve.types import Document, Rows
+from qrag_jax.rundir.lock import Busy, only_writer
 from tests.support.index import CHUNKS, content, small_retriever, write_files, write_small_export
 from tests.support.small import SMALL, changed
 
@@ -305,6 +306,19 @@ def test_add_goes_on_in_new_shards(retriever: Retriever, copy: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"has 'b\.txt' already"):
         grown.add(retriever, folder / "b.txt")
     Index.open(copy, verify=True)
+
+
+def test_one_writer_at_a_time(retriever: Retriever, copy: Path) -> None:
+    index = Index.open(copy)
+    with only_writer(copy):
+        with pytest.raises(Busy, match="is writing to it; run the same command again"):
+            index.add(retriever, ["new"])
+        with pytest.raises(Busy, match="is writing to it"):
+            Index.build(retriever, CHUNKS, copy, shard_chunks=32)
+        assert len(Index.open(copy, verify=True)) == len(CHUNKS)  # readers need no lock
+    old = index
+    index.add(retriever, ["new"])
+    assert len(old.add(retriever, ["newer"])) == len(CHUNKS) + 2  # an object that does not know the addition loses nothing
 
 
 def test_a_changed_source_is_refused_on_resuming(retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,5 +131,5 @@ def test_killed_at_every_change_of_the_folder(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     # A build of 3 shards writes and renames 4 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
-    # meta.json and journals are written aside and renamed, two changes each.
-    assert int(done.stdout) == (3 * 4 * 2 + 4 * 2 + 2 + 1) + (2 * 4 * 2 + 3 * 2 + 2 + 1)
+    # meta.json and journals are written aside and renamed, two changes each. The lock's two files are removed at the end.
+    assert int(done.stdout) == (3 * 4 * 2 + 4 * 2 + 2 + 1 + 2) + (2 * 4 * 2 + 3 * 2 + 2 + 1 + 2)

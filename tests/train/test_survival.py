@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from qrag_jax.rundir.checkpoint import saved_steps
+from qrag_jax.rundir.lock import only_writer
 from qrag_jax.train import training, window
 from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 
@@ -152,6 +153,13 @@ def test_sigterm_saves_at_once_and_exits_75(whole, tmp_path, stop_at_13, capsys)
     assert here(tmp_path / "run", "--train.checkpoint-minutes", "0.0001") == 0
     assert "resuming" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_second_run_in_the_same_folder_exits_75_and_changes_nothing(tmp_path, capsys):
+    with only_writer(tmp_path / "run"):
+        assert here(tmp_path / "run") == 75
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock.tmp", ".writer.tmp"]
+    assert "is writing to it; run the same command again when it has ended" in capsys.readouterr().err
 
 
 def test_sigterm_during_the_final_evaluation_exits_75_too(whole, tmp_path, monkeypatch):

@@ -1,0 +1,70 @@
+"""One writer at a time for a folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from qrag_jax.rundir.files import is_unfinished
+from qrag_jax.rundir.lock import Busy, only_writer
+
+
+def test_the_second_writer_is_told_who_writes(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with only_writer(folder):
+        assert all(is_unfinished(path) for path in folder.iterdir())
+        with pytest.raises(Busy, match=rf"new: process {os.getpid()} on .*, started .* is writing to it; run the same command again"):
+            with only_writer(folder):
+                pass
+        (folder / "kept").touch()
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+    with only_writer(folder):
+        pass
+
+
+def test_a_folder_that_was_made_and_stays_empty_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bad"), only_writer(tmp_path / "new"):
+        raise ValueError("bad")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with only_writer(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").exists()
+
+
+def test_writers_never_meet(tmp_path: Path) -> None:
+    """The lock's file is removed when a writer leaves; one that has just opened it must not hold a file that nobody sees."""
+    inside, entered, wrong = 0, 0, 0
+
+    def write() -> None:
+        nonlocal inside, entered, wrong
+        for _ in range(300):
+            try:
+                with only_writer(tmp_path):
+                    inside += 1
+                    wrong += inside != 1
+                    entered += 1
+                    inside -= 1
+            except Busy:
+                pass
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert entered > 0 and wrong == 0
+
+
+def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
+    if not (child := os.fork()):
+        with only_writer(tmp_path):
+            os._exit(0)  # as a kill: nothing is cleaned up
+    os.waitpid(child, 0)
+    assert list(tmp_path.iterdir())
+    with only_writer(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

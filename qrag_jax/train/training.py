@@ -51,8 +51,9 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
     call with True then evaluates the trained retriever. After each validation except the first and the last, process 0 calls ``prune`` to
     ask whether to stop.
 
-    Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Preempted after SIGTERM; NotFinite
-    when an update gave NaN; Busy when another process trains in the folder; Pruned when ``prune`` says so; CannotWrite when the disk is full or broken.
+    Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Busy when another process trains in the
+    folder; Preempted after SIGTERM; NotFinite when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or
+    broken.
     """
     if is_url(run_dir):
         raise ValueError(f"{run_dir}: is not a folder on this machine; see experiments.cli.working_folder")

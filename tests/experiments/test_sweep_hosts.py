@@ -16,17 +16,20 @@ from tests.support.processes import finish_all, processes, wait_for_all
 from tests.support.runs import assert_same_records, records
 
 
+@pytest.mark.slow
 @pytest.mark.processes
-def test_two_processes_train_every_trial_together(pair):
-    codes, (first, second) = scene(pair, "sweep")
+def test_two_processes_train_every_trial_together(tmp_path):
+    with processes(*[("-m", "tests.support.pair", str(tmp_path), "sweep")] * 2) as started:
+        finish_all(started)
+    codes, (first, second) = scene(tmp_path, "sweep")
     assert codes == [0, 0], first
-    trials = json.loads((pair / "sweep" / "sweep.json").read_text())["trials"]
+    trials = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
     assert [trial["state"] for trial in trials] == ["complete", "pruned", "failed"], first
     assert [trial["updates"] for trial in trials[:2]] == [8, 4]
     assert "the embedder reads 64: set data.state_tokens" in trials[2]["reason"]
     assert "best on validation" in first
     assert "best on validation" not in second
-    assert not (pair / "unused sweep").exists()
+    assert not (tmp_path / "unused sweep").exists()
 
 
 def test_trials_at_a_time_are_refused(tmp_path):

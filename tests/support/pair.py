@@ -136,7 +136,7 @@ SCENES: dict[str, Callable[[Path], int]] = {
     **{"gradients": play_gradients, "endings": play_endings, "different": play_different},
     **{"whole": play_whole, "stopped": play_stopped, "sweep": play_sweep, "nan": play_nan},
 }
-ALONE = ("nan",)  # played only where it is asked for
+ALONE = ("nan", "sweep")  # played only where they are asked for, in the slow tier
 
 
 def play(folder: Path, *scenes: str) -> None:

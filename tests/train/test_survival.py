@@ -93,12 +93,11 @@ def killed(run_dir: Path, until: Callable[[subprocess.Popen[str]], None]) -> boo
 
 
 @pytest.mark.processes
-def test_killed_in_a_save_and_in_the_evaluation_equals_uninterrupted(whole, tmp_path, capsys):
-    """tests/rundir/test_checkpoint.py looks at every moment of a save; here are two real kills of a real run."""
+def test_killed_in_a_save_equals_uninterrupted(whole, tmp_path, capsys):
+    """tests/rundir/test_checkpoint.py looks at every moment of a save; here is a real kill of a real run."""
     run_dir = tmp_path / "run"
     moments = Moments(run_dir, random.Random(0))
     killed(run_dir, lambda process: moments.saving("last", process))
-    killed(run_dir, moments.evaluation)
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')  # as if killed while writing a line
     assert here(run_dir, *OFTEN) == 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +18,13 @@ from experiments.options import EVAL_SHORT, long_names, short_names
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig, benchmarks, command_line, presets
 from qrag_jax.config.retarget import typed_folder
-from qrag_jax.reader.protocol import ReaderError
-from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
+from qrag_jax.rundir.compilations import keep_compilations
+from qrag_jax.rundir.ending import execute
+from qrag_jax.rundir.log import NotFinite, Preempted
+
+__all__ = ["Command", "execute", "main", "parse", "read", "working_folder"]
 
 T = TypeVar("T")
-EXIT_BAD_CONFIGURATION = 64
-EXIT_NOT_FINITE = 70
-EXIT_CANNOT_WRITE = 74
-EXIT_PREEMPTED = 75
 
 # Short name -> configuration field.
 SHORT = {
@@ -96,7 +94,7 @@ def _lists(benchmark: str) -> str:
 
 
 def main(benchmark: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Runs the experiment of a benchmark and returns its exit code; see :func:`execute`."""
+    """Runs the experiment of a benchmark and returns its exit code; see :mod:`qrag_jax.rundir.ending`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def run() -> None:
@@ -124,8 +122,8 @@ def working_folder(run_dir: str) -> Iterator[Path]:
     Called by all processes. Raises what :class:`qrag_jax.rundir.bucket.Mirror` raises.
     """
     from qrag_jax.rundir import bucket
+    from qrag_jax.rundir.stop import stop_requests
     from qrag_jax.train import hosts
-    from qrag_jax.train.stop import stop_requests
 
     if not bucket.is_url(run_dir):
         yield Path(run_dir)
@@ -138,41 +136,3 @@ def working_folder(run_dir: str) -> Iterator[Path]:
             hosts.barrier()
             raise
         hosts.barrier()  # process 0, which sends, leaves last
-
-
-def keep_compilations() -> None:
-    """Keeps compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or in the user's cache, with one folder per machine."""
-    import jax
-
-    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009 (jax makes it at run time, unseen by mypy)
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "qrag-jax" / f"compiled-{platform.node()}"))
-
-
-def execute(run: Callable[[], None]) -> int:
-    """The exit code of a command.
-
-    0    done
-    64   bad input
-    70   NaN or infinity in an update; the same command would fail again
-    74   the disk is full or broken, or the bucket refuses files; once that is fixed, the same command resumes
-    75   preempted, or the reader cannot be reached; everything so far is saved: run the same command again
-    """
-    try:
-        run()
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_CONFIGURATION
-    except NotFinite as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_NOT_FINITE
-    except CannotWrite as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_CANNOT_WRITE
-    except Preempted as stop:
-        sys.stderr.write(f"preempted: {stop}\n")
-        return EXIT_PREEMPTED
-    except ReaderError as error:
-        sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the remaining questions\n")
-        return EXIT_PREEMPTED
-    return 0

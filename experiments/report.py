@@ -9,14 +9,13 @@ An ablations.json or a tables.json adds further tables. A dash means that a figu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.ablations.report import read_ablations, table
-from experiments.cli import EXIT_BAD_CONFIGURATION, read
+from experiments.cli import execute, read
 from experiments.paper.compare import METHOD, Figure, by_length, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
 from experiments.pictures import redraw, without_data
@@ -24,6 +23,7 @@ from experiments.seeds import cell
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.config.lengths import format_tokens
+from qrag_jax.rundir.ending import DONE
 from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.rundir.log import say
 
@@ -68,30 +68,30 @@ Cell = Callable[[Run, dict[str, Any]], str | None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 the page is not up to date, 64 bad files."""
-    try:
-        command = read(Command, argv, "experiments.report", __doc__ or "")
-        runs = read_runs(command.results)
-        path = command.results / PAGE
-        new = page(runs, read_more(command.results))
-        if command.check:
-            if astray := without_data(command.results):
-                say(f"{astray[0]}: the data of this picture is not in its folder; commit the data or delete the picture")
-                return EXIT_STALE
-            missing = [name for name in (PAGE, *_pictures(runs)) if not (command.results / name).is_file()]
-            if not missing and path.read_text(encoding="utf-8") == new:
-                return 0
-            what = f"{command.results / missing[0]} is missing" if missing else f"{path} does not match the committed files"
-            say(f"{what}; run python -m experiments.report")
+    return execute(lambda: run(read(Command, argv, "experiments.report", __doc__ or "")))
+
+
+def run(command: Command) -> int:
+    """Writes the page and the pictures, or only checks them; returns the exit code."""
+    runs = read_runs(command.results)
+    path = command.results / PAGE
+    new = page(runs, read_more(command.results))
+    if command.check:
+        if astray := without_data(command.results):
+            say(f"{astray[0]}: the data of this picture is not in its folder; commit the data or delete the picture")
             return EXIT_STALE
-        for name, benchmark in _pictures(runs).items():
-            draw(command.results / name, title(benchmark), _lines(runs, benchmark), _paper(benchmark))
-        drawn = redraw(command.results)
-        write_text(path, new)
-        say(f"{path}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs; {drawn} pictures in their folders redrawn")
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_BAD_CONFIGURATION
-    return 0
+        missing = [name for name in (PAGE, *_pictures(runs)) if not (command.results / name).is_file()]
+        if not missing and path.read_text(encoding="utf-8") == new:
+            return DONE
+        what = f"{command.results / missing[0]} is missing" if missing else f"{path} does not match the committed files"
+        say(f"{what}; run python -m experiments.report")
+        return EXIT_STALE
+    for name, benchmark in _pictures(runs).items():
+        draw(command.results / name, title(benchmark), _lines(runs, benchmark), _paper(benchmark))
+    drawn = redraw(command.results)
+    write_text(path, new)
+    say(f"{path}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} runs; {drawn} pictures in their folders redrawn")
+    return DONE
 
 
 def read_runs(folder: Path) -> list[Run]:

@@ -26,7 +26,7 @@ from experiments.paper.compare import METHOD, expected, markdown
 from qrag_jax.config import RunConfig
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.config.retarget import only_tested, retest
-from qrag_jax.rundir.files import read_json, write_json, write_text
+from qrag_jax.rundir.files import check_folder, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from qrag_jax.evaluate.results import EpisodeRecord
@@ -74,8 +74,7 @@ def run(command: Command) -> None:
             raise ValueError(f"{name} = {values}: must be one or more different numbers >= 1")
     if max(command.budgets) < 2:
         raise ValueError(f"budgets = {command.budgets}: the largest must be >= 2; with one pick there is nothing to stop")
-    if command.run_dir.exists() and not command.run_dir.is_dir():
-        raise ValueError(f"{command.run_dir}: is a file, not a folder; choose another --run-dir")
+    check_folder(command.run_dir)
     if command.run_dir.exists() and any(command.run_dir.iterdir()) and not (command.run_dir / "tables.json").exists():
         raise ValueError(f"{command.run_dir}: not empty and holds no tables; choose another --run-dir")
     retriever = Retriever.from_pretrained(command.retriever)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qrag_jax.rundir.early import end_at_once_while_importing
+
 if TYPE_CHECKING:
     from qrag_jax.retrieve.index import Index
     from qrag_jax.retrieve.retriever import Retriever
 
 __version__ = "0.1.0"
 __all__ = ["Index", "Retriever", "__version__"]
+end_at_once_while_importing()  # only if this is the start of a command line
 
 
 def __getattr__(name: str) -> Any:

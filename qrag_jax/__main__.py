@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from qrag_jax.config.command_line import DONE, exit_code, read_command, refuse_urls
+from qrag_jax.config.command_line import DONE, read_command, refuse_urls
 from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
 from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
@@ -24,6 +24,7 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.bucket import is_url
+from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
 
 CURVE = 400  # stretches of the score curve in a trace
@@ -125,7 +126,7 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
         refuse_urls(command)
         return _run(command, say)
 
-    return exit_code(run)
+    return execute(run)
 
 
 def _refuse_three_places(words: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from experiments.cli import execute, read
 from qrag_jax.config import ModelConfig, RunConfig
 from qrag_jax.config.lengths import context_chunks, format_tokens, parse_tokens
+from qrag_jax.rundir.files import check_folder
 
 QUESTIONS = 32
 VOCABULARY_SENTENCES = 20_000
@@ -74,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command) -> None:
     sizes = command.sizes()
-    if command.run_dir.exists() and not command.run_dir.is_dir():
-        raise ValueError(f"run_dir = {str(command.run_dir)!r}: is a file; name a folder")
+    check_folder(command.run_dir)
     import jax
 
     from experiments.speed import plots

@@ -53,9 +53,10 @@ def run(command: Command) -> None:
 
     from experiments.speed import measures as m
     from qrag_jax.reader.flax_reader import find_reader
-    from qrag_jax.rundir.files import write_json
+    from qrag_jax.rundir.files import check_folder, write_json
     from qrag_jax.rundir.log import say
 
+    check_folder(command.run_dir)
     if reason := m.missing_torch():
         raise ValueError(reason)
     if jax.default_backend() != "cpu":

@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from experiments.cli import keep_compilations
 from experiments.sweep.report import write_summary
 from experiments.sweep.run import HEADER, line
 from experiments.sweep.spec import Spec
 from experiments.sweep.study import Claim, Sweep
 from qrag_jax.config import RunConfig
+from qrag_jax.rundir.compilations import keep_compilations
 from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
 from qrag_jax.train import training
 from qrag_jax.train.hosts import from_leader, leader_only

@@ -7,15 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.cli import EXIT_PREEMPTED
 from experiments.sweep.report import write_summary
 from experiments.sweep.spec import shown
 from experiments.sweep.study import Claim, Row, Sweep
+from qrag_jax.rundir.early import STOPPED
 from qrag_jax.rundir.log import Preempted, RunLog, progress, say
+from qrag_jax.rundir.stop import stop_requests
 
 TRIAL = (sys.executable, "-m", "experiments.sweep.trial")
 POLL_SECONDS = 0.5
@@ -82,7 +82,7 @@ def run(sweep: Sweep, command: Sequence[str] = TRIAL) -> None:
     for row in rows:
         say(line(row))
     try:
-        with interruptions(), progress(total=sweep.spec.trials, unit="trial", desc="sweep", initial=_finished(rows)) as bar:
+        with stop_requests(), progress(total=sweep.spec.trials, unit="trial", desc="sweep", initial=_finished(rows)) as bar:
             while True:
                 for slot in set(range(len(environments))) - set(running):
                     if (claim := sweep.next()) is None:
@@ -101,13 +101,13 @@ def run(sweep: Sweep, command: Sequence[str] = TRIAL) -> None:
                     _show(sweep, one.claim.name)
                     write_summary(sweep)
                     bar.update(_finished(sweep.rows()) - bar.n)
-    except KeyboardInterrupt:
+    except Preempted as stop:
         for one in running.values():
             one.stop()
         for one in running.values():
             one.close()
             one.claim.lock.release()
-        raise Preempted(f"{len(running)} trials saved in {sweep.run_dir}; run the same command again to resume") from None
+        raise type(stop)(f"{len(running)} trials saved in {sweep.run_dir}; run the same command again to resume") from None
 
 
 def settle(sweep: Sweep, one: Running, code: int) -> None:
@@ -125,7 +125,7 @@ def reason(code: int, log: Path) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         how = f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    elif code == EXIT_PREEMPTED:
+    elif code == STOPPED:
         how = "stopped early, after saving"
     else:
         how = f"exit code {code}"
@@ -162,16 +162,6 @@ def _one(name: str, slot: int) -> dict[str, str]:
     """The variable ``name`` with the device of a slot, out of the devices that this process may use."""
     allowed = os.environ.get(name)
     return {name: allowed.split(",")[slot] if allowed else str(slot)}
-
-
-@contextmanager
-def interruptions() -> Iterator[None]:
-    """SIGTERM (a preempted machine) raises KeyboardInterrupt, as Ctrl-C does."""
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 def line(row: Row) -> str:

@@ -10,17 +10,15 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from errno import EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 T = TypeVar("T")
-DONE, DIFFERS, BAD_INPUT = 0, 1, 64
+DONE, DIFFERS = 0, 1
 HELP = ("-h", "--help")
-UNUSABLE = (ENOENT, EPERM, EACCES, EROFS, ENOTDIR, EISDIR, EEXIST, ENAMETOOLONG)  # errors of a place that the user named
 WIDE = "10000"  # columns: no name in an error message is broken over two lines
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 SHOW_NAMES = tyro.conf.PositionalMetavarFromFieldName
@@ -124,21 +122,3 @@ def refuse_urls(command: object, advice: str = "") -> None:
     for name, value in vars(command).items():
         if isinstance(value, Path) and re.fullmatch(r"[a-z]\w+:", value.parts[0] if value.parts else ""):
             raise ValueError(f"{name} = {value}: must be a place on this machine{advice}")
-
-
-def exit_code(run: Callable[[], int]) -> int:
-    """The value that ``run`` returns; 0 after ``--help``; 64, with one line on stderr, on a ValueError or a place that cannot be used."""
-    try:
-        return run()
-    except SystemExit as stop:
-        if stop.code:
-            raise
-        return DONE
-    except ValueError as error:
-        message = str(error)
-    except OSError as error:
-        if error.errno not in UNUSABLE or error.filename is None:
-            raise
-        message = f"{error.filename}: {error.strerror}; choose another place"
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return BAD_INPUT

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from qrag_jax.config.command_line import exit_code, read_command, refuse_urls
+from qrag_jax.config.command_line import read_command, refuse_urls
 from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
+from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
 
 
@@ -23,7 +24,7 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
         refuse_urls(command)
         return run_exchange(command, say)
 
-    return exit_code(run)
+    return execute(run)
 
 
 if __name__ == "__main__":

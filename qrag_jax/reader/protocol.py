@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from qrag_jax.rundir.log import Unreachable
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -43,5 +45,5 @@ class Reader(Protocol):
         """One answer per prompt, in order. Raises ReaderError if a prompt cannot be answered: a missing answer is never invented."""
 
 
-class ReaderError(RuntimeError):
+class ReaderError(Unreachable):
     """A prompt was refused, or the retries failed. The message names the endpoint, the prompt, the last failure, and what to do."""

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # a disk that became read-only, or a folder that was removed meanwhile
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (error.filename is None or error.filename == str(temporary)):
+            error.filename = str(path)
         raise
 
 
@@ -61,6 +64,15 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def check_folder(folder: Path) -> None:
+    """Raises ValueError, before any work, if ``folder`` is a file or lies below one, or if this process may not write there."""
+    here = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not here.is_dir():
+        raise ValueError(f"{here}: is a file, not a folder; choose another --run-dir")
+    if not os.access(here, os.W_OK | os.X_OK):
+        raise ValueError(f"{here}: cannot be written to; choose another --run-dir")
+
+
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Writes a file completely or not at all, and makes its folder. See :func:`whole_file`."""
     with whole_file(path) as temporary:
@@ -80,9 +92,9 @@ def is_unfinished(path: Path) -> bool:
 
 def disk_error(error: BaseException) -> str | None:
     """The system's message, such as "No space left on device", if ``error`` means that a file could not be written; otherwise None."""
-    # Tensorstore, which writes checkpoints, gives the number in the text of a ValueError.
-    told = re.search(r"os_error_code='(\d+)'", str(error))
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    # Tensorstore, which writes checkpoints, and libraries in Rust, such as safetensors, give the number in the text of their own errors.
+    told = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1] or told[2]) if told else None
     return os.strerror(number) if number in DISK_ERRORS else None
 
 

@@ -23,6 +23,14 @@ class Preempted(Exception):
     """The run was asked to stop. Its state is saved; run the same command again to resume."""
 
 
+class Interrupted(Preempted):
+    """The same, by Ctrl-C."""
+
+
+class Unreachable(RuntimeError):
+    """Something outside this machine that the command needs, such as a reader, cannot be reached or refuses to work."""
+
+
 class Pruned(Exception):
     """The run was stopped because other runs are better. Its state is saved; the argument is the number of updates it has made."""
 

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from qrag_jax.rundir.files import disk_error
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, silence
+from qrag_jax.rundir.stop import acknowledge
 
 T = TypeVar("T")
 ENDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
@@ -115,6 +116,7 @@ def run_on_all(make: Callable[[], T]) -> T:
         made = make()
     except Exception as error:
         failure = error
+        acknowledge()  # the others must learn of it first
     kind = "" if failure is None else _kind(failure)
     reports = [json.loads(report) for report in _gather(json.dumps([kind, str(failure)]))]
     if failure is not None:

@@ -17,15 +17,15 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState
 from qrag_jax.rl.supervised import make_learner
 from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress
-from qrag_jax.rundir.log import NotFinite, Preempted, Pruned, RunLog, say
+from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
 from qrag_jax.rundir.log import progress as progress_bar
+from qrag_jax.rundir.stop import StopRequest
 from qrag_jax.train.answer_update import AnswerUpdate
 from qrag_jax.train.batches import Batches
 from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import Parallel, make_parallel, make_phases
 from qrag_jax.train.sharding import choose_shard_state
-from qrag_jax.train.stop import StopRequest
 from qrag_jax.train.validation import Validation
 from qrag_jax.train.window import Window, write_bad_update
 from qrag_jax.types import QAExample, TaskBatch
@@ -84,7 +84,7 @@ def train(
                 save(checkpoints, updates.parallel, step, state, progress)
             if asked or pruned:
                 from_leader(checkpoints.wait)
-                raise Preempted(f"saved at update {step}; run the same command again to resume") if asked else Pruned(step)
+                raise stop.kind(f"saved at update {step}; run the same command again to resume") if asked else Pruned(step)
             if ended:
                 break
     return progress.best_step

@@ -24,15 +24,15 @@ from qrag_jax.reader.make import check_reader
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
-from qrag_jax.rundir.files import disk_error, is_unfinished, write_text
+from qrag_jax.rundir.files import check_folder, disk_error, is_unfinished, write_text
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import CannotWrite, RunLog, say, write_manifest
+from qrag_jax.rundir.stop import StopRequest, stop_requests
 from qrag_jax.train.batches import stage_examples
 from qrag_jax.train.hosts import agree, from_leader, leader_only, run_on_all
 from qrag_jax.train.loop import Prune, train
 from qrag_jax.train.model import Model, build_model
 from qrag_jax.train.parallel import choose_devices
-from qrag_jax.train.stop import StopRequest, stop_requests
 from qrag_jax.types import QAExample
 
 SEEDS = "seeds.json"  # marks a folder that holds the runs of several seeds and is not a run itself (experiments/seeds.py)
@@ -142,8 +142,7 @@ def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:
     """Raises ValueError when the folder holds anything but this run, and when it, or a folder above it, is a file."""
-    if file := next((path for path in (run_dir, *run_dir.parents) if path.exists() and not path.is_dir()), None):
-        raise ValueError(f"{file}: is a file, not a folder; choose another --run-dir")
+    check_folder(run_dir)
     if (run_dir / SEEDS).exists():
         raise ValueError(f"{run_dir}: holds runs of several seeds; add --seeds to resume them, or choose another --run-dir")
     path = run_dir / "config.json"

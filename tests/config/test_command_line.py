@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import tyro
 
-from qrag_jax.config.command_line import exit_code, in_one_line, read, read_command, refuse_urls
+from qrag_jax.config.command_line import in_one_line, read, read_command, refuse_urls
 
 
 @dataclass(frozen=True)
@@ -76,26 +74,3 @@ def test_urls_are_no_places_on_this_machine() -> None:
         refuse_urls(Pack(Path("gs://b/c")), "; try cp")
     for name in ("notes:2024.txt", "a/gs:/b", "/gs:/b", ".", "C:/x"):
         refuse_urls(Pack(Path(name)))
-
-
-def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    def raising(error: Exception) -> Callable[[], int]:
-        def run() -> int:
-            raise error
-
-        return run
-
-    def helped() -> int:
-        return read(Pack, ["--help"], "pack").level
-
-    assert exit_code(lambda: 1) == 1
-    assert exit_code(raising(ValueError("a\n  b"))) == 64
-    assert capsys.readouterr() == ("", "error: a b\n")
-    (tmp_path / "file").touch()
-    assert exit_code(lambda: len(os.listdir(tmp_path / "file"))) == 64
-    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: Not a directory; choose another place\n"
-    for error in (OSError(errno.ENOSPC, "disk full", "x"), OSError("no file in it"), KeyError("a fault")):
-        with pytest.raises(type(error)):
-            exit_code(raising(error))
-    assert exit_code(helped) == 0
-    assert "usage: pack [-h] FOLDER" in capsys.readouterr().out

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.cli import keep_compilations
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig, Stage, TrainConfig
 from qrag_jax.config.lengths import context_chunks, format_tokens, parse_tokens
 from qrag_jax.config.presets import PRESETS, preset
+from qrag_jax.rundir.compilations import keep_compilations
 
 
 @pytest.mark.parametrize("task", ["qa1", "qa2", "qa3"])

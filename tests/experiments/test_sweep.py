@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.cli import EXIT_BAD_CONFIGURATION
 from experiments.sweep import run as sweep_run
 from experiments.sweep.__main__ import main
 from experiments.sweep.report import write_report
 from experiments.sweep.spec import Spec, read_spec
 from experiments.sweep.study import Claim, Row, Sweep
 from qrag_jax.config import RunConfig
+from qrag_jax.rundir.ending import BAD_INPUT
 from qrag_jax.rundir.log import Preempted
 from tests.conftest import ROOT
 
@@ -142,7 +142,7 @@ def test_a_bad_specification_starts_nothing(
     changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, **changes)
-    assert main([str(path), "--run-dir", str(tmp_path / "sweep")]) == EXIT_BAD_CONFIGURATION
+    assert main([str(path), "--run-dir", str(tmp_path / "sweep")]) == BAD_INPUT
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path}: ")
     assert message in error
@@ -328,7 +328,7 @@ def test_devices_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sweep_needs_optuna(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert main([str(write(tmp_path)), "--run-dir", str(tmp_path / "sweep")]) == EXIT_BAD_CONFIGURATION
+    assert main([str(write(tmp_path)), "--run-dir", str(tmp_path / "sweep")]) == BAD_INPUT
     assert "pip install 'qrag-jax[sweep]'" in capsys.readouterr().err
 
 

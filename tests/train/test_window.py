@@ -12,7 +12,7 @@ import pytest
 
 from qrag_jax.rundir.checkpoint import Progress
 from qrag_jax.rundir.log import Preempted
-from qrag_jax.train.stop import stop_requests
+from qrag_jax.rundir.stop import stop_requests
 from qrag_jax.train.window import Window
 
 

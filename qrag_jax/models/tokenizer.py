@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.types import PAD
 
 CACHE_SIZE = 1_000_000  # texts
+BREAKS = r"\s!-/:-@\[-`{-~\u2010-\u205e\u3000-\u303f"  # white space and punctuation, which end a word for WordPiece
 
 
 class TextTokenizer:
@@ -36,6 +38,12 @@ class TextTokenizer:
         self.suffix: tuple[int, ...] = tuple(full[start + len(bare) :])
         # The tokens that a space at the end of a text adds; most tokenizers drop it.
         self.space: tuple[int, ...] = tuple(tokenizer.encode("a ", add_special_tokens=False).ids[len(bare) :])
+        model = tokenizer.model
+        # The Unigram model does not say which token that is; SentencePiece calls it <unk>.
+        names = ("<unk>", "[UNK]") if isinstance(model, models.Unigram) else (model.unk_token,)
+        self._unknown: int | None = next((tokenizer.token_to_id(name) for name in names if name is not None), None)
+        longest = getattr(model, "max_input_chars_per_word", None)
+        self._too_long = None if longest is None else re.compile(rf"[^{BREAKS}]{{{longest + 1}}}")
         if not self.suffix:
             raise ValueError("the tokenizer puts no special token after a text; states need one to separate their chunks")
 
@@ -76,18 +84,29 @@ class TextTokenizer:
             self._cache[text] = np.asarray(encoding.ids, np.int32)
         return [self._cache[text] for text in texts]
 
+    def room(self, length: int) -> int:
+        """The tokens of a text in a row of ``length``: those that are not special. Raises ValueError if there is no room for any."""
+        room = length - len(self.prefix) - len(self.suffix)
+        if room < 1:
+            raise ValueError(f"max_tokens = {length}: must leave room for one token and the special ones")
+        return room
+
     def rows(self, texts: Sequence[str], length: int) -> np.ndarray:
         """[len(texts), length] token rows with special tokens, cut to ``length``, padded with ``PAD``."""
         out = np.full((len(texts), length), PAD, np.int32)
-        room = length - len(self.prefix) - len(self.suffix)
+        room = self.room(length)
         for row, body in zip(out, self.lookup(texts), strict=True):
             ids = (*self.prefix, *body[:room], *self.suffix)
             row[: len(ids)] = ids
         return out
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Character span of each token of a text (without special tokens)."""
-        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+    def reads(self, text: str) -> bool:
+        """Whether the tokenizer reads every word; WordPiece gives one unknown token for a word of more than (usually) 100 characters."""
+        return self._too_long is None or self._too_long.search(text) is None
+
+    def unknown(self, texts: Iterable[str]) -> list[int]:
+        """The number of unknown tokens ([UNK]) in each text."""
+        return [0 if self._unknown is None else int((ids == self._unknown).sum()) for ids in self.lookup(texts)]
 
 
 def load_auto_tokenizer(folder: Path, **options: Any) -> Any:

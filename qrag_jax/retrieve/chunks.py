@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qrag_jax.data.text.chunker import ChunkBy, chunk_spans
@@ -19,16 +20,16 @@ class Chunk:
 
 
 def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy = "tokens") -> list[Chunk]:
-    """Cuts a text into chunks, in order; together they hold every character that is not white space.
+    """Cuts a text into chunks, in order; together they hold every character that has a token.
 
-    By "tokens": :func:`~qrag_jax.data.text.chunker.chunk_spans` with at most ``max_tokens`` tokens per chunk, special ones included. By
-    "sentence": each sentence is one chunk; the part after ``max_tokens`` is kept in the text but not embedded, as in training. Raises
-    ValueError on a text without words.
+    :func:`~qrag_jax.data.text.chunker.chunk_spans` with at most ``max_tokens`` tokens per chunk, special ones included. A chunk whose words
+    the tokenizer cannot read because they are too long (WordPiece: 100 characters) is broken, too. The list is empty if the text has no
+    tokens. Raises ValueError if ``max_tokens`` leaves no room for a token.
     """
-    room = max_tokens - len(tokenizer.prefix) - len(tokenizer.suffix)
-    if room < 1:
-        raise ValueError(f"max_tokens = {max_tokens}: must leave room for one token and the special ones")
-    spans = chunk_spans(text, tokenizer.spans, room, by)
-    if not spans:
-        raise ValueError("the text has no sentences to search; it is empty or only white space")
-    return [Chunk(text[start:end], start, end) for start, end in spans]
+    room = tokenizer.room(max_tokens)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        # What is counted is embedded later, so each text is tokenised once.
+        return [len(ids) if tokenizer.reads(text) else room + 1 for text, ids in zip(texts, tokenizer.lookup(texts), strict=True)]
+
+    return [Chunk(text[start:end], start, end) for start, end in chunk_spans(text, count, room, by)]

@@ -62,6 +62,8 @@ class ChunkStream:
         elif isinstance(self.source, str):
             _check_encodable(self.source, "source")
             chunks = chunk_text(self.source, self.tokenizer, self.max_tokens, self.by)
+            if not chunks:
+                raise ValueError("the text has nothing to search; it is empty or only white space")
             self.read.append(SourceRecord(None, len(self.source), len(chunks)))
             yield from chunks
         else:
@@ -70,7 +72,7 @@ class ChunkStream:
     def _from_files(self) -> Iterator[Chunk]:
         for name, path in self.files:
             text = _read(path)
-            chunks = chunk_text(text, self.tokenizer, self.max_tokens, self.by) if text.strip() else []
+            chunks = chunk_text(text, self.tokenizer, self.max_tokens, self.by)
             self.read.append(SourceRecord(name, len(text), len(chunks)))
             self._bytes += path.stat().st_size
             yield from (replace(chunk, source=name) for chunk in chunks)

@@ -143,9 +143,9 @@ TEXT = "Mr. Smith went to the garden. Mary took the milk there.\n\nWho saw her? 
 def test_a_str_is_a_text_and_a_path_is_read_everywhere(retriever: Retriever, tmp_path: Path) -> None:
     index = Index.build(retriever, TEXT, tmp_path / "text", shard_chunks=2)
     chunks = [index.chunk(i) for i in range(len(index))]
-    assert len(chunks) == 6
+    assert len(chunks) == 9  # the last three sentences are longer than 16 tokens
     assert all(TEXT[chunk.start : chunk.end] == chunk.text and chunk.source is None for chunk in chunks)
-    assert [(source.name, source.characters, source.chunks) for source in index.meta.sources] == [(None, len(TEXT), 6)]
+    assert [(source.name, source.characters, source.chunks) for source in index.meta.sources] == [(None, len(TEXT), 9)]
     before = content(index.path)
     Index.build(retriever, TEXT, index.path, shard_chunks=2)
     assert content(index.path) == before
@@ -160,7 +160,7 @@ def test_a_str_is_a_text_and_a_path_is_read_everywhere(retriever: Retriever, tmp
     for source, expected in (
         (TEXT, chunks),
         (folder / "one.txt", [replace(chunk, source="one.txt") for chunk in chunks]),
-        (folder, [grown.chunk(i) for i in range(6, len(grown))]),
+        (folder, [grown.chunk(i) for i in range(9, len(grown))]),
     ):
         document = retriever.document(source)
         assert [document.chunk(i) for i in range(len(document))] == expected
@@ -175,7 +175,7 @@ def test_a_text_that_names_a_file_is_a_text_and_the_user_is_told(
 ) -> None:
     (tmp_path / "one.txt").write_text(TEXT)
     name = str(tmp_path / "one.txt")
-    assert retriever.document(name).chunk(0).text == name
+    assert name.startswith(retriever.document(name).chunk(0).text)
     assert f"taken as a text, because it is a str; to read that file or folder, give pathlib.Path({name!r})" in capsys.readouterr().out
     for text in ("Mary left.", "x" * 5000, "x" * 1000, "a\0b"):  # the last three are no possible names
         retriever.document(text)
@@ -193,7 +193,7 @@ def test_sources_that_cannot_be_indexed_are_refused(retriever: Retriever, tmp_pa
         (tmp_path / "blank", "blank: no text"),
         (tmp_path / "blank/a.txt", "a.txt: no text"),
         (tmp_path / "latin.txt", "latin.txt: byte 3 is 0xe9, which is not UTF-8"),
-        (" \n", "the text has no sentences"),
+        (" \n", "the text has nothing to search"),
         ("a \ud800 b", "source: character 2 is half of a surrogate pair"),
         ([], "source holds no chunks"),
         (["a", " "], "chunk 1 = ' ': must be a text"),

@@ -1,56 +1,159 @@
-"""Cuts a text into chunks, given as character ranges: sentences, or sentences packed up to a budget of tokens."""
+"""Cuts a text into chunks, given as character ranges: sentences, or sentences packed up to a budget of tokens.
+
+No chunk has more tokens than the budget. They are counted in the chunk as a whole: with a byte-level tokenizer, they are not the sum of
+the tokens of its sentences. So every chunk can be read whole, and every token of the text is in one. Text without ends of sentences is
+broken at lines (of a table, a list, a program), then at words, then between characters. Time is linear in the text, whatever it holds.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 from qrag_jax.data.text.sentences import Span, sentence_spans, stripped
 
 ChunkBy = Literal["sentence", "tokens"]
-TokenSpans = Callable[[str], Sequence[Span]]
-"""A text -> the character range of each of its tokens, in order."""
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+"""Texts -> the number of tokens of each."""
+
+CHARACTERS = 16
+"""A chunk has at most this many characters per token of its budget; so no tokenizer gets a long text at once."""
+FULLER = 1.1  # pieces of equal length differ in tokens, so they are made a bit shorter than the budget
+JOINER = "\u200d"  # joins the characters before and after it into one sign
+
+_LINE = re.compile(r"[^\n]+")
+_WORD = re.compile(
+    r"[^\s\u3001\uff0c\uff1b\uff1a\u060c\u061b]*[\u3001\uff0c\uff1b\uff1a\u060c\u061b]+|[^\s\u3001\uff0c\uff1b\uff1a\u060c\u061b]+"
+)
 
 
-def chunk_spans(text: str, token_spans: TokenSpans, max_tokens: int, by: ChunkBy = "tokens") -> list[Span]:
-    """The ranges of the chunks of ``text``, in order. Together they hold every character that is not white space.
+class _Unit(NamedTuple):
+    """A range that chunks are packed from. ``size``: its tokens, together with the white space before it unless it ``opens`` a chunk."""
 
-    By "tokens": consecutive sentences are packed up to ``max_tokens`` tokens; only a sentence that is longer than that is broken, between
-    tokens. By "sentence": each sentence is a chunk, however long.
+    start: int
+    end: int
+    opens: bool
+    size: int
+
+
+def chunk_spans(text: str, count: CountTokens, max_tokens: int, by: ChunkBy = "tokens") -> list[Span]:
+    """The ranges of the chunks of ``text``, in order; they hold every character that has a token. None is empty.
+
+    By "tokens": consecutive sentences are packed up to ``max_tokens`` tokens. By "sentence": each sentence is a chunk. In both, only a
+    sentence that is longer than ``max_tokens`` is broken. The one chunk that may be longer is a single character of several tokens.
     """
     sentences = sentence_spans(text)
-    if by == "sentence":
-        return sentences
+    units = _measured(text, sentences, [by == "sentence"] * len(sentences), count, max_tokens)
+    for cut in (_lines, _words):
+        units = _broken(text, units, cut, count, max_tokens)
+    while any(unit.size > max_tokens and unit.end - unit.start > 1 for unit in units):
+        units = _broken(text, units, _pieces, count, max_tokens)
+    return list(_checked(text, _packed(units, max_tokens), count, max_tokens))
+
+
+def _sizes(texts: Sequence[str], count: CountTokens, max_tokens: int) -> list[int]:
+    """The tokens of each text; an estimate, above the budget, for those with too many characters."""
+    longest = CHARACTERS * max_tokens
+    counted = iter(count([text for text in texts if len(text) <= longest]))
+    return [next(counted) if len(text) <= longest else -(-len(text) // CHARACTERS) for text in texts]
+
+
+def _measured(text: str, spans: Sequence[Span], opens: Sequence[bool], count: CountTokens, max_tokens: int) -> list[_Unit]:
+    """Units in order. One that does not fit into the budget together with the white space before it opens a chunk."""
+    begins = [start if first else gap for (start, _), first, gap in zip(spans, opens, [0, *(end for _, end in spans)], strict=False)]
+    sizes = _sizes([text[begin:end] for begin, (_, end) in zip(begins, spans, strict=True)], count, max_tokens)
+    again = [i for i, size in enumerate(sizes) if size > max_tokens and not opens[i]]
+    alone = dict(zip(again, _sizes([text[slice(*spans[i])] for i in again], count, max_tokens), strict=True))
+    return [_Unit(*span, opens[i] or i in alone, alone.get(i, sizes[i])) for i, span in enumerate(spans)]
+
+
+def _broken(
+    text: str, units: Sequence[_Unit], cut: Callable[[str, _Unit, int], Sequence[Span]], count: CountTokens, max_tokens: int
+) -> list[_Unit]:
+    """The units with each that is too long replaced by its parts. The first part opens a chunk; the last may be followed by other units."""
     spans: list[Span] = []
-    used = max_tokens
-    for start, end in sentences:
-        sentence = text[start:end]
-        tokens = token_spans(sentence)
-        if len(tokens) > max_tokens:
-            pieces = list(_pieces(sentence, tokens, max_tokens))
-            spans += [(start + first, start + last) for (first, last), _ in pieces]
-            used = pieces[-1][1]
-        elif spans and used + len(tokens) <= max_tokens:
-            spans[-1] = (spans[-1][0], end)
-            used += len(tokens)
+    opens: list[bool] = []
+    places: list[int] = []
+    for place, unit in enumerate(units):
+        if unit.size > max_tokens:
+            parts = cut(text, unit, max_tokens)
+            spans += parts
+            opens += [True] + [False] * (len(parts) - 1)
+            places += [place] * len(parts)
+    if not spans:
+        return list(units)
+    parts_of: dict[int, list[_Unit]] = {}
+    for place, part in zip(places, _measured(text, spans, opens, count, max_tokens), strict=True):
+        parts_of.setdefault(place, []).append(part)
+    return [part for place, unit in enumerate(units) for part in parts_of.get(place, [unit] if unit.size <= max_tokens else [])]
+
+
+def _lines(text: str, unit: _Unit, max_tokens: int) -> list[Span]:
+    return _stripped(text, (match.span() for match in _LINE.finditer(text, unit.start, unit.end)))
+
+
+def _words(text: str, unit: _Unit, max_tokens: int) -> list[Span]:
+    """Words, and the parts between commas of scripts that put no spaces between words."""
+    return _stripped(text, (match.span() for match in _WORD.finditer(text, unit.start, unit.end)))
+
+
+def _pieces(text: str, unit: _Unit, max_tokens: int) -> list[Span]:
+    """Pieces of equal length, about as long as the budget."""
+    length = unit.end - unit.start
+    number = min(length, max(2, int(FULLER * unit.size / max_tokens) + 1))
+    borders = sorted({_border(text, unit.start, unit.start + length * i // number) for i in range(number)} | {unit.end})
+    return _stripped(text, pairwise(borders))
+
+
+def _stripped(text: str, spans: Iterator[Span]) -> list[Span]:
+    return [span for first, last in spans if (span := stripped(text, first, last)) is not None]
+
+
+def _border(text: str, start: int, place: int) -> int:
+    """``place``, or if a character there belongs to the one before it (an accent, a vowel sign), the place of that one after ``start``."""
+    for before in range(place, max(start, place - CHARACTERS), -1):
+        if not (unicodedata.category(text[before]).startswith("M") or text[before] == JOINER or text[before - 1] == JOINER):
+            return before
+    return place
+
+
+def _packed(units: Sequence[_Unit], max_tokens: int) -> list[Span]:
+    chunks: list[Span] = []
+    used = 0
+    for unit in units:
+        if chunks and not unit.opens and used + unit.size <= max_tokens and unit.end - chunks[-1][0] <= CHARACTERS * max_tokens:
+            chunks[-1] = (chunks[-1][0], unit.end)
+            used += unit.size
         else:
-            spans.append((start, end))
-            used = len(tokens)
-    return spans
+            chunks.append((unit.start, unit.end))
+            used = unit.size
+    return chunks
 
 
-def _pieces(sentence: str, tokens: Sequence[Span], max_tokens: int) -> Iterator[tuple[Span, int]]:
-    """The pieces of a long sentence and their token counts. Tokens of one character stay together (some tokenizers cut it into bytes)."""
-    first, start = 0, 0
-    while first < len(tokens):
-        last = first + max_tokens
-        while first < last < len(tokens) and tokens[last][0] < tokens[last - 1][1]:
-            last -= 1
-        if last == first:  # one character has more tokens than the budget
-            last += max_tokens
-            while last < len(tokens) and tokens[last][0] < tokens[last - 1][1]:
-                last += 1
-        end = tokens[last][0] if last < len(tokens) else len(sentence)
-        if (span := stripped(sentence, start, end)) is not None:
-            yield span, min(last, len(tokens)) - first
-        first, start = last, end
+def _checked(text: str, chunks: Sequence[Span], count: CountTokens, max_tokens: int) -> Iterator[Span]:
+    """The chunks that have tokens. One that is longer than the sum of its units is halved until it is not."""
+    sizes: dict[Span, int] = {}
+    fresh = list(chunks)
+    halves: dict[Span, list[Span]] = {}
+    while fresh:
+        sizes |= zip(fresh, _sizes([text[start:end] for start, end in fresh], count, max_tokens), strict=True)
+        halves |= {span: _halves(text, *span) for span in fresh if sizes[span] > max_tokens and span[1] - span[0] > 1}
+        fresh = [half for span in fresh for half in halves.get(span, [])]
+    stack = list(reversed(chunks))
+    while stack:
+        span = stack.pop()
+        if span in halves:
+            stack += reversed(halves[span])
+        elif sizes[span]:
+            yield span
+
+
+def _halves(text: str, start: int, end: int) -> list[Span]:
+    """Two parts that meet at the white space nearest to the middle, or without any, at the middle."""
+    middle = (start + end) // 2
+    near = (place for distance in range((end - start) // 2) for place in (middle - distance, middle + distance) if text[place].isspace())
+    border = next(near, None) or _border(text, start, middle)
+    return _stripped(text, iter([(start, border), (border, end)]))

@@ -19,6 +19,7 @@ from experiments.options import EVAL_SHORT, long_names, short_names
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig, benchmarks, command_line, presets
 from qrag_jax.config.retarget import typed_folder
+from qrag_jax.config.secrets import redact
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
 
@@ -161,18 +162,18 @@ def execute(run: Callable[[], None]) -> int:
     try:
         run()
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         return EXIT_BAD_CONFIGURATION
     except NotFinite as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         return EXIT_NOT_FINITE
     except CannotWrite as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         return EXIT_CANNOT_WRITE
     except Preempted as stop:
-        sys.stderr.write(f"preempted: {stop}\n")
+        sys.stderr.write(redact(f"preempted: {stop}\n"))
         return EXIT_PREEMPTED
     except ReaderError as error:
-        sys.stderr.write(f"error: {error}\nnothing is lost; run the same command again to ask the remaining questions\n")
+        sys.stderr.write(redact(f"error: {error}\nnothing is lost; run the same command again to ask the remaining questions\n"))
         return EXIT_PREEMPTED
     return 0

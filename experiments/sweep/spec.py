@@ -6,18 +6,15 @@ import dataclasses
 import itertools
 import json
 import math
-import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
-
 from qrag_jax.config import RunConfig
 from qrag_jax.config.parse import decode
 from qrag_jax.config.presets import preset
+from qrag_jax.config.trees import parse_toml, parse_yaml
 
 FORMAT = {"format": "qrag-jax-sweep", "version": 1}
 REQUIRED = ("benchmark", "task", "method", "space")
@@ -177,14 +174,6 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as YAML 1.2 does; YAML 1.1 would read it as text."""
-
-
-_Loader.yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789"))
-
-
 def read_spec(path: Path) -> tuple[Spec, str]:
     """A specification and its run_dir (default: runs/sweep-NAME). Raises ValueError naming file, field and allowed values."""
     try:
@@ -200,10 +189,7 @@ def _parse(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(error.strerror or "cannot be read") from error
-    try:
-        return tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    return parse_toml(text) if path.suffix == ".toml" else parse_yaml(text)
 
 
 def _spec(tree: Any, path: Path) -> tuple[Spec, str]:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from qrag_jax.config import benchmarks
 from qrag_jax.config.lengths import parse_tokens
-from qrag_jax.config.parse import require
+from qrag_jax.config.parse import WITHOUT, require
+from qrag_jax.config.secrets import holds_credentials, redact
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class EvalConfig:
             self.haystacks,
             f"in 1..eval.episodes ({self.episodes})",
         )
+        if holds_credentials(self.reader):
+            raise ValueError(f"eval.reader = {redact(self.reader)!r}: holds a password or a key; {WITHOUT}")
         require(
             re.fullmatch(r"none|flax:.+|openai:https?://[^,]+,[^,]+", self.reader) is not None,
             "eval.reader",

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from qrag_jax.config.secrets import holds_credentials, redact
+
 T = TypeVar("T")
+LARGEST = 2**31 - 1
+"""The largest whole number of a setting: what one dimension of an array holds everywhere."""
+WITHOUT = "it would be written to files. Give the address without it, and a reader's key in the environment variable OPENAI_API_KEY"
+LONGEST_QUOTE = 200  # characters of a value that a message quotes
 
 
 def decode(cls: type[T], tree: Any, path: str = "") -> T:
@@ -40,19 +47,38 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         elif type(value) is option:
             return value
-    raise ValueError(f"{where} = {value!r}: must be of type {hint}")
+    raise ValueError(f"{where} = {_quoted(value)}: must be of type {hint}")
 
 
 def require(ok: bool, name: str, value: Any, allowed: str) -> None:
     """Raises ValueError, naming the field, its value and what is allowed, unless ``ok``."""
     if not ok:
-        raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        raise ValueError(f"{name} = {_quoted(value)}: must be {allowed}")
+
+
+def check_values(section: Any, path: str) -> None:
+    """Raises ValueError, naming the field, on a number that is not finite or absurdly large, and on a text with a password or a key."""
+    for one in dataclasses.fields(section):
+        value = getattr(section, one.name)
+        name = f"{path}.{one.name}"
+        if isinstance(value, float):
+            require(math.isfinite(value), name, value, "a finite number")
+        elif isinstance(value, int):
+            require(-LARGEST <= value <= LARGEST, name, value, f"a whole number of at most {LARGEST:,}")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and holds_credentials(text):
+                raise ValueError(f"{name} = {_quoted(text)}: holds a password or a key; {WITHOUT}")
 
 
 def unknown(name: str, value: str, known: Iterable[str], kind: str = "") -> ValueError:
     """The error for an unknown value. Its message lists the ``known`` values and suggests the most similar. ``kind`` says what they are,
     such as " task of ruler"."""
-    return ValueError(f"{name} = {value!r}: unknown{kind}; known: {_known(value, known)}")
+    return ValueError(f"{name} = {_quoted(value)}: unknown{kind}; known: {_known(value, known)}")
+
+
+def _quoted(value: Any) -> str:
+    text = redact(repr(value))
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 def _known(value: str, known: Iterable[str]) -> str:

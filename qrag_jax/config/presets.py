@@ -13,6 +13,7 @@ from typing import Any
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig, benchmarks
 from qrag_jax.config.benchmarks import made_to_length, picks
 from qrag_jax.config.parse import unknown
+from qrag_jax.config.trees import parse_json
 
 
 def tiny(benchmark: str, task: str) -> RunConfig:
@@ -216,7 +217,7 @@ def read(name: str) -> RunConfig:
         path = found[0]
     try:
         text = path.read_text(encoding="utf-8")
-        return RunConfig.from_json(json.dumps(json.loads(text).get("config")) if path.name == "qrag.json" else text)
+        return RunConfig.from_json(json.dumps(parse_json(text).get("config")) if path.name == "qrag.json" else text)
     except FileNotFoundError:
         raise ValueError(f"preset {name}: no such file") from None
     except (OSError, ValueError, AttributeError) as error:

@@ -15,7 +15,8 @@ from typing import Literal
 
 from qrag_jax.config import benchmarks
 from qrag_jax.config.eval import EvalConfig
-from qrag_jax.config.parse import decode, require
+from qrag_jax.config.parse import check_values, decode, require
+from qrag_jax.config.trees import parse_json
 
 Attention = Literal["auto", "plain", "fused"]
 # Switches of the rl section that only its TD objective reads.
@@ -319,6 +320,8 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            check_values(getattr(self, section.name), section.name)
         require(
             self.rl.budget <= self.data.chunks,
             "rl.budget",
@@ -348,7 +351,7 @@ class RunConfig:
     def from_json(cls, text: str) -> RunConfig:
         """Inverse of :meth:`to_json`. Raises ValueError naming the field on unknown names, wrong types and bad values."""
         try:
-            tree = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"configuration is not JSON: {error}") from error
+            tree = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"configuration: {error}") from error
         return decode(cls, tree)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from qrag_jax.config.trees import parse_yaml
 
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 _ABSENT = object()
@@ -26,11 +26,11 @@ class HydraConfig:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            self._tree = parse_yaml(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ValueError(f"{path}: no such file; the config.yaml saved with the checkpoint is needed (--config)") from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: not plain YAML: {str(error).splitlines()[0]}") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {(str(error) or repr(error)).splitlines()[0]}") from error
         if not isinstance(self._tree, dict):
             raise ValueError(f"{path}: must be a mapping of settings")
 

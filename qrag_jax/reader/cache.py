@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from qrag_jax.config.trees import parse_json
 from qrag_jax.reader.protocol import Answer, Prompt
 from qrag_jax.rundir.log import say
 
@@ -80,7 +81,7 @@ def _read(path: Path) -> dict[str, Answer]:
         if not line:
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             half.append(number)
             continue

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import email.utils
 import json
 import math
 import os
 import queue
 import random
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from qrag_jax.config.secrets import clean_key, holds_credentials, redact
+from qrag_jax.config.trees import parse_json
 from qrag_jax.reader.cache import ResponseCache
 from qrag_jax.reader.protocol import Answer, Prompt, ReaderError
-from qrag_jax.rundir.log import progress
+from qrag_jax.reader.responses import REPLACED, SHOWN, Failure, parse_answer, refused_field, retry_after
+from qrag_jax.rundir.log import progress, say
 
 RETRIED = frozenset({408, 409, 429})
 """Statuses after which a prompt is asked again, as after all statuses from 500 on."""
@@ -24,8 +25,12 @@ LONGEST_WAIT = 300.0
 """Seconds. The reader gives up if a server asks for a longer wait (Retry-After)."""
 MANY = 20
 """From this number of unanswered prompts on, a progress bar is shown."""
-SHOWN = 500
-"""Number of characters of a server's message that an error quotes."""
+SHORTEST_KEY = 4
+"""A shorter key, such as "x" for a local server, is no secret and may be part of any word."""
+REFUSED = {
+    "max_tokens": "it is sent max_completion_tokens",
+    "temperature": "its answers come at its own temperature, not at {temperature:g}, and may differ from run to run",
+}
 
 ADVICE = {
     400: "read the server's message; often the prompt is longer than the model's context",
@@ -41,11 +46,14 @@ class OpenAIReader:
     ``timeout``: seconds without a byte from the server. ``retries``: how often a prompt is asked again after a timeout, a lost connection,
     status 408, 409, 429 or 5xx, or an unusable response; the wait starts at ``backoff`` seconds and doubles, with jitter, and is at least
     Retry-After. Other statuses fail at once. ``concurrency``: requests in flight. ``cache_dir``: folder that caches answers, at temperature
-    0 only; the same model name must then always mean the same model. ``extra_body``: further fields of the request, such as
-    ``{"chat_template_kwargs": {"enable_thinking": False}}``. The key is optional, since local servers often need none.
+    0 only, by address and model name; these must then always mean the same model. ``extra_body``: further fields of the request, such as
+    ``{"chat_template_kwargs": {"enable_thinking": False}}``. The key is optional, since local servers often need none; it is in no message.
 
-    If a model thinks in ``<think>`` tags, its answer is the text after them. Raises ValueError on bad settings and without the openai
-    package.
+    A model that refuses ``max_tokens`` is sent ``max_completion_tokens``, and one that refuses ``temperature`` is sent none, from its first
+    such answer on.
+
+    If a model thinks in ``<think>`` tags, its answer is the text after them. Raises ValueError on bad settings, an address or a key that
+    cannot be used, and without the openai package.
     """
 
     def __init__(
@@ -74,14 +82,21 @@ class OpenAIReader:
             ("temperature", temperature, 0 <= temperature < math.inf, "0 or more"),
         ):
             if not valid:
-                raise ValueError(f"{name} = {value!r}: must be {allowed}")
+                raise ValueError(f"{name} = {redact(repr(value))}: must be {allowed}")
+        if holds_credentials(base_url):
+            raise ValueError(
+                f"base_url = {redact(base_url)!r}: holds a password or a key, which messages and files would show; give the address "
+                f"without it, and the key in the environment variable {api_key_env}"
+            )
         _openai()
         self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
+        self._key()  # refuses a bad key before anything is asked
         self.timeout, self.retries, self.backoff, self.concurrency = timeout, retries, backoff, concurrency
         self.max_new_tokens, self.temperature, self.extra_body = max_new_tokens, temperature, dict(extra_body or {})
-        self.name = f"openai:{model} temperature={temperature:g} max_new_tokens={max_new_tokens}"
+        self.name = f"openai:{base_url.rstrip('/')},{model} temperature={temperature:g} max_new_tokens={max_new_tokens}"
         if self.extra_body:
-            self.name += f" {json.dumps(self.extra_body, sort_keys=True)}"
+            self.name += f" {redact(json.dumps(self.extra_body, sort_keys=True))}"
+        self._renamed: dict[str, str | None] = {}  # fields of a request that the server refuses -> what it takes instead
         self._cache = ResponseCache(cache_dir) if cache_dir is not None and temperature == 0 else None
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
@@ -141,14 +156,33 @@ class OpenAIReader:
             client.close()
 
     def _client(self) -> Any:
-        key = os.environ.get(self.api_key_env) or "none"
-        return _openai().OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=0)
+        try:
+            return _openai().OpenAI(base_url=self.base_url, api_key=self._key(), timeout=self.timeout, max_retries=0)
+        except (ImportError, ValueError) as error:  # of the HTTP library: a proxy that needs a package, or a scheme that it does not know
+            variables = [name for kind in ("ALL", "HTTPS", "HTTP") for name in (f"{kind}_PROXY", f"{kind}_PROXY".lower())]
+            given = [name for name in variables if os.environ.get(name)]
+            if not given:
+                raise
+            named = next((name for name in given if not os.environ[name].startswith(("http://", "https://"))), given[0])
+            reason = redact(" ".join(str(error).split()), os.environ[named])
+            advice = "pip install 'httpx[socks]'" if isinstance(error, ImportError) else "correct it"
+            raise ValueError(
+                f"{named}: this proxy cannot be used ({reason}); {advice}, unset the variable, or name the endpoint's host in NO_PROXY"
+            ) from None
+
+    def _key(self) -> str:
+        return clean_key(os.environ.get(self.api_key_env, ""), self.api_key_env) or "none"
+
+    def _safe(self, text: str) -> str:
+        """A server's words, in one line without the key."""
+        key = self._key()
+        return redact(" ".join(text.split()), *([key] if len(key) >= SHORTEST_KEY else []))
 
     def _ask(self, client: Any, prompt: Prompt, number: str, stop: threading.Event) -> Answer:
         for attempt in range(self.retries + 1):
             try:
                 return self._request(client, prompt)
-            except _Failure as error:
+            except Failure as error:
                 failure = error
             if failure.final or attempt == self.retries or failure.wait > LONGEST_WAIT:
                 break
@@ -161,90 +195,62 @@ class OpenAIReader:
         ) from failure
 
     def _request(self, client: Any, prompt: Prompt) -> Answer:
-        """Sends one request. Raises _Failure."""
+        """Sends one request, again without a field that the server refuses. Raises Failure."""
         openai = _openai()
+        renamed = dict(self._renamed)
         try:
-            response = client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=prompt.messages,
-                temperature=self.temperature,
-                max_tokens=self.max_new_tokens,
-                extra_body=self.extra_body,
-            ).http_response
+            response = self._sent(client, prompt, renamed)
         except openai.APITimeoutError:
-            raise _Failure(
+            raise Failure(
                 f"no response within {self.timeout:g} s",
                 advice="raise timeout (eval.reader_timeout), or lower concurrency (eval.reader_concurrency)",
             ) from None
         except openai.APIConnectionError as error:
             advice = "check that the server is running and that base_url is right"
-            raise _Failure(f"no connection: {error.__cause__ or error}", advice=advice) from error
+            raise Failure(f"no connection: {self._safe(str(error.__cause__ or error))}", advice=advice) from None
         except openai.APIStatusError as error:
-            raise self._refusal(error.response) from error
+            raise self._refusal(error.response) from None
+        self._learn(renamed)
         try:
-            return _parse(json.loads(response.content))
+            return parse_answer(parse_json(response.content))
         except ValueError as error:
-            raise _Failure(f"a response that is not JSON ({error}): {response.text[:SHOWN]!r}") from error
+            raise Failure(f"a response that is not an answer ({error}): {self._safe(response.text[:SHOWN])!r}") from None
+        except Failure as failure:
+            failure.reason = self._safe(failure.reason)
+            raise failure from None
 
-    def _refusal(self, response: Any) -> _Failure:
+    def _sent(self, client: Any, prompt: Prompt, renamed: dict[str, str | None]) -> Any:
+        """The response to one prompt. Adds to ``renamed`` what the server refuses on the way; raises the openai package's errors."""
+        while True:
+            fields: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_new_tokens}
+            for old, new in renamed.items():
+                value = fields.pop(old)
+                if new is not None:
+                    fields[new] = value
+            try:
+                request = client.chat.completions.with_raw_response
+                return request.create(model=self.model, messages=prompt.messages, **fields, extra_body=self.extra_body).http_response
+            except _openai().APIStatusError as error:
+                refused = refused_field(error.response)
+                if refused is None or refused in renamed:
+                    raise
+                renamed[refused] = REPLACED[refused]
+
+    def _learn(self, renamed: dict[str, str | None]) -> None:
+        """Remembers what the server refuses, for the next prompts, and says so once."""
+        for old in renamed.keys() - self._renamed.keys():
+            say(f"{self.base_url}: {self.model!r} refuses {old}; " + REFUSED[old].format(temperature=self.temperature))
+        self._renamed = self._renamed | renamed
+
+    def _refusal(self, response: Any) -> Failure:
         status = response.status_code
-        reason = f"status {status}: {response.text[:SHOWN]!r}"
+        reason = f"status {status}: {self._safe(response.text)[:SHOWN]!r}"
         if status in RETRIED or status >= 500:
-            wait = _retry_after(response.headers.get("retry-after"))
+            wait = retry_after(response.headers.get("retry-after"))
             if wait > LONGEST_WAIT:
                 reason += f", and to be asked again in {wait:.0f} s"
-            return _Failure(reason, wait=wait, advice="read the server's log; lower concurrency if the server is overloaded")
-        return _Failure(reason, final=True, advice=ADVICE.get(status, "read the server's message").format(key=self.api_key_env))
-
-
-class _Failure(Exception):
-    """A request without an answer. ``final``: asking again would not help. ``wait``: seconds that the server asked to wait."""
-
-    def __init__(self, reason: str, *, final: bool = False, wait: float = 0.0, advice: str = "read the server's log") -> None:
-        super().__init__(reason)
-        self.reason, self.final, self.wait, self.advice = reason, final, wait, advice
-
-
-def _parse(body: Any) -> Answer:
-    """The answer of a chat completion. An empty text is an answer if the model finished; a missing text never is."""
-    try:
-        choice = body["choices"][0]
-        text, finish = choice["message"]["content"], choice["finish_reason"]
-    except (KeyError, IndexError, TypeError):
-        raise _Failure(f"a response without an answer: {json.dumps(body)[:SHOWN]}") from None
-    if not isinstance(text, str | None) or finish not in ("stop", "length"):
-        raise _Failure(f"a response without an answer: content = {text!r}, finish_reason = {finish!r}")
-    thoughts, closed, rest = (text or "").partition("</think>")
-    if closed:
-        text = rest.lstrip()
-    if finish == "length" and (not text or (not closed and thoughts.lstrip().startswith("<think>"))):
-        raise _Failure(
-            "the model spent all its tokens on thinking", final=True, advice="raise max_new_tokens, or turn thinking off (extra_body)"
-        )
-    if text is None:
-        raise _Failure("a response without an answer: content = null")
-    return Answer(text, _tokens(body, "prompt_tokens"), _tokens(body, "completion_tokens"), finish)
-
-
-def _tokens(body: dict[str, Any], name: str) -> int | None:
-    """A token count from the response's usage; None if the server gives none."""
-    usage = body.get("usage")
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and count >= 0 else None
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds in a Retry-After header, given as a number or as a date (RFC 9110, 10.2.3); 0 without a valid header."""
-    if value is None:
-        return 0.0
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+            return Failure(reason, wait=wait, advice="read the server's log; lower concurrency if the server is overloaded")
+        return Failure(reason, final=True, advice=ADVICE.get(status, "read the server's message").format(key=self.api_key_env))
 
 
 def _openai() -> Any:

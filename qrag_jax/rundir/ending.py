@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from qrag_jax.config.secrets import redact
 from qrag_jax.rundir.early import INTERRUPTED, STOPPED
 from qrag_jax.rundir.files import disk_error
 from qrag_jax.rundir.lock import Busy
@@ -50,7 +51,7 @@ def execute(run: Callable[[], int | None]) -> int:
             raise
         code, message = end
         with suppress(OSError):  # a stderr on a full disk
-            sys.stderr.write(f"{' '.join(message.split())}\n")
+            sys.stderr.write(redact(f"{' '.join(message.split())}\n"))
     finally:
         sys.stdout, sys.stderr = (getattr(stream, "inner", stream) for stream in (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):

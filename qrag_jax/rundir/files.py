@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from qrag_jax.config.trees import parse_json
+
 # A full disk, a full quota, a file above the largest size allowed, a broken disk, a disk that became read-only.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -104,11 +106,15 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises ValueError, naming the file, when it is missing or not JSON."""
+    """Raises ValueError, naming the file, when it is missing, cannot be read, or is not JSON of a sane depth."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        if disk_error(error) is not None:
+            raise
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from qrag_jax.config.secrets import redact, redact_words
+from qrag_jax.config.trees import parse_json
 from qrag_jax.rundir.files import write_json, write_text
 
 T = TypeVar("T")
@@ -58,10 +60,10 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, above any progress bar."""
+    """One line for the person at the terminal, above any progress bar; without secrets."""
     if _silent:
         return
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(redact(text), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -78,9 +80,16 @@ class RunLog:
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A last line without a line end was being written when the process died.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        records = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):  # the last one was being written when the process died
+            try:
+                record = parse_json(line)
+            except ValueError as error:
+                raise ValueError(f"{self.path}:{number}: {error}; remove the line") from error
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str) or type(record.get("step")) is not int:
+                raise ValueError(f"{self.path}:{number}: is not a record with a kind and a step; remove the line")
+            records.append(record)
+        return records
 
     def rewind(self, step: int) -> None:
         """Removes the records made after ``step`` updates: a resumed run makes them again."""
@@ -95,7 +104,7 @@ def write_manifest(run_dir: Path, seed: int, devices: list[str]) -> None:
         run_dir / "manifest.json",
         {
             "git": _git_hash(),
-            "command": sys.argv,
+            "command": redact_words(sys.argv),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {name: importlib.metadata.version(name) for name in packages},

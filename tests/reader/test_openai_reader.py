@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from qrag_jax.reader.cache import FILE_NAME, ResponseCache, response_key
-from qrag_jax.reader.openai_reader import LONGEST_WAIT, OpenAIReader, _retry_after
+from qrag_jax.reader.openai_reader import LONGEST_WAIT, OpenAIReader
 from qrag_jax.reader.protocol import Answer, Prompt, ReaderError
+from qrag_jax.reader.responses import retry_after
 from tests.support.http import StubServer, completion, stub_server
 
 pytest.importorskip("openai", reason="needs the reader extra")
@@ -86,8 +87,8 @@ def test_without_a_system_message_and_without_usage() -> None:
         b"[]",
         b"null",
         completion(None),
-        completion("half an ans", None),
-        completion("", "content_filter"),
+        completion("", None),
+        completion("x", "tool_calls"),
         completion("x") | {"choices": []},
         {"error": {"message": "overloaded"}},
     ],
@@ -148,7 +149,7 @@ class Clock(threading.Event):
         return False
 
 
-def test_waits_double_with_jitter_and_respect_retry_after() -> None:
+def test_waits_double_with_jitter_and_respectretry_after() -> None:
     script = [500, 500, (429, {"Retry-After": "7"}), 500]
     with stub_server(lambda user, n: script[n] if n < len(script) else echo(user, n)) as server:
         ours, clock = reader(server, backoff=0.5), Clock()
@@ -169,10 +170,10 @@ def test_a_server_that_wants_too_long_a_wait_is_given_up() -> None:
 
 
 def test_retry_after_as_number_date_or_nonsense() -> None:
-    assert _retry_after("2.5") == 2.5
-    assert _retry_after("-3") == _retry_after("soon") == _retry_after(None) == _retry_after("nan") == 0.0
-    assert 100 < _retry_after(formatdate(time.time() + 120, usegmt=True)) <= 120
-    assert _retry_after(formatdate(time.time() - 120, usegmt=True)) == 0.0
+    assert retry_after("2.5") == 2.5
+    assert retry_after("-3") == retry_after("soon") == retry_after(None) == retry_after("nan") == 0.0
+    assert 100 < retry_after(formatdate(time.time() + 120, usegmt=True)) <= 120
+    assert retry_after(formatdate(time.time() - 120, usegmt=True)) == 0.0
 
 
 def test_thoughts_are_no_answer() -> None:
@@ -201,11 +202,13 @@ def test_no_more_requests_in_flight_than_allowed(concurrency: int) -> None:
 
 
 def test_an_outage_loses_nothing_and_the_second_call_asks_only_the_rest(tmp_path: Path) -> None:
-    with stub_server(lambda user, n: 500 if user == "q6" else echo(user, n)) as server:
+    out = [True]
+    with stub_server(lambda user, n: 500 if out[0] and user == "q6" else echo(user, n)) as server:
         with pytest.raises(ReaderError, match=rf"prompt 7 of 9 .*kept in {tmp_path}"):
             reader(server, concurrency=1, retries=1, cache_dir=tmp_path).answer(prompts(9))
         assert server.users() == [f"q{i}" for i in range(6)] + ["q6"] * 2
-    with stub_server(echo) as server:
+        out[0] = False
+        server.requests.clear()
         ours = reader(server, cache_dir=tmp_path)
         assert ours.answer(prompts(9)) == echoed(9)
         assert sorted(server.users()) == ["q6", "q7", "q8"]

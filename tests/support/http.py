@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-def completion(content: str | None, finish: str | None = "stop", usage: dict[str, int] | None = None) -> dict[str, Any]:
+def completion(content: Any, finish: str | None = "stop", usage: dict[str, int] | None = None) -> dict[str, Any]:
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content}}
     body = {"id": "x", "object": "chat.completion", "created": 0, "model": "stub", "choices": [choice]}
     return body if usage is None else body | {"usage": usage}
@@ -19,8 +19,8 @@ def completion(content: str | None, finish: str | None = "stop", usage: dict[str
 class StubServer(ThreadingHTTPServer):
     """``script``: what to do with the n-th request of a prompt (n from 0): ``script(user, n)`` gives one of
 
-    a dict (a JSON body), an int (a status), (status, headers), bytes (a raw JSON-typed body), "hang" (no response until the server ends),
-    or "cut" (the connection closes in the middle of the body).
+    a dict (a JSON body), an int (a status), (status, headers) or (status, headers, body), bytes (a raw JSON-typed body), "hang" (no
+    response until the server ends), or "cut" (the connection closes in the middle of the body).
     """
 
     daemon_threads = True
@@ -77,7 +77,8 @@ class Handler(BaseHTTPRequestHandler):
         elif isinstance(action, int):
             status = action
         elif isinstance(action, tuple):
-            status, headers = action
+            status, headers, *rest = action
+            body = rest[0] if rest else body
         elif isinstance(action, bytes):
             body = action
         self.send_response(status)

@@ -6,12 +6,13 @@ counted by reason, and the counts are returned.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from qrag_jax.config.trees import parse_json
 
 T = TypeVar("T")
 
@@ -76,10 +77,11 @@ def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) ->
     """The records of a file that is one JSON list. Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad record
     (unless ``skip_bad``), and on a file that is missing, is not a JSON list, or has no good record."""
     path = Path(path)
+    text = _text(path)
     try:
-        tree = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+        tree = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(tree, list):
         raise ValueError(f"{path}: must be a JSON list of records, not {_kind(tree)}")
     return _collect(path, ((f"{path}: record {n}", value) for n, value in enumerate(tree, start=1)), parse, skip_bad)
@@ -108,9 +110,9 @@ def _text(path: Path) -> str:
 
 def _loads(line: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadRecord("malformed line", f"not JSON: {error}") from error
+        return parse_json(line)
+    except ValueError as error:
+        raise BadRecord("malformed line", str(error)) from error
 
 
 def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_bad: bool) -> tuple[tuple[Record, ...], ReadReport]:

@@ -6,12 +6,12 @@ Each line is an object with ``index``, ``input`` (a whole prompt: introduction, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qrag_jax.config.trees import parse_json
 from qrag_jax.data.text.sentences import MAX_TOKENS, count_tokens, cut_sentences
 from qrag_jax.types import VALUES_SEPARATOR, QAExample
 
@@ -74,9 +74,9 @@ def official_lengths(data_dir: str | Path, task: str) -> list[int]:
 
 def _example(line: str, task: str) -> QAExample:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error}") from error
+        record = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"is {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"is a JSON {type(record).__name__}; a record is an object with index, input and outputs")
     index, text, outputs = (_field(record, name) for name in ("index", "input", "outputs"))

@@ -1,0 +1,94 @@
+"""JSON, YAML and TOML from anyone: text -> a tree of bounded depth and size, or a ValueError of one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+DEEPEST = 64
+"""Objects and lists inside each other."""
+SETTINGS_CHARACTERS, SETTINGS_NODES = 2**20, 100_000
+"""The largest YAML or TOML file of settings: its characters, and its values with aliases written out."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, in one line, on anything else and on a value that is nested too deeply."""
+    try:
+        tree = json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not JSON: not UTF-8: {error.reason} at byte {error.start}") from error
+    except ValueError as error:  # a number of more digits than Python converts
+        raise ValueError(f"not JSON that can be read here: {str(error).split(';')[0]}") from error
+    _check(tree)
+    return tree
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; numbers as in YAML 1.2. Raises ValueError, in one line, also where a mapping has a key twice."""
+    import yaml
+
+    return _settings(lambda: yaml.load(text, _loader()), text, "YAML")
+
+
+def parse_toml(text: str) -> Any:
+    """The value of a TOML text. Raises ValueError, in one line."""
+    return _settings(lambda: tomllib.loads(text), text, "TOML")
+
+
+def _settings(parse: Callable[[], Any], text: str, name: str) -> Any:
+    if len(text) > SETTINGS_CHARACTERS:
+        raise ValueError(f"has {len(text):,} characters; settings have at most {SETTINGS_CHARACTERS:,}")
+    try:
+        tree = parse()
+    except RecursionError:
+        raise _too_deep() from None
+    except Exception as error:  # PyYAML raises what Python's constructors raise: a date of month 99 is a ValueError, others are KeyErrors
+        raise ValueError(f"not plain {name}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+    _check(tree, SETTINGS_NODES)
+    return tree
+
+
+def _check(tree: Any, nodes: int | None = None) -> None:
+    """Raises ValueError when a tree is deeper than :data:`DEEPEST`, or has more than ``nodes`` values, each alias counted."""
+    level, count = [tree] if type(tree) in (dict, list) else [], 1
+    for _ in range(DEEPEST):
+        count += sum(map(len, level))
+        if nodes is not None and count > nodes:
+            raise ValueError(f"has more than {nodes:,} values (aliases counted); settings are smaller")
+        level = [part for node in level for part in (node.values() if type(node) is dict else node) if type(part) in (dict, list)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"nested more than {DEEPEST} levels deep")
+
+
+def _loader() -> type:
+    """PyYAML's safe loader, which reads 1e-4 as a number, as YAML 1.2 does, and refuses a key that a mapping has twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {key: list(found) for key, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # noqa: RUF012
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                value = self.construct_object(key, deep=True)
+                if repr(value) in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1}: the key {value!r} stands twice; keep one of them")
+                seen.add(repr(value))
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789"))
+    return Loader

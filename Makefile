@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 # The tests of a file stay on one worker; only at the end does an idle worker take tests from the other.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: babilong test test-all lint clean
+.PHONY: babilong test test-all test-newest lint clean
 
 babilong: $(VENV)/.installed
 	$(BIN)/python -m experiments.babilong $(ARGS)
@@ -20,6 +20,10 @@ test: $(VENV)/.installed-test lint
 # Both tiers. The slow tier runs even if the default tier failed; if either fails, so does the target.
 test-all: $(VENV)/.installed-test lint
 	status=0; $(PYTEST) || status=$$?; $(PYTEST) -m slow || status=$$?; exit $$status
+
+# The algorithm and several devices once more, under the newest Python and JAX; skipped where there is no such Python.
+test-newest:
+	.ci/newest
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -42,4 +46,4 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-newest

@@ -134,7 +134,7 @@ def budget_rows(records: Sequence[EpisodeRecord], budgets: Sequence[int]) -> lis
     """Fact EM and Fact F1 of the first T picks of greedy episodes."""
     from qrag_jax.evaluate.metrics import fact_em, fact_f1
 
-    mean = lambda score, t: sum(score(r.picked[:t], r.support) for r in records) / len(records)
+    mean = lambda score, t: sum(score(r.picked[:t], r.support, r.missing) for r in records) / len(records)
     return [{"budget": t, "fact_em": mean(fact_em, t), "fact_f1": mean(fact_f1, t)} for t in budgets]
 
 

@@ -40,7 +40,8 @@ class QAExample:
     """One question over one document, on the host.
 
     ``chunks`` are in document order; ``support`` holds the indices of the supporting chunks, ascending and without
-    repeats. ``support`` is empty only if the data has no labels. ``aliases`` are other correct answers.
+    repeats. ``support`` is empty only if the data has no labels, or if the document lacks every supporting chunk. ``aliases`` are other
+    correct answers. ``missing``: number of supporting chunks that the document lacks, so that no search can find them all.
     """
 
     id: str
@@ -49,6 +50,7 @@ class QAExample:
     answer: str
     support: tuple[int, ...]
     aliases: tuple[str, ...] = ()
+    missing: int = 0
 
     def __post_init__(self) -> None:
         if not self.chunks:
@@ -57,6 +59,8 @@ class QAExample:
             raise ValueError(f"example {self.id!r}: support {self.support} must be ascending and without repeats")
         if self.support and not 0 <= self.support[0] <= self.support[-1] < len(self.chunks):
             raise ValueError(f"example {self.id!r}: support {self.support} must lie in 0..{len(self.chunks) - 1}")
+        if self.missing < 0:
+            raise ValueError(f"example {self.id!r}: missing = {self.missing}: must be >= 0")
 
 
 @no_type_check  # as a pytree, it may also hold axes, shapes and None

@@ -94,7 +94,7 @@ def cores() -> int:
 def missing_torch() -> str | None:
     """Why PyTorch and sentence-transformers cannot be compared with; None if they can."""
     absent = [name for name in ("torch", "sentence_transformers") if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(absent)} (pip install qrag-jax[torch])" if absent else None
+    return f"not installed: {', '.join(absent)} (pip install 'qrag-jax[torch]')" if absent else None
 
 
 def machine(size: int, repeats: int) -> dict[str, Any]:

@@ -136,9 +136,15 @@ def gte(benchmark: str, task: str) -> RunConfig:
 
 
 def qwen3_embedding(benchmark: str, task: str) -> RunConfig:
-    """Qwen/Qwen3-Embedding-0.6B with the settings of the paper's GTE runs (the paper has none for it)."""
+    """Qwen/Qwen3-Embedding-0.6B with the values of the reference code's Qwen3 configuration: the last token's vector at length 1, not
+    divided by 10. What that configuration leaves open is as in the preset gte."""
     config = gte(benchmark, task)
-    return replace(config, model=replace(config.model, embedder="qwen3-embedding", remat=True))
+    return replace(
+        config,
+        model=replace(config.model, embedder="qwen3-embedding", normalize=True, divisor=1.0, remat=True),
+        rl=replace(config.rl, lam=0.65),
+        optim=replace(config.optim, learning_rate=5e-5, end_ratio=0.0, weight_decay=1e-2),
+    )
 
 
 def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budget: int) -> RunConfig:
@@ -197,14 +203,14 @@ def preset(name: str, benchmark: str | None = None, task: str | None = None) -> 
         parts = re.split(r"[:+]", config.data.benchmark)
         if benchmark is not None and benchmark not in (config.data.benchmark, *parts):
             raise ValueError(f"preset {name}: holds settings for {config.data.benchmark}, not for {benchmark}")
-        config = replace(config, data=replace(config.data, task=task or config.data.task))
+        config = replace(config, data=replace(config.data, task=config.data.task if task is None else task))
         if benchmark is not None:
             benchmarks.task(config.data.benchmark, config.data.task)
         return config
     if name not in PRESETS:
         raise unknown("preset", name, (*PRESETS, "a .json file", "the folder of a run or of an export"))
     benchmark = benchmark or DataConfig.benchmark
-    return PRESETS[name](benchmark, task or benchmarks.parts(benchmark)[0].default_task)
+    return PRESETS[name](benchmark, benchmarks.parts(benchmark)[0].default_task if task is None else task)
 
 
 def read(name: str) -> RunConfig:

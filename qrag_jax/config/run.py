@@ -265,7 +265,8 @@ class TrainConfig:
     stop_at: float | None = None
     """End training early when Fact EM reaches this value in two validations in a row."""
     init_from: str | None = None
-    """Run directory or export whose parameters training starts from."""
+    """Trained retriever whose parameters training starts from: a run directory, an export folder, a released checkpoint, gs://BUCKET/NAME,
+    or OWNER/NAME[@REVISION] on the hub."""
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """How updates use devices. auto: jit on one device, pmap on several devices of one host, shard_map on several hosts."""
     shard_state: Literal["none", "auto", "full"] = "none"

@@ -14,7 +14,7 @@ from qrag_jax.config import EvalConfig
 from qrag_jax.evaluate.answers import score_answer
 from qrag_jax.evaluate.metrics import calibrate_threshold, fact_em, fact_f1, wilson_interval
 from qrag_jax.evaluate.results import EpisodeRecord, write_episodes
-from qrag_jax.evaluate.sets import OFFICIAL, EvaluationSet
+from qrag_jax.evaluate.sets import EvaluationSet
 from qrag_jax.reader.make import make_reader
 from qrag_jax.reader.prompts import closed_book, make_prompt
 from qrag_jax.reader.protocol import Reader
@@ -44,8 +44,9 @@ def score_episodes(examples: Sequence[QAExample], found: Sequence[Trajectory]) -
             picked=trajectory.picked,
             q=trajectory.q,
             texts=tuple(example.chunks[i] for i in trajectory.picked),
-            fact_em=fact_em(trajectory.picked, example.support),
-            fact_f1=fact_f1(trajectory.picked, example.support),
+            fact_em=fact_em(trajectory.picked, example.support, example.missing),
+            fact_f1=fact_f1(trajectory.picked, example.support, example.missing),
+            missing=example.missing,
         )
         for example, trajectory in zip(examples, found, strict=True)
     ]
@@ -63,9 +64,9 @@ def read_answers(
 
     If the reader cannot be reached, raises ReaderError; this is never scored as an answer.
     """
-    prompts, benchmark = [], questions.benchmark.removesuffix(OFFICIAL)
+    prompts, benchmark = [], questions.known_benchmark
     for record, example in zip(records, examples, strict=True):
-        if context == "none":
+        if context == "none" or (context == "gold" and not example.support):
             prompts.append(closed_book(benchmark, questions.task, example.question))
             continue
         chosen = sorted(record.picked) if context == "retrieved" else example.support
@@ -112,13 +113,15 @@ def evaluate(config: EvalConfig, run_dir: Path, retriever: Retriever, sets: Sequ
         rows.append({**questions.names, **found, "seconds_per_episode": seconds, "checkpoint_step": retriever.step})
         answered = "" if found["answer_em"] is None else f", answer EM {found['answer_em']:.3f}"
         say(f"{questions.name}: Fact EM {found['fact_em']:.3f}{answered} on {found['episodes']} questions, {seconds:.2f} s each")
+        if lacking := sum(record.missing > 0 for record in records):
+            say(f"{questions.name}: {lacking} of these questions lack supporting chunks in their documents; their Fact EM is 0")
     return rows
 
 
 def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[str, Any]:
     """Mean metrics of the episodes; ``ci95`` is the Wilson interval of Fact EM."""
     em = [record.fact_em for record in records]
-    kept = None if threshold is None else [(stopped(r.picked, r.q, threshold), r.support) for r in records]
+    kept = None if threshold is None else [(stopped(r.picked, r.q, threshold), r.support, r.missing) for r in records]
     return {
         "chunks": max(record.chunks for record in records),
         "episodes": len(records),

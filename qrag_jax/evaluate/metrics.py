@@ -14,17 +14,17 @@ import numpy as np
 from qrag_jax.retrieve.search import stopped
 
 
-def fact_em(picked: Sequence[int], support: Sequence[int]) -> float:
-    """1 if every supporting chunk was picked (others may be picked too), else 0."""
-    _check(support)
-    return float(set(support) <= set(picked))
+def fact_em(picked: Sequence[int], support: Sequence[int], missing: int = 0) -> float:
+    """1 if every supporting chunk was picked (others may be picked too), else 0. It is 0 if the document lacks ``missing`` of them."""
+    _check(support, missing)
+    return float(not missing and set(support) <= set(picked))
 
 
-def fact_f1(picked: Sequence[int], support: Sequence[int]) -> float:
-    """F1 of the set of picked chunks against the supporting set."""
-    _check(support)
+def fact_f1(picked: Sequence[int], support: Sequence[int], missing: int = 0) -> float:
+    """F1 of the set of picked chunks against the supporting set, to which ``missing`` chunks belong that the document lacks."""
+    _check(support, missing)
     both = len(set(picked) & set(support))
-    return 2 * both / (len(set(picked)) + len(set(support)))
+    return 2 * both / (len(set(picked)) + len(set(support)) + missing)
 
 
 def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[float]], support: Sequence[Sequence[int]]) -> float:
@@ -94,6 +94,6 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _check(support: Sequence[int]) -> None:
-    if not support:
+def _check(support: Sequence[int], missing: int) -> None:
+    if not support and not missing:
         raise ValueError("support is empty: Fact EM and Fact F1 are undefined without supporting chunks; leave out the example")

@@ -31,6 +31,8 @@ class EpisodeRecord:
     prediction: str | None = None
     answer_em: float | None = None
     answer_f1: float | None = None
+    missing: int = 0
+    """Number of supporting chunks that the document lacks; if there are any, Fact EM is 0."""
 
 
 def write_episodes(path: Path, records: Sequence[EpisodeRecord]) -> None:

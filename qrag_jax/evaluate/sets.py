@@ -10,12 +10,14 @@ from qrag_jax import data
 from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.config.lengths import format_tokens, parse_tokens
 from qrag_jax.config.retarget import others, parts
+from qrag_jax.data.multihop.hotpotqa import load_fullwiki
 from qrag_jax.data.ruler import files as ruler_files
 from qrag_jax.data.ruler import tasks as ruler
 from qrag_jax.data.splits import Split
 from qrag_jax.types import QAExample
 
-OFFICIAL = "-official"  # ending of a benchmark's name if its published records are read instead of generated ones
+# Endings of a benchmark's name if other questions than its usual test are read: RULER's own records, HotpotQA's fullwiki file.
+OFFICIAL, FULLWIKI = "-official", "-fullwiki"
 GROUP = 256  # number of questions whose paragraphs are embedded together
 
 
@@ -33,6 +35,11 @@ class EvaluationSet:
     examples: Sequence[QAExample]
     groups: tuple[range, ...]
     split: Split = "test"
+
+    @property
+    def known_benchmark(self) -> str:
+        """The benchmark's name in the table of facts, without an ending."""
+        return self.benchmark.removesuffix(OFFICIAL).removesuffix(FULLWIKI)
 
     @property
     def names(self) -> dict[str, Any]:
@@ -71,8 +78,7 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
     name = f"{settings.benchmark}-{settings.task}"
     if not benchmarks.made_to_length(settings.benchmark):
         examples = data.load(settings, split, seed=config.train.seed, haystacks=1)
-        count = min(episodes, len(examples))
-        groups = tuple(range(start, min(start + GROUP, count)) for start in range(0, count, GROUP))
+        groups = _own_lengths(min(episodes, len(examples)))
     else:
         chunks = settings.chunks if tokens is None else data.context_chunks(settings.benchmark, settings.task, tokens)
         haystacks = min(config.eval.haystacks, episodes)
@@ -88,11 +94,26 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
 
 
 def official_sets(config: RunConfig) -> list[EvaluationSet]:
-    """RULER's published records of the run's task, or of all eight, with one set for each length found in ``config.data.data_dir``."""
-    if config.data.benchmark != "ruler":
-        raise ValueError(f"official: only ruler has official records, {config.data.benchmark} has none")
+    """The files that a benchmark's authors publish for evaluation alone. RULER: the records of the run's task, or of all needle tasks, with
+    one set for each length found in ``config.data.data_dir``. HotpotQA: the fullwiki questions.
+
+    Raises ValueError for other benchmarks and splits, and on missing or broken files.
+    """
+    if config.data.benchmark not in ("ruler", "hotpotqa"):
+        raise ValueError(
+            f"official: only ruler (its own records) and hotpotqa (the fullwiki file) have official files, {config.data.benchmark} has none"
+        )
     if config.eval.split != "test":
         raise ValueError(f"eval.split = {config.eval.split!r}: official records are for the test alone; leave it at test")
+    if config.data.benchmark == "hotpotqa":
+        examples = load_fullwiki(config.data, seed=config.train.seed)
+        name, groups = f"hotpotqa{FULLWIKI}", _own_lengths(min(config.eval.episodes, len(examples)))
+        task = config.data.task
+        return [EvaluationSet(f"{name}-{task}", name, task, None, config.eval.budget, examples, groups)]
+    return _ruler_sets(config)
+
+
+def _ruler_sets(config: RunConfig) -> list[EvaluationSet]:
     if config.data.data_dir is None:
         raise ValueError(f"data.data_dir: official records are files, so give the folder that holds {ruler_files.FOLDER}/")
     sets = []
@@ -103,3 +124,8 @@ def official_sets(config: RunConfig) -> list[EvaluationSet]:
             name = f"ruler{OFFICIAL}-{settings.task}-{length}"
             sets.append(EvaluationSet(name, f"ruler{OFFICIAL}", settings.task, length, config.eval.budget, examples, groups))
     return sets
+
+
+def _own_lengths(count: int) -> tuple[range, ...]:
+    """Groups of ``count`` questions that have their own documents."""
+    return tuple(range(start, min(start + GROUP, count)) for start in range(0, count, GROUP))

@@ -93,7 +93,7 @@ def run_to_torch(command: ToTorch, say: Callable[[str], None]) -> int:
     out = to_torch(export, command.out, command.format)
     say(f"{out}: written ({command.format})")
     if importlib.util.find_spec("torch") is None:
-        say("not compared with PyTorch, which is not installed (pip install qrag-jax[torch])")
+        say("not compared with PyTorch, which is not installed (pip install 'qrag-jax[torch]')")
         return DONE
     found = difference(export, out, command.format)
     if found is None:

@@ -7,6 +7,8 @@ with the names of the reference code, and the base model and settings that it ne
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -77,14 +79,16 @@ def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, l
             try:
                 from sentence_transformers import SentenceTransformer
             except ImportError as error:
-                raise ValueError("this needs sentence-transformers: pip install qrag-jax[torch]") from error
-            model = SentenceTransformer(str(folder / name), device="cpu", trust_remote_code=False)
+                raise ValueError("this needs sentence-transformers: pip install 'qrag-jax[torch]'") from error
+            with _without_reports():
+                model = SentenceTransformer(str(folder / name), device="cpu", trust_remote_code=False)
             return np.asarray(model.encode(list(SAMPLES)))
         from transformers import AutoConfig, AutoModel
 
         source = folder / ("base_model" if layout == "reference" else name)
         if layout == "hf":
-            network = AutoModel.from_pretrained(source, dtype=torch.float32, **LOCAL)
+            with _without_reports():
+                network = AutoModel.from_pretrained(source, dtype=torch.float32, **LOCAL)
         else:
             network = AutoModel.from_config(AutoConfig.from_pretrained(source, **LOCAL), trust_remote_code=False)
             critic, prefix = load_tensors(folder / "model_best.pt")["critic"], STATE if name == "state_encoder" else ACTION
@@ -99,6 +103,22 @@ def _torch_embeddings(export: Export, folder: Path, layout: Format, name: str, l
     pooled = pool(hidden.numpy(), tokens["attention_mask"].numpy() > 0, export.pooling)
     settings = export.config.model
     return np.asarray(normalized(pooled) if settings.normalize else pooled) / settings.divisor
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Without the report and the progress bar of transformers' loader: a pooler that it misses is not used here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _lengths(export: Export) -> tuple[int, int]:

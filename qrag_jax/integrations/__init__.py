@@ -16,7 +16,7 @@ from qrag_jax.retrieve.types import Pick
 
 
 def missing(package: str) -> ImportError:
-    return ImportError(f"this adapter needs {package}: pip install qrag-jax[integrations]")
+    return ImportError(f"this adapter needs {package}: pip install 'qrag-jax[integrations]'")
 
 
 def load(retriever_dir: str | Path, index_dir: str | Path) -> tuple[Retriever, Index]:

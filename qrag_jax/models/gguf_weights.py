@@ -48,7 +48,7 @@ class GgufTensors(Mapping[str, np.ndarray]):
         try:
             import gguf
         except ImportError as error:
-            raise ValueError(f"{path}: GGUF files need the gguf package: pip install qrag-jax[reader]") from error
+            raise ValueError(f"{path}: GGUF files need the gguf package: pip install 'qrag-jax[reader]'") from error
         try:
             self._reader = gguf.GGUFReader(path)
         except Exception as error:  # a malformed file can fail anywhere in the package's reader

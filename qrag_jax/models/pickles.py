@@ -22,7 +22,7 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError("this needs PyTorch: pip install qrag-jax[torch]") from error
+        raise ValueError("this needs PyTorch: pip install 'qrag-jax[torch]'") from error
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
         raise ValueError(f"torch {torch.__version__} cannot load a pickle safely (CVE-2025-32434): install torch >= 2.6")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,10 +76,10 @@ def to_flax(
     """Named tensors -> flax parameters of the shapes and types of ``template`` (a tree of arrays or ShapeDtypeStructs).
 
     Each is asked for once and handed to ``place`` with its flax path, so ``tensors`` may read from disk and ``place`` may move to a device.
-    Raises ValueError that lists every missing, unexpected and misshapen tensor at once; :data:`HARMLESS` ones are ignored.
+    Raises ValueError that lists every missing, unexpected, misshapen and non-finite tensor at once; :data:`HARMLESS` ones are ignored.
     """
     params: dict[str, Any] = {}
-    missing, misshapen, known = [], [], set()
+    missing, misshapen, broken, known = [], [], [], set()
     for weight in table:
         known.add(weight.hf)
         if weight.hf not in tensors:
@@ -96,6 +97,9 @@ def to_flax(
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             misshapen.append(f"{weight.hf} holds {tensor.dtype}, not floating-point numbers")
             continue
+        if not is_finite(tensor):
+            broken.append(weight.hf)
+            continue
         target = params
         for key in weight.flax[:-1]:
             target = target.setdefault(key, {})
@@ -103,7 +107,12 @@ def to_flax(
     unexpected = sorted(name for name in tensors if name not in known and not HARMLESS.match(name))
     problems = [
         f"{kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape or type", misshapen))
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape or type", misshapen),
+            ("NaN or infinity in", broken),
+        )
         if names
     ]
     if problems:
@@ -112,7 +121,7 @@ def to_flax(
 
 
 def from_flax(table: Iterable[Weight], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Flax parameters -> named float32 tensors: the inverse of :func:`to_flax`."""
+    """Flax parameters -> named float32 tensors: the inverse of :func:`to_flax`. Raises ValueError that lists every non-finite tensor."""
     tensors = {}
     for weight in table:
         node: Any = params
@@ -120,4 +129,12 @@ def from_flax(table: Iterable[Weight], params: Mapping[str, Any]) -> dict[str, n
             node = node[key]
         value = np.asarray(node, np.float32)
         tensors[weight.hf] = np.ascontiguousarray(value.T if weight.transpose else value)
+    if broken := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+        raise ValueError(f"NaN or infinity in {', '.join(broken)}; such weights are not written")
     return tensors
+
+
+def is_finite(tensor: np.ndarray) -> bool:
+    """Whether a tensor that is not empty holds neither NaN nor infinity. Takes no memory, since NaN is its own minimum."""
+    with np.errstate(invalid="ignore"):
+        return math.isfinite(float(tensor.min())) and math.isfinite(float(tensor.max()))

@@ -257,5 +257,5 @@ def _openai() -> Any:
     try:
         import openai
     except ImportError as error:
-        raise ValueError("an OpenAI-compatible reader needs the openai package: pip install qrag-jax[reader]") from error
+        raise ValueError("an OpenAI-compatible reader needs the openai package: pip install 'qrag-jax[reader]'") from error
     return openai

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qrag_jax.config import RunConfig
-from qrag_jax.export.folder import find_export, read_export
+from qrag_jax.export.hub import load_model
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig
@@ -40,7 +40,10 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
     ``examples``: the training examples of each stage. Raises ValueError when the weights cannot be read or do not fit ``config``.
     """
     if config.train.init_from is not None:
-        export = read_export(find_export(config.train.init_from))
+        try:
+            export = load_model(config.train.init_from)
+        except ValueError as error:
+            raise ValueError(f"train.init_from: {error}") from error
         backbone, tokenizer, start = export.backbone, export.tokenizer, export.params
         embedder = make_embedder(config, backbone, export.pooling)
     elif config.model.embedder != "tiny":

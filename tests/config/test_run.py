@@ -153,3 +153,10 @@ def test_the_papers_presets_follow_the_reference_code(name, benchmark, task, ord
     for ours in ("tiny", "minilm"):
         data = preset(ours, benchmark, task).data
         assert (data.state_order, data.chunk_text) == ("document", "title. text")
+
+
+def test_the_qwen3_preset_follows_the_reference_code():
+    config = preset("qwen3-embedding", "hotpotqa+musique", "all")
+    assert (config.model.embedder, config.model.normalize, config.model.divisor) == ("qwen3-embedding", True, 1.0)
+    assert (config.optim.learning_rate, config.optim.end_ratio, config.optim.weight_decay, config.optim.warmup) == (5e-5, 0.0, 1e-2, 1000)
+    assert (config.rl.alpha, config.rl.alpha_end, config.rl.gamma, config.rl.lam, config.rl.tau) == (0.005, 0.005, 0.99, 0.65, 0.02)

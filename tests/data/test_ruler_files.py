@@ -109,5 +109,3 @@ def test_refuses_missing_official_files(tmp_path: Path) -> None:
         official_lengths(tmp_path, "niah_single_1")
     with pytest.raises(ValueError, match=r"a folder with ruler/4096/niah_single_1/validation.jsonl must be given"):
         load_official(None, "niah_s1", 4096)
-    with pytest.raises(ValueError, match="official files can be read only for the NIAH tasks"):
-        load_official(str(tmp_path), "qa_sh", 4096)

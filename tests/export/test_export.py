@@ -278,10 +278,10 @@ class TestCommands:
     ) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)
         code, said, _ = run("export", tmp_path / "export", tmp_path / "out")
-        assert (code, said[1]) == (0, "not compared with PyTorch, which is not installed (pip install qrag-jax[torch])")
+        assert (code, said[1]) == (0, "not compared with PyTorch, which is not installed (pip install 'qrag-jax[torch]')")
         assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
         code, said, errors = run("export", tmp_path / "export", tmp_path / "pickle", "--format", "reference")
-        assert (code, said, errors) == (64, [], ["error: this needs PyTorch: pip install qrag-jax[torch]"])
+        assert (code, said, errors) == (64, [], ["error: this needs PyTorch: pip install 'qrag-jax[torch]'"])
 
     def test_a_difference_keeps_the_files_and_exits_1(
         self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run

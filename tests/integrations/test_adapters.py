@@ -74,4 +74,4 @@ for name in ("langchain", "llama_index", "haystack"):
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert [line.split(":")[0].rsplit(" ", 1)[1] for line in lines] == ["langchain-core", "llama-index-core", "haystack-ai"]
-    assert all(line.endswith("pip install qrag-jax[integrations]") for line in lines)
+    assert all(line.endswith("pip install 'qrag-jax[integrations]'") for line in lines)

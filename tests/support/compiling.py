@@ -1,8 +1,8 @@
 """How XLA compiles the programs of tests. Most of the time of this suite is compiling.
 
 JAX's own switch, ``jax_disable_most_optimizations``, saves a third of it. XLA's older code generator for the CPU, which this module adds
-to the switch, saves another third. JAX's only setting for it is XLA_FLAGS, which would change all programs of a process. So this module
-wraps the function that makes the options of a compilation.
+to the switch where jaxlib still has it, saves another third. JAX's only setting for it is XLA_FLAGS, which would change all programs of a
+process. So this module wraps the function that makes the options of a compilation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 from jax._src import compiler
 
 SWITCH = "jax_disable_most_optimizations"
-QUICK = {"xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}  # jaxlib 0.12 refuses the name
 
 
 def quick() -> bool:

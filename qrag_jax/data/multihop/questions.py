@@ -79,6 +79,7 @@ class MultihopQuestions(Sequence[QAExample]):
             answer=record.answer,
             support=tuple(place for place, k in enumerate(order) if k in record.support),
             aliases=record.aliases,
+            missing=record.missing,
         )
 
     def record(self, i: SupportsIndex) -> Record:

@@ -28,7 +28,8 @@ class BadRecord(ValueError):
 @dataclass(frozen=True)
 class Record:
     """A question and its paragraphs, as pairs (title, text). ``support``: ascending indices of the paragraphs that answer the question.
-    ``aliases``: other correct answers. ``type``: the benchmark's own name for this kind of question."""
+    ``aliases``: other correct answers. ``type``: the benchmark's own name for this kind of question. ``missing``: number of supporting
+    paragraphs that are not among the paragraphs."""
 
     id: str
     question: str
@@ -37,10 +38,11 @@ class Record:
     paragraphs: tuple[tuple[str, str], ...]
     support: tuple[int, ...]
     type: str
+    missing: int = 0
 
     @property
     def hops(self) -> int:
-        return len(self.support)
+        return len(self.support) + self.missing
 
     def chunks(self, after_title: str = ". ") -> tuple[str, ...]:
         """The paragraphs as chunks: title, ``after_title``, text."""
@@ -175,11 +177,12 @@ def make_record(
     paragraphs: Iterable[tuple[str, str, bool]],
     notes: Counter[str],
     aliases: Iterable[str] = (),
+    missing: int = 0,
 ) -> Record:
     """A record from an object with the fields ``id_name``, question and answer, and from paragraphs (title, text, supports).
 
     Paragraphs with the same title and text become one paragraph, which supports the answer if any of them does. Raises BadRecord on an
-    empty title or text, and without paragraphs or support.
+    empty title or text, and without paragraphs or support. ``missing``: number of supporting paragraphs that are known to be elsewhere.
     """
     merged: dict[tuple[str, str], bool] = {}
     for number, (title, text, supports) in enumerate(paragraphs):
@@ -192,7 +195,7 @@ def make_record(
     if not merged:
         raise BadRecord("no paragraphs", "the document is empty")
     support = tuple(index for index, supports in enumerate(merged.values()) if supports)
-    if not support:
+    if not support and not missing:
         raise BadRecord("no support", "no paragraph supports the answer")
     return Record(
         id=get_text(tree, id_name),
@@ -202,6 +205,7 @@ def make_record(
         paragraphs=tuple(merged),
         support=support,
         type=kind,
+        missing=missing,
     )
 
 

@@ -1,4 +1,4 @@
-"""A strict reader of RULER's own files for its NIAH tasks, ``<task>/validation.jsonl``, as its generator writes them.
+"""A strict reader of RULER's own files, ``<task>/validation.jsonl``, as its generator writes them; here for the NIAH tasks.
 
 Each line is an object with ``index``, ``input`` (a whole prompt: introduction, text, question, perhaps the beginning of the answer) and
 ``outputs`` (the values asked for); other fields are ignored.
@@ -7,7 +7,7 @@ Each line is an object with ``index``, ``input`` (a whole prompt: introduction, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,20 @@ from qrag_jax.types import VALUES_SEPARATOR, QAExample
 
 FOLDER = "ruler"
 FILE = "validation.jsonl"
+FOLDER_OF = {"qa_sh": "qa_1", "qa_mh": "qa_2"}
+"""Task -> RULER's own name for it, where that differs."""
 
 _INTRODUCTION = re.compile(r"special magic \w+ (?:is|are) hidden within the following text\.[^\n]* afterwards\.")
 _QUESTION = re.compile(r"What (?:is|are all) the special magic \w+ for [^\n?]+ mentioned in the provided text\?")
 _NEEDLE = re.compile(r"(One of the special magic \w+ for \S+ is: [^\s.]+\.)(?=\s|$)")
 
 
-def read_official(path: str | Path) -> list[QAExample]:
-    """The records of one file as examples: the prompt's question, and its text cut into chunks (:func:`cut`), of which those that hold an
-    output are the support. The answer consists of the outputs, joined.
+Parse = Callable[[dict[str, Any], str], QAExample]
+"""A record and the name of its example -> the example. Raises ValueError with the reason."""
+
+
+def read_official(path: str | Path, parse: Parse | None = None) -> list[QAExample]:
+    """The records of one file as examples. ``parse`` None: :func:`needles`.
 
     Raises ValueError('file:line: reason') on the first record that breaks the format or has an output that its text does not hold.
     """
@@ -44,7 +49,7 @@ def read_official(path: str | Path) -> list[QAExample]:
     line_of: dict[str, int] = {}
     for row, line in enumerate(lines, start=1):
         try:
-            example = _example(line, path.parent.name)
+            example = _example(line, path.parent.name, parse or needles)
             if example.id in line_of:
                 raise ValueError(
                     f"index {example.id.rpartition('/')[2]} is also the index of line {line_of[example.id]}; every record needs its own"
@@ -58,11 +63,12 @@ def read_official(path: str | Path) -> list[QAExample]:
 
 def official_path(data_dir: str | Path, task: str, length: int) -> Path:
     """The path of the records of a task (full name) with texts of ``length`` tokens."""
-    return Path(data_dir, FOLDER, str(length), task, FILE)
+    return Path(data_dir, FOLDER, str(length), FOLDER_OF.get(task, task), FILE)
 
 
 def official_lengths(data_dir: str | Path, task: str) -> list[int]:
     """The text lengths, in tokens and ascending, for which official records exist. Raises ValueError if there are none."""
+    task = FOLDER_OF.get(task, task)
     found = sorted(int(path.parts[-3]) for path in Path(data_dir, FOLDER).glob(f"*/{task}/{FILE}") if path.parts[-3].isdigit())
     if not found:
         raise ValueError(
@@ -72,7 +78,7 @@ def official_lengths(data_dir: str | Path, task: str) -> list[int]:
     return found
 
 
-def _example(line: str, task: str) -> QAExample:
+def _example(line: str, task: str, parse: Parse) -> QAExample:
     try:
         record = parse_json(line)
     except ValueError as error:
@@ -86,6 +92,13 @@ def _example(line: str, task: str) -> QAExample:
         raise ValueError(f"input = {text!r}: must be the prompt as a string")
     if not isinstance(outputs, list) or not outputs or not all(isinstance(value, str) and value.strip() for value in outputs):
         raise ValueError(f"outputs = {outputs!r}: must be a list of one or more values, each a string that is not empty")
+    return parse(record, f"{FOLDER}/{task}/official/{index}")
+
+
+def needles(record: dict[str, Any], name: str) -> QAExample:
+    """A record of a NIAH task: the prompt's question, and its text cut into chunks (:func:`cut`), of which those that hold an output are
+    the support. The answer consists of the outputs, joined."""
+    text, outputs = record["input"], record["outputs"]
     if any(VALUES_SEPARATOR in value for value in outputs):
         raise ValueError(f"outputs = {outputs!r}: a value holds {VALUES_SEPARATOR!r}, which separates the values of an answer")
     introduction = _INTRODUCTION.search(text)
@@ -102,7 +115,7 @@ def _example(line: str, task: str) -> QAExample:
         if not holding:
             raise ValueError(f"output {value!r} is not found in the text of the record, so it has no supporting chunk")
         support.update(holding)
-    return QAExample(f"{FOLDER}/{task}/official/{index}", questions[-1][0], chunks, VALUES_SEPARATOR.join(outputs), tuple(sorted(support)))
+    return QAExample(name, questions[-1][0], chunks, VALUES_SEPARATOR.join(outputs), tuple(sorted(support)))
 
 
 def _field(record: dict[str, Any], name: str) -> Any:

@@ -20,6 +20,7 @@ from qrag_jax.data.ruler.documents import Documents, NoiseSource, TextHaystack
 from qrag_jax.data.ruler.files import official_path, read_official
 from qrag_jax.data.ruler.needles import NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions
 from qrag_jax.data.ruler.qa import QA_TASKS, load_qa
+from qrag_jax.data.ruler.qa_files import read_official_qa
 from qrag_jax.data.splits import Split, check_split, stable_fraction
 from qrag_jax.data.text.haystack import book_sentences, load_haystack
 from qrag_jax.types import QAExample
@@ -105,13 +106,13 @@ def essay_sentences(data_dir: str) -> tuple[str, ...]:
 
 
 def load_official(data_dir: str | None, task: str, length: int) -> list[QAExample]:
-    """RULER's own records of a task with texts of ``length`` tokens (``data_dir/ruler/<length>/<task>/validation.jsonl``).
+    """RULER's own records of a task with texts of ``length`` tokens (``data_dir/ruler/<length>/<task>/validation.jsonl``; RULER's
+    names of qa_sh and qa_mh are qa_1 and qa_2).
 
     Documents have different numbers of chunks. Raises ValueError on an unknown task, a missing file or a broken record.
     """
     task = full_name(task)
-    if task not in NIAH:
-        raise ValueError(f"data.task = {task!r}: official files can be read only for the NIAH tasks: {', '.join(NIAH)}")
     if data_dir is None:
         raise ValueError(f"data.data_dir: official records are files, so a folder with {official_path('', task, length)} must be given")
-    return read_official(official_path(data_dir, task, length))
+    path = official_path(data_dir, task, length)
+    return read_official_qa(data_dir, task, path) if task in QA_TASKS else read_official(path)

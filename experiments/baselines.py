@@ -112,6 +112,8 @@ def check_results(run_dir: Path) -> None:
 
 def untrained(config: RunConfig, run_dir: Path) -> Retriever:
     """A retriever before any fine-tuning. ``run_dir`` may hold the vocabulary of a from-scratch run."""
+    import jax
+
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.train.batches import stage_examples
     from qrag_jax.train.model import build_model
@@ -119,7 +121,7 @@ def untrained(config: RunConfig, run_dir: Path) -> Retriever:
     scratch = config.model.embedder == "tiny" and not (run_dir / "tokenizer.json").exists()
     examples = [stage_examples(config, stage) for stage in config.train.stages(config.data)] if scratch else []
     model = build_model(config, run_dir, examples)
-    return Retriever(config, model.embedder, model.params, model.tokenizer)
+    return Retriever(config, model.embedder, jax.device_put(model.params), model.tokenizer)
 
 
 if __name__ == "__main__":

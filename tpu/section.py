@@ -162,7 +162,7 @@ def untrained_retriever(sizes: Sizes) -> tuple[Retriever, list[str]]:
     config = speed_config("contriever", sizes)
     config = replace(config, model=replace(config.model, compute_dtype="bfloat16"))
     model = random_model(config, sizes.networks["contriever"], train_wordpiece(sentences, config.model.vocab_size))
-    return Retriever(config, model.embedder, model.params, model.tokenizer), texts
+    return Retriever(config, model.embedder, jax.device_put(model.params), model.tokenizer), texts
 
 
 def train(name: str, job: Job) -> Iterator[Values]:

@@ -267,6 +267,10 @@ class TrainConfig:
     """Run directory or export whose parameters training starts from."""
     parallel: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """How updates use devices. auto: jit on one device, pmap on several devices of one host, shard_map on several hosts."""
+    shard_state: Literal["none", "auto", "full"] = "none"
+    """Where the train state lies: parameters, their moving average and the two moments of Adam (16 bytes a parameter).
+    none: every device holds all of it. full: every device holds a part, and updates use shard_map; more is sent between devices.
+    auto: full if a copy takes more than half of a device's memory. A run may change this when it resumes."""
     devices: int = 0
     """Number of devices to use; 0: all."""
 
@@ -282,6 +286,9 @@ class TrainConfig:
         require(0 < self.checkpoint_minutes < math.inf, "train.checkpoint_minutes", self.checkpoint_minutes, "> 0")
         require(0 <= self.seed < 2**31, "train.seed", self.seed, "in [0, 2^31)")
         require(self.devices >= 0, "train.devices", self.devices, ">= 0")
+        if self.parallel in ("jit", "pmap"):
+            allowed = f"none or auto with train.parallel {self.parallel!r}; to split the state, use train.parallel auto or shard_map"
+            require(self.shard_state != "full", "train.shard_state", self.shard_state, allowed)
         if self.stop_at is not None:
             require(0 < self.stop_at <= 1, "train.stop_at", self.stop_at, "in (0, 1]")
         for text in self.curriculum:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, no_type_check
 
 import jax
@@ -135,9 +136,11 @@ def tiles_vjp(
         local = jnp.where(here >= 0, jnp.arange(size).reshape(here.shape), PAD)
         _, vjp = jax.vjp(lambda p, w: embed(p, w, local, tiles.segments[i], i), params, table[jnp.maximum(here, 0).reshape(-1)])
         more, mine = vjp(per_slot[i])
-        return jax.tree.map(jnp.add, grads, more), jax.lax.dynamic_update_index_in_dim(words, mine, i, 0)
+        return jax.tree.map(jnp.add, grads, more), jax.lax.dynamic_update_index_in_dim(words, mine.astype(words.dtype), i, 0)
 
-    words = jnp.zeros((shape.tiles, size, table.shape[1]), table.dtype) * tiles.count
-    grads, words = jax.lax.fori_loop(0, tiles.count, body, (jax.tree.map(jnp.zeros_like, params), words))
+    # Summed in float32, also over parameters that come in another type.
+    zeros = partial(jnp.zeros_like, dtype=jnp.float32)
+    words = jnp.zeros((shape.tiles, size, table.shape[1]), jnp.float32) * tiles.count
+    grads, words = jax.lax.fori_loop(0, tiles.count, body, (jax.tree.map(zeros, params), words))
     flat = jnp.where(tiles.ids >= 0, tiles.ids, table.shape[0]).reshape(-1)
-    return grads, jnp.zeros_like(table).at[flat].add(words.reshape(flat.shape[0], -1), mode="drop")
+    return grads, zeros(table).at[flat].add(words.reshape(flat.shape[0], -1), mode="drop")

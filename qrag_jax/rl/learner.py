@@ -6,6 +6,7 @@ pool is embedded in equal parts and gathered, gradients and metrics are averaged
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, no_type_check
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from qrag_jax.config import OptimConfig, RunConfig
 from qrag_jax.models.embedder import Embedder, RowEmbedder
-from qrag_jax.rl import policy
+from qrag_jax.rl import policy, shards
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.qhead import q_halves
 from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
@@ -63,7 +64,7 @@ def clip_by_global_norm(highest: float) -> optax.GradientTransformation:
     """``optax.clip_by_global_norm``, as one factor for all entries: dividing each entry would write the clipped gradient to memory."""
 
     def update(grads: Params, state: optax.OptState, params: Params | None = None) -> tuple[Params, optax.OptState]:
-        norm = optax.tree.norm(grads)
+        norm = shards.norm(grads)
         return optax.tree.scale(highest / jnp.maximum(norm, highest), grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -100,9 +101,10 @@ class Learner:
         """Episodes under the current policy: uniform for the first ``random_updates``, Boltzmann afterwards."""
         rl = self.config.rl
         alpha, uniform = self.alpha(state.step), state.step < rl.random_updates
+        pool = self.embed_pool(state.params, batch, axis_name)
         return rollout(
-            partial(self.state_embedder, state.params),
-            self.embed_pool(state.params, batch, axis_name),
+            self.whole(self.state_embedder, state.params, pool),
+            pool,
             batch,
             self.episode_keys(state, batch),
             partial(policy.boltzmann, alpha=alpha, top_k=rl.policy_top_k, uniform=uniform),
@@ -134,7 +136,7 @@ class Learner:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         target_params = optax.incremental_update(params, state.target_params, self.config.rl.tau)
-        metrics = {**means, "grad_norm": optax.tree.norm(grads), "alpha": self.alpha(state.step)}
+        metrics = {**means, "grad_norm": shards.norm(grads), "alpha": self.alpha(state.step)}
         return replace(state, step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
 
     def alpha(self, step: Int[Array, ""]) -> Float[Array, ""]:
@@ -160,7 +162,7 @@ class Learner:
             q, available, _ = scores(embedded, chunks, batch, picks_before(episode.picked, t, count), episode.offset, self.config.qhead)
             return jax.vmap(partial(soft_value, alpha=alpha, config=rl))(q, available)
 
-        embed = partial(self.state_embedder, params)
+        embed = self.whole(self.state_embedder, params, chunks)
         later = episode.state_ids[:, 1:]
         embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1)
         v_tp1 = [value(embedded[:, t - 1], t) for t in range(1, budget)]
@@ -190,7 +192,8 @@ class Learner:
         state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
         s, a = flat(episode.states), flat(episode.actions)
         if dropout is not None:
-            s, a = self.state_embedder(params, state_ids, dropout), self.action_embedder(params, action_ids, dropout)
+            s = self.whole(self.state_embedder, params, state_ids)(state_ids, dropout)
+            a = self.whole(self.action_embedder, params, s)(action_ids, dropout)
 
         def loss(s: Array, a: Array) -> Float[Array, ""]:
             q = q_halves(s, a, episode.positions.reshape(-1), qhead)
@@ -203,14 +206,29 @@ class Learner:
         self, params: Params, states: tuple[Array, Array], actions: tuple[Array, Array], dropout: PRNGKeyArray | None, axis_name: str | None
     ) -> Params:
         """The gradient of the parameters, averaged over devices, from token rows [R, L] and the gradient of their embeddings [R, D]."""
-        of_states = self.state_embedder.gradient(params, *states, dropout)
-        of_actions = self.action_embedder.gradient(params, *actions, dropout)
+        of_states = self.one_gradient(self.state_embedder, params, states, dropout)
+        of_actions = self.one_gradient(self.action_embedder, params, actions, dropout, of_states)
         both = jax.tree.map(jnp.add, of_states, of_actions) if self.embedder.tied else of_states | of_actions
-        return jax.lax.pmean({"params": both}, axis_name) if axis_name is not None else {"params": both}
+        return shards.replicated_mean({"params": both}, axis_name) if axis_name is not None else {"params": both}
+
+    def one_gradient(
+        self, encoder: RowEmbedder, params: Params, rows: tuple[Array, Array], dropout: PRNGKeyArray | None, after: Any = ()
+    ) -> dict[str, Params]:
+        """{name: gradient} of one encoder; averaged over devices only where the parameters are shards."""
+        own = {encoder.name: params["params"][encoder.name]}
+        whole = shards.gather({"params": own}, self.embedder.dtype, (rows, after))
+        return shards.scatter_mean(encoder.gradient(whole, *rows, dropout), own)
+
+    def whole(self, encoder: RowEmbedder, params: Params, after: Any) -> Callable[..., Float[Array, "R D"]]:
+        """``encoder`` with its parameters gathered, if they are shards. ``after``: arrays that must be computed first."""
+        return partial(encoder, shards.gather({"params": {encoder.name: params["params"][encoder.name]}}, self.embedder.dtype, after))
 
     def varying(self, params: Params, axis_name: str | None) -> Params:
         """The parameters, marked as varying over devices: the gradient of replicated ones would be summed over devices."""
-        return params if axis_name is None else jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), params)
+        if axis_name is None:
+            return params
+        mark = lambda x: x if shards.is_shard(x) else jax.lax.pcast(x, axis_name, to="varying")
+        return jax.tree.map(mark, params, is_leaf=shards.is_shard)
 
     def episode_keys(self, state: TrainState, batch: TaskBatch) -> Key[Array, " B"]:
         """A random key for each episode of this update, independent of the device that holds it."""
@@ -236,9 +254,10 @@ class Learner:
     ) -> Float[Array, "U D"]:
         """Embeds every text of the pool once; with several devices, each embeds its share."""
         ids = batch.chunk_pool_ids
+        embed = self.whole(self.action_embedder, params, ids)
         if axis_name is None:
-            return self.action_embedder(params, ids, dropout)
-        return jax.lax.all_gather(self.action_embedder(params, device_share(ids, axis_name), dropout), axis_name, tiled=True)
+            return embed(ids, dropout)
+        return jax.lax.all_gather(embed(device_share(ids, axis_name), dropout), axis_name, tiled=True)
 
 
 def device_share(ids: Int[Array, "U L"], axis_name: str) -> Int[Array, "U2 L"]:

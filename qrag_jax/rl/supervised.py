@@ -89,7 +89,8 @@ class SupervisedLearner(Learner):
             return value, {"loss": value, "return": first, "fact_em": first, "q": mean_q}
 
         pool = self.embed_pool(params, batch, axis_name, dropout)
-        (of_states, of_pool), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(self.state_embedder(params, state_ids, dropout), pool)
+        embedded = self.whole(self.state_embedder, params, pool)(state_ids, dropout)
+        (of_states, of_pool), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(embedded, pool)
         pool_ids = batch.chunk_pool_ids
         if axis_name is not None:
             # Each device embeds its share of the pool for the episodes of all devices.

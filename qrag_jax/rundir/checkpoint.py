@@ -163,8 +163,9 @@ class Checkpoints:
     def latest(self, template: Any, params: Any) -> Checkpoint | None:
         """The newest checkpoint to resume from, in the shapes of ``template``; None if none was ever finished.
 
-        A checkpoint is skipped, with a message, if it or its best checkpoint (in the shapes of ``params``) cannot be read. Raises
-        ValueError if there are checkpoints but none can be read.
+        ``template`` and ``params`` are trees of arrays or of their shapes (``jax.ShapeDtypeStruct``). A checkpoint is skipped, with a
+        message, if it or its best checkpoint (in the shapes of ``params``) cannot be read. Raises ValueError if there are checkpoints but
+        none can be read.
         """
         steps = saved_steps(self._root.parent)
         for step in steps:
@@ -233,7 +234,7 @@ class Checkpoints:
     def _read(self, name: str, step: int, template: Any) -> tuple[Any, Any]:
         """State and JSON. Raises ValueError, naming the folder, on a checkpoint that is damaged or has other shapes."""
         folder = self._root / name / str(step)
-        plain = jax.tree.map(np.asarray, _unkey(template))
+        plain = jax.tree.map(_blank, template)
         contents = read_json(folder / CONTENTS)
         try:
             info, expected = contents["info"], contents["sha256"]
@@ -291,12 +292,18 @@ def _digest_of(info: Any) -> str:
 
 
 def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _unkey(tree: Any) -> Any:
     """Random keys as plain integers, the form in which files hold them."""
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if _is_key(x) else x, tree)
+
+
+def _blank(x: Any) -> np.ndarray:
+    """A host array of the shape and type in which files hold ``x``, an array or a shape; it takes no memory."""
+    like = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x if hasattr(x, "dtype") else np.asarray(x)
+    return np.broadcast_to(np.zeros((), like.dtype), like.shape)
 
 
 def _rekey(tree: Any, template: Any) -> Any:

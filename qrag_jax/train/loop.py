@@ -14,7 +14,7 @@ from tqdm import tqdm
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate.sets import validation_set
 from qrag_jax.rl.env import StateLayout
-from qrag_jax.rl.learner import Metrics, TrainState
+from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState
 from qrag_jax.rl.supervised import make_learner
 from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress
 from qrag_jax.rundir.log import NotFinite, Preempted, Pruned, RunLog, say
@@ -24,6 +24,7 @@ from qrag_jax.train.batches import Batches
 from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import Parallel, make_parallel, make_phases
+from qrag_jax.train.sharding import choose_shard_state
 from qrag_jax.train.stop import StopRequest
 from qrag_jax.train.validation import Validation
 from qrag_jax.train.window import Window, write_bad_update
@@ -55,7 +56,7 @@ def train(
     else:
         log.rewind(-1)
         # How good the parameters are before training: zero-shot, if they are pretrained.
-        progress = _from_leader(partial(validate, state, 0, progress))
+        progress = validate_on_leader(validate, updates.parallel, state, 0, progress)
     began, window = time.perf_counter() - progress.seconds, Window(progress.window)
     pruned, ended = False, start >= steps or progress.reached >= ENOUGH
     with stop.later(), progress_bar(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
@@ -69,7 +70,7 @@ def train(
                 checkpoints.check()
                 record(window, step, time.perf_counter() - began, config.optim.batch * config.rl.budget, log, bar)
                 if step % settings.eval_every == 0 or step == steps:
-                    progress = _from_leader(partial(validate, state, step, progress))
+                    progress = validate_on_leader(validate, updates.parallel, state, step, progress)
                     pruned = prune is not None and step < steps and from_leader(prune)
                 window = Window()
                 ended = step == steps or progress.reached >= ENOUGH
@@ -80,7 +81,7 @@ def train(
             if ended or asked or late or pruned or step % settings.checkpoint_every == 0:
                 refuse_nan(window, step, updates, checkpoints, run_dir)
                 progress = replace(progress, seconds=time.perf_counter() - began, window=window.saved())
-                from_leader(partial(save, checkpoints, updates.parallel, step, state, progress))
+                save(checkpoints, updates.parallel, step, state, progress)
             if asked or pruned:
                 from_leader(checkpoints.wait)
                 raise Preempted(f"saved at update {step}; run the same command again to resume") if asked else Pruned(step)
@@ -93,8 +94,10 @@ def train(
 class Updates:
     """The updates of a run on its devices. Update N, counted from 1, uses batch N - 1."""
 
-    first: TrainState
-    """The state before update 1."""
+    start: Callable[[], TrainState]
+    """Makes the state before update 1, on the host."""
+    shapes: TrainState
+    """The shapes of a state."""
     batches: Batches
     parallel: Parallel
     answers: AnswerUpdate | None
@@ -121,31 +124,47 @@ def make_updates(
     kind = config.train.parallel
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
     learner = make_learner(model.embedder, config, layout)
-    parallel = make_parallel(learner.update, kind, devices)
+    shapes = jax.eval_shape(learner.init, jax.random.key(config.train.seed), model.params)
+    shard_state, line = from_leader(lambda: choose_shard_state(config.train, shapes, devices))
+    if line:
+        say(line)
+    parallel = make_parallel(learner.update, kind, devices, shard_state)
     answers = None
     if config.rl.reward != "support":
-        answers = AnswerUpdate(learner, make_phases(learner.collect, learner.learn, kind, devices), run_dir / "answers")
+        answers = AnswerUpdate(learner, make_phases(learner.collect, learner.learn, kind, devices, shard_state), run_dir / "answers")
     batches = Batches(config.data, config.optim.batch, model.tokenizer, stages, parallel.share)
-    return Updates(learner.init(jax.random.key(config.train.seed), model.params), batches, parallel, answers)
+    return Updates(partial(first_state, learner, config.train.seed, model.params), shapes, batches, parallel, answers)
+
+
+def first_state(learner: Learner, seed: int, params: Params) -> TrainState:
+    """The state before update 1, on the host: no device may have room for all of it."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        host = None
+    key = jax.random.key(seed)
+    with jax.default_device(host):
+        return replace(jax.device_get(learner.init(key, params)), key=key)
 
 
 def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunLog, checkpoints: Checkpoints) -> Validation:
     questions = validation_set(config)
     examples = [example for group in questions for example in group]
     reader = None if updates.answers is None else updates.answers.reader
-    return Validation(config, model, updates.parallel, questions, examples, reader, log, checkpoints)
+    return Validation(config, model, questions, examples, reader, log, checkpoints)
 
 
 def restore(checkpoints: Checkpoints, updates: Updates) -> tuple[int, TrainState, Progress]:
     """The newest checkpoint's step, state (on the devices) and progress; without a checkpoint, those of a new run."""
-    found = run_on_all(lambda: checkpoints.latest(updates.first, updates.first.params))
-    saved = found or Checkpoint(0, updates.first, Progress())
+    found = run_on_all(lambda: checkpoints.latest(updates.shapes, updates.shapes.params))
+    saved = found or Checkpoint(0, updates.start(), Progress())
     step, progress = from_leader(lambda: (saved.step, saved.progress.to_json()))
     return step, updates.parallel.place(saved.state), Progress.from_json(progress)
 
 
 def save(checkpoints: Checkpoints, parallel: Parallel, step: int, state: TrainState, progress: Progress) -> None:
-    checkpoints.save(step, parallel.fetch(state), progress)
+    held = parallel.fetch(state)
+    from_leader(lambda: checkpoints.save(step, held, progress))
 
 
 def refuse_nan(window: Window, step: int, updates: Updates, checkpoints: Checkpoints, run_dir: Path) -> None:
@@ -180,6 +199,7 @@ def record(window: Window, step: int, seconds: float, transitions: int, log: Run
     )
 
 
-def _from_leader(make: Callable[[], Progress]) -> Progress:
-    """Calls ``make`` on process 0, and returns its result on every process."""
-    return Progress.from_json(from_leader(lambda: make().to_json()))
+def validate_on_leader(validate: Validation, parallel: Parallel, state: TrainState, step: int, progress: Progress) -> Progress:
+    """Process 0 validates the parameters of ``state``, after ``step`` updates; all processes get its result."""
+    params = parallel.whole(state.params)
+    return Progress.from_json(from_leader(lambda: validate(params, step, progress).to_json()))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qrag_jax.config import RunConfig
 from qrag_jax.export.folder import find_export, read_export
@@ -30,6 +31,7 @@ class Model:
     embedder: Embedder
     tokenizer: TextTokenizer
     params: Params
+    """On the host, float32: a run keeps them, but its devices need the room for the train state."""
 
 
 def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QAExample]]) -> Model:
@@ -54,7 +56,7 @@ def build_model(config: RunConfig, run_dir: Path, examples: Sequence[Sequence[QA
     wanted = jax.eval_shape(embedder.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.int32))
     if _shapes(wanted) != _shapes(start):
         raise ValueError(f"train.init_from = {config.train.init_from!r}: model.tied = {config.model.tied} does not suit its parameters")
-    return Model(backbone, embedder, tokenizer, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start))
+    return Model(backbone, embedder, tokenizer, jax.tree.map(lambda x: np.asarray(x, np.float32), start))
 
 
 def scratch_model(config: RunConfig, tokenizer: TextTokenizer, vocab_size: int) -> Model:
@@ -66,7 +68,7 @@ def random_model(config: RunConfig, backbone: BackboneConfig, tokenizer: TextTok
     """Random weights, the same in both encoders, as with pretrained ones: so equal words are alike from the first update."""
     embedder = make_embedder(config, backbone)
     ids = jnp.zeros((1, 4), jnp.int32)
-    start = jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids)
+    start = jax.device_get(jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids))
     return Model(backbone, embedder, tokenizer, pair(encoders(start)[0], None, config.model.tied))
 
 

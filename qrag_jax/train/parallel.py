@@ -1,8 +1,8 @@
 """The only file that names a device: how ``learner.update`` is spread over the devices of a run.
 
 jit on one device; ``jax.pmap`` over the local devices of one host; jit + ``jax.shard_map`` over a mesh (on several hosts, or if chosen).
-Parameters are replicated. A batch's episodes and pool rows are split over the devices; each device then gathers the token rows of the whole
-pool. The state's buffers are donated.
+Each device holds the whole state or, in shard_map and if asked, its part of it (qrag_jax/train/sharding.py). A batch's episodes and pool
+rows are split over the devices; each device then gathers the token rows of the whole pool. The state's buffers are donated.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from qrag_jax.config import TrainConfig
 from qrag_jax.rl.learner import Metrics, TrainState
+from qrag_jax.train import sharding
 from qrag_jax.train.hosts import barrier
+from qrag_jax.train.sharding import AXIS, ShardState
 from qrag_jax.types import WHOLE, Episode, Share, TaskBatch
 
-AXIS = "episodes"
 Update = Callable[..., tuple[Any, Metrics]]
 
 
@@ -32,7 +33,8 @@ Update = Callable[..., tuple[Any, Metrics]]
 class Parallel:
     """How a run uses its devices. ``place`` puts a host state on them, ``update`` updates it, ``fetch`` copies it back to the host.
 
-    With several processes, each passes its own ``share`` of the batch to ``update``, and ``place`` gives all of them process 0's state.
+    With several processes, all call these functions together. Each passes its own ``share`` of the batch to ``update``, and ``place`` gives
+    all of them process 0's state.
     """
 
     kind: str
@@ -41,6 +43,11 @@ class Parallel:
     place: Callable[[TrainState], TrainState]
     update: Update
     fetch: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
+    """The parameters of a state, whole on this process's first device, until the next update: the copy there, if it holds one."""
+    lower: Callable[[Any, Any], jax.stages.Lowered]
+    """The update for a state and a whole batch of these shapes (``jax.eval_shape``), ready to compile. Nothing is allocated, and with jit
+    or shard_map the devices need not be attached: those of ``jax.experimental.topologies`` will do. (pmap lowers for attached ones.)"""
 
 
 def choose_devices(config: TrainConfig, batch: int) -> tuple[jax.Device, ...]:
@@ -77,27 +84,77 @@ def _check_hosts(config: TrainConfig, devices: list[jax.Device]) -> None:
         raise ValueError(f"devices of the processes: {dict(sorted(sizes.items()))}; all must have the same number")
 
 
-def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...]) -> Parallel:
+def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...], shard_state: ShardState = "none") -> Parallel:
     """Wraps ``function(state, batch, axis_name)``, which returns a new state (or any replicated tree) and metrics.
 
-    ``kind`` is ``TrainConfig.parallel``; ``devices`` come from :func:`choose_devices`.
+    ``kind`` is ``TrainConfig.parallel``; ``devices`` come from :func:`choose_devices`. With ``shard_state`` "full", which needs several
+    devices and shard_map ("auto" takes it), the state holds shards (:mod:`qrag_jax.rl.shards`), and ``function`` must return such a state.
     """
-    count = len(devices)
-    if kind == "auto":
-        kind = "jit" if count == 1 else "shard_map" if jax.process_count() > 1 else "pmap"
+    count, kind = len(devices), _kind(kind, devices, shard_state)
     if kind == "jit":
-        return Parallel("jit", devices, WHOLE, _own_buffers, jax.jit(function, donate_argnums=0), jax.device_get)
+        alone = jax.jit(function, donate_argnums=0)
+        lower = _lower(alone, lambda tree: jax.tree.map(lambda _: SingleDeviceSharding(devices[0]), tree), SingleDeviceSharding(devices[0]))
+        return Parallel("jit", devices, WHOLE, _own_buffers, alone, jax.device_get, lambda tree: tree, lower)
     spread = _gather_pool(function)
     mesh = Mesh(np.asarray(devices), (AXIS,))
     everywhere, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
     if kind == "pmap":
         step = jax.pmap(spread, AXIS, devices=devices, donate_argnums=0)
         # Placed in the way that pmap returns it; otherwise the second call would compile again.
-        place = lambda state: jax.device_put(_replicate(state, count), split)
-        return Parallel("pmap", devices, Share(devices=count), place, partial(_call_pmap, step, count), _first)
-    step = jax.jit(jax.shard_map(spread, mesh=mesh, in_specs=(everywhere.spec, split.spec), out_specs=everywhere.spec), donate_argnums=0)
+        place = partial(_place_rows, split)
+        lower = lambda state, batch: step.lower(
+            *jax.eval_shape(lambda *trees: (_rows(trees[0], count), _split(trees[1], count)), state, batch)
+        )
+        return Parallel("pmap", devices, Share(devices=count), place, partial(_call_pmap, step, count), _fetch_first, _first, lower)
     share = Share(jax.process_index(), jax.process_count(), count)
-    return Parallel("shard_map", devices, share, partial(_place, everywhere), _call_shard_map(step, split), _fetch)
+    step = jax.jit(_over_mesh(spread, mesh, shard_state, 0), donate_argnums=0)
+    call = _call_shard_map(step, split)
+    if shard_state == "full":
+        lower = _lower(step, partial(sharding.shardings, mesh=mesh), split)
+        whole = lambda tree: jax.device_put(sharding.fetch(tree))
+        return Parallel("shard_map", devices, share, partial(sharding.place, mesh), call, sharding.fetch, whole, lower)
+    lower = _lower(step, lambda tree: jax.tree.map(lambda _: everywhere, tree), split)
+    return Parallel("shard_map", devices, share, partial(_place, everywhere), call, _fetch, _first_copy, lower)
+
+
+def _kind(kind: str, devices: tuple[jax.Device, ...], shard_state: ShardState) -> str:
+    """jit, pmap or shard_map. Raises ValueError if that cannot hold a split state."""
+    if kind == "auto":
+        several = jax.process_count() > 1 or shard_state == "full"
+        kind = "jit" if len(devices) == 1 else "shard_map" if several else "pmap"
+    if shard_state == "full" and kind != "shard_map":
+        raise ValueError(f"train.shard_state = 'full': needs several devices and train.parallel auto or shard_map, not {kind}")
+    return kind
+
+
+def _over_mesh(
+    function: Callable[..., Any], mesh: Mesh, shard_state: ShardState, rows: int, returns_state: bool = True
+) -> Callable[..., Any]:
+    """``function(state, batch, *rows)`` on all devices of ``mesh``, with the state where ``shard_state`` puts it."""
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    spread = partial(jax.shard_map, mesh=mesh)
+    if shard_state == "none":
+        return spread(function, in_specs=(whole, *[split] * (rows + 1)), out_specs=whole if returns_state else split)
+
+    def call(state: Any, *batch: Any) -> Any:
+        where = sharding.specs(state, mesh.size)
+        out = (where, whole) if returns_state else split
+        inner = sharding.on_shards(function, where, returns_state)
+        return spread(inner, in_specs=(where, *[split] * (rows + 1)), out_specs=out)(state, *batch)
+
+    return call
+
+
+def _lower(step: Any, of_state: Callable[[Any], Any], of_batch: Any) -> Callable[[Any, Any], jax.stages.Lowered]:
+    """``Parallel.lower`` of a jitted ``step``; ``of_state``: shapes of a state -> its shardings."""
+    put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def lower(state: Any, batch: Any) -> jax.stages.Lowered:
+        return cast(
+            jax.stages.Lowered, step.lower(jax.tree.map(put, state, of_state(state)), jax.tree.map(lambda leaf: put(leaf, of_batch), batch))
+        )
+
+    return lower
 
 
 @dataclass(frozen=True)
@@ -113,24 +170,25 @@ class Phases:
     """(state, batch, episodes, rewards) -> the new state and metrics."""
 
 
-def make_phases(collect: Callable[..., Episode], learn: Update, kind: str, devices: tuple[jax.Device, ...]) -> Phases:
+def make_phases(
+    collect: Callable[..., Episode], learn: Update, kind: str, devices: tuple[jax.Device, ...], shard_state: ShardState = "none"
+) -> Phases:
     """Wraps ``collect(state, batch, axis_name)`` and ``learn(state, batch, episode, rewards, axis_name)`` for the devices of one host.
 
-    ``kind`` and ``devices`` as for :func:`make_parallel`.
+    The other arguments are those of :func:`make_parallel`.
     """
-    count = len(devices)
-    if kind == "jit" or (kind == "auto" and count == 1):
+    count, kind = len(devices), _kind(kind, devices, shard_state)
+    if kind == "jit":
         return Phases(jax.jit(collect), jax.jit(learn, donate_argnums=0))
     collect, learn = _gather_pool(collect), _gather_pool(learn)
-    if kind in ("pmap", "auto"):
+    if kind == "pmap":
         once = jax.pmap(collect, AXIS, devices=devices)
         last = jax.pmap(learn, AXIS, devices=devices, donate_argnums=0)
         return Phases(lambda state, batch: once(state, _split(batch, count)), partial(_call_pmap, last, count))
-    spread = partial(jax.shard_map, mesh=Mesh(np.asarray(devices), (AXIS,)))
-    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    mesh = Mesh(np.asarray(devices), (AXIS,))
     return Phases(
-        jax.jit(spread(collect, in_specs=(whole, split), out_specs=split)),
-        jax.jit(spread(learn, in_specs=(whole, split, split, split), out_specs=whole), donate_argnums=0),
+        jax.jit(_over_mesh(collect, mesh, shard_state, 0, returns_state=False)),
+        jax.jit(_over_mesh(learn, mesh, shard_state, 2), donate_argnums=0),
     )
 
 
@@ -154,8 +212,20 @@ def _own_buffers(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else jnp.array(x), state)
 
 
-def _replicate(state: TrainState, count: int) -> TrainState:
-    return jax.tree.map(lambda x: jnp.stack([x] * count), state)
+def _rows(state: TrainState, count: int) -> TrainState:
+    """[...] -> [count, ...], the shape that pmap takes."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state)
+
+
+def _place_rows(split: NamedSharding, state: TrainState) -> TrainState:
+    """A copy of a host state on each device, made array by array."""
+
+    def one(leaf: Any) -> jax.Array:
+        row = np.asarray(leaf)[None]
+        return jax.make_array_from_callback((split.mesh.size, *row.shape[1:]), split, lambda index: row.copy())
+
+    placed = jax.tree.map(one, replace(state, key=jax.random.key_data(state.key)))
+    return replace(placed, key=jax.random.wrap_key_data(placed.key))
 
 
 def _call_pmap(step: Update, count: int, state: TrainState, batch: TaskBatch, *rows: Any) -> tuple[Any, Metrics]:
@@ -166,6 +236,11 @@ def _call_pmap(step: Update, count: int, state: TrainState, batch: TaskBatch, *r
 def _first(tree: Any) -> Any:
     """The first device's rows. (Indexing the whole array would run a program on all devices for each leaf.)"""
     return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
+
+
+def _fetch_first(tree: Any) -> Any:
+    """The first device's rows, on the host."""
+    return jax.tree.map(lambda x: jax.device_get(x.addressable_data(0))[0], tree)
 
 
 def _place(everywhere: NamedSharding, state: TrainState) -> TrainState:
@@ -194,5 +269,10 @@ def _call_shard_map(step: Any, split: NamedSharding) -> Update:
 
 
 def _fetch(tree: Any) -> Any:
+    """The copy on this process's first device, on the host."""
+    return jax.device_get(_first_copy(tree))
+
+
+def _first_copy(tree: Any) -> Any:
     """The copy on this process's first device; every device has all of it."""
-    return jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)

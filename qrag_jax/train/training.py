@@ -38,7 +38,7 @@ SEEDS = "seeds.json"  # marks a folder that holds the runs of several seeds and 
 MAY_CHANGE = (
     *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
     *("eval.reader_timeout", "eval.reader_concurrency", "eval.reader_devices", "eval.reader_dtype"),
-    *("train.parallel", "train.devices", "train.checkpoint_every", "train.checkpoint_minutes"),
+    *("train.parallel", "train.devices", "train.shard_state", "train.checkpoint_every", "train.checkpoint_minutes"),
 )
 
 

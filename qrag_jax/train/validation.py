@@ -9,11 +9,10 @@ from qrag_jax.evaluate.episodes import read_answers, run_episodes, summary, thre
 from qrag_jax.evaluate.sets import EvaluationSet
 from qrag_jax.reader.protocol import Reader
 from qrag_jax.retrieve.retriever import Retriever
-from qrag_jax.rl.learner import TrainState
+from qrag_jax.rl.learner import Params
 from qrag_jax.rundir.checkpoint import Checkpoints, Progress
 from qrag_jax.rundir.log import RunLog
 from qrag_jax.train.model import Model
-from qrag_jax.train.parallel import Parallel
 from qrag_jax.types import QAExample
 
 
@@ -23,7 +22,6 @@ class Validation:
 
     config: RunConfig
     model: Model
-    parallel: Parallel
     questions: EvaluationSet
     examples: list[QAExample]
     """The questions of all groups."""
@@ -32,9 +30,8 @@ class Validation:
     log: RunLog
     checkpoints: Checkpoints
 
-    def __call__(self, state: TrainState, step: int, progress: Progress) -> Progress:
-        """Records how good the parameters are after ``step`` updates; saves them as "best" unless an earlier validation was better."""
-        params = self.parallel.fetch(state.params)
+    def __call__(self, params: Params, step: int, progress: Progress) -> Progress:
+        """Records how good ``params`` are after ``step`` updates; saves them as "best" unless an earlier validation was better."""
         retriever = Retriever(self.config, self.model.embedder, params, self.model.tokenizer)
         records = run_episodes(retriever, self.examples, self.config.eval.budget, beam=self.config.eval.beam)
         threshold = threshold_of(records)

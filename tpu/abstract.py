@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from qrag_jax.types import TaskBatch
 PARAGRAPHS = {"hotpotqa": 10, "musique": 20, "twowiki": 10}
 
 
-@dataclass(frozen=True)
+@dataclass
 class OneToken:
     """As most tokenizers do: one special token before a text, one after it."""
 
@@ -44,13 +44,15 @@ def network(config: RunConfig) -> BackboneConfig:
         return NETWORKS[short]
     file = Path(name).expanduser() / "config.json"
     if not file.is_file():
-        raise ValueError(f"model.embedder = {name!r}: its size is not known here; use a folder with a config.json, or {', '.join(NETWORKS)}")
+        raise ValueError(
+            f"model.embedder = {name!r}: its size is not known here; use a folder with a config.json, or {', '.join(NETWORKS)}"
+        )
     return config_from_hf(json.loads(file.read_text(encoding="utf-8")))
 
 
-def make_abstract(config: RunConfig) -> tuple[Learner, TrainState]:
-    """The learner of a run, and the shapes of its state. Nothing is allocated."""
-    embedder = make_embedder(config, network(config))
+def make_abstract(config: RunConfig, layers: int) -> tuple[Learner, TrainState]:
+    """The learner of a run whose network has ``layers`` layers, and the shapes of its state. Nothing is allocated."""
+    embedder = make_embedder(config, replace(network(config), num_hidden_layers=layers))
     learner = make_learner(embedder, config, StateLayout.make(config.data, config.rl.budget, OneToken()))
 
     def start() -> Any:

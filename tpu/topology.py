@@ -1,4 +1,4 @@
-"""Devices to compile for: those of a TPU slice that is not here (libtpu compiles for it), or simulated ones, which XLA compiles for as CPUs."""
+"""Devices to compile for: those of a TPU slice, which need not be here, or simulated ones, for which XLA compiles as for CPUs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -18,8 +19,10 @@ KNOWN = "a TPU slice such as v5e:2x4, v6e:2x4 or v5p:2x2x2; h100:N; or cpu:N"
 WITHOUT_HOST = {
     "TPU_SKIP_MDS_QUERY": "1",  # no TPU machine to ask for its place in a slice
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of the machine, which has none; without any, libtpu prints a warning
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling takes no device from others
     "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_LOG_DIR": "disabled",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
@@ -34,6 +37,10 @@ class Topology:
     bytes: int | None
     compiler: str
     """Who says what a program needs."""
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.kind.startswith("TPU")
 
 
 def find_topology(name: str) -> Topology:
@@ -66,7 +73,7 @@ def tpu_topology(name: str) -> Topology:
             found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # jax and libtpu raise several kinds
         raise ValueError(f"--topology = {name}: libtpu does not know it ({str(error).splitlines()[0][:200]}); use {KNOWN}") from error
-    devices = tuple(found.devices)
+    devices: tuple[Any, ...] = tuple(found.devices)
     memory = TPU_BYTES.get(devices[0].device_kind)
     compiler = f"libtpu {importlib.metadata.version('libtpu')}"
     return Topology(name, devices, devices[0].device_kind, None if memory is None else int(memory), compiler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -58,17 +59,14 @@ class Plan:
         )
 
 
-def gib(size: float) -> str:
+def gib(size: int) -> str:
     """Bytes for people: 0.012 GiB, 1.23 GiB, 12.3 GiB."""
-    size /= GIB
-    return f"{size:.3f} GiB" if size < 0.1 else f"{size:.2f} GiB" if size < 10 else f"{size:.1f} GiB"
+    found = size / GIB
+    return f"{found:.3f} GiB" if found < 0.1 else f"{found:.2f} GiB" if found < 10 else f"{found:.1f} GiB"
 
 
-def make_plan(state: TrainState, parts: int, compiled: jax.stages.Compiled, devices: int, available: int | None) -> Plan | None:
-    """The plan of a compiled update of ``state`` (arrays or shapes). None where the compiler does not tell."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return None
+def make_plan(state: TrainState, parts: int, memory: Any, devices: int, available: int | None) -> Plan:
+    """The plan of an update of ``state`` (arrays or shapes). ``memory``: ``memory_analysis()`` of the compiled update."""
     params, target, moments = (state_bytes(tree, parts) for tree in (state.params, state.target_params, state.opt_state))
     most = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
     other = max(most - params - target - moments, 0)
@@ -86,14 +84,17 @@ def plan_update(config: RunConfig, parallel: Parallel, state: TrainState, batch:
     free = free_memory(local(parallel))
     available = None if free is None else free + held
     try:
-        plan = make_plan(state, parallel.parts, parallel.lower(state, whole).compile(), count, available)
+        memory = parallel.lower(state, whole).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if FULL not in str(error):
             raise
         reason = str(error).split("\n")[0].partition(f"{FULL}: ")[2]
         advice = ways_to_fit(config, state_plan(parallel, state, available))
         raise ValueError(f"an update does not fit into a device's memory: {reason} {advice}") from error
-    if plan is not None and not plan.fits:
+    if memory is None:
+        return None
+    plan = make_plan(state, parallel.parts, memory, count, available)
+    if not plan.fits:
         refuse(config, plan)
     return plan
 

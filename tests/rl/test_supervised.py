@@ -83,15 +83,16 @@ def raw_gradients(kind: str, count: int):
 
     def gradients(state, batch, axis_name=None):
         grads, metrics = learner.supervised_gradient(state, batch, axis_name)
-        return grads, jax.lax.pmean(metrics, axis_name) if axis_name else metrics
+        return state.replace(params=grads), jax.lax.pmean(metrics, axis_name) if axis_name else metrics
 
-    devices = make_parallel(gradients, kind, tuple(jax.devices()[:count]))
-    grads, metrics = devices.update(devices.place(state), small_batch(config=CONFIG))
-    return devices.fetch(grads), {name: float(value) for name, value in metrics.items()}
+    how = ("shard_map", tuple(jax.devices()[:count]), "full") if kind == "full" else (kind, tuple(jax.devices()[:count]))
+    devices = make_parallel(gradients, *how)
+    given, metrics = devices.update(devices.place(state), small_batch(config=CONFIG))
+    return devices.fetch(given.params), {name: float(value) for name, value in metrics.items()}
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # the state is given away for its gradients
-@pytest.mark.parametrize(("kind", "count"), [("pmap", 2), ("shard_map", 2)])
+@pytest.mark.parametrize(("kind", "count"), [("pmap", 2), ("shard_map", 2), pytest.param("full", 2, marks=pytest.mark.slow)])
 def test_raw_gradients_are_those_of_one_device(kind, count):
     expected, metrics = raw_gradients("jit", 1)
     found, found_metrics = raw_gradients(kind, count)

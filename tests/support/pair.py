@@ -31,6 +31,7 @@ from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
 from qrag_jax.train import hosts, window
 from qrag_jax.train.batches import Batches, stage_examples
 from qrag_jax.train.parallel import choose_devices, make_parallel
+from tests.support import sharded
 from tests.support.runs import command
 from tests.support.small import SMALL, changed, dotted, options, small_learner, small_tokenizer
 
@@ -80,6 +81,27 @@ def play_gradients(folder: Path) -> int:
     if hosts.is_leader():
         np.savez(folder / "gradients.npz", **found)
     return 0
+
+
+def play_sharded(folder: Path) -> int:
+    """Writes folder/sharded.npz: raw gradients, and three updates with each optimiser, of a state that is split over all devices."""
+    make = lambda function: make_parallel(function, "auto", choose_devices(CONFIG.train, CONFIG.optim.batch), "full")
+    rows = lambda parallel: batches(CONFIG, parallel.share)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        found = {f"gradient {name}": value for name, value in sharded.first_gradients(CONFIG, make, rows).items()}
+    for optimizer in sharded.OPTIMIZERS:
+        values, held = sharded.three_updates(CONFIG, optimizer, make, rows)
+        found |= {f"{optimizer} {name}": value for name, value in values.items()} | {f"bytes {optimizer}": np.array(held)}
+    if hosts.is_leader():
+        np.savez(folder / "sharded.npz", **found)
+    return 0
+
+
+def play_split(folder: Path) -> int:
+    """A run from beginning to end with a state that is split over all devices."""
+    name = "split" if hosts.is_leader() else "unused split"
+    return command(*TRAIN, "--run-dir", str(folder / name), "--train.shard-state", "full")
 
 
 def play_endings(folder: Path) -> int:
@@ -135,8 +157,9 @@ def play_sweep(folder: Path) -> int:
 SCENES: dict[str, Callable[[Path], int]] = {
     **{"gradients": play_gradients, "endings": play_endings, "different": play_different},
     **{"whole": play_whole, "stopped": play_stopped, "sweep": play_sweep, "nan": play_nan},
+    **{"sharded": play_sharded, "split": play_split},
 }
-ALONE = ("nan",)  # played only where it is asked for
+ALONE = ("nan", "sharded", "split")  # played only where it is asked for
 
 
 def play(folder: Path, *scenes: str) -> None:

@@ -1,4 +1,4 @@
-"""jit, pmap and shard_map on 1, 2 and 4 simulated devices compute the same.
+"""jit, pmap and shard_map, with a replicated and with a split state ("full"), on 1, 2 and 4 simulated devices compute the same.
 
 Raw gradients are compared: Adam and clipping hide a wrong scale.
 """
@@ -23,6 +23,7 @@ from qrag_jax.train.parallel import Phases, choose_devices, make_parallel, make_
 from tests.support.small import SMALL, changed, last_place, small_batch, small_learner
 
 KINDS = [("jit", 1), ("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 1), ("shard_map", 2), ("shard_map", 4)]
+KINDS += [("full", 2), ("full", 4)]
 # One update drawn at random, then by the policy, so that both paths are seen; two slices, so that accumulation is.
 CONFIG = changed(SMALL, rl={"random_updates": 1, "budget": 2}, model={"tile_tokens": 64})
 OPTIMIZERS = {"adamw": None, "sgd": optax.sgd(1.0)}
@@ -34,8 +35,13 @@ def _devices():
         pytest.skip("needs 4 devices; XLA_FLAGS was set before the tests' own --xla_force_host_platform_device_count=4")
 
 
+def how(kind):
+    """Words of make_parallel and make_phases."""
+    return {"kind": "shard_map", "shard_state": "full"} if kind == "full" else {"kind": kind}
+
+
 def parallel(function, kind, count):
-    return make_parallel(function, kind, tuple(jax.devices()[:count]))
+    return make_parallel(function, devices=tuple(jax.devices()[:count]), **how(kind))
 
 
 @lru_cache
@@ -46,10 +52,10 @@ def raw_gradients(kind: str, count: int):
         episode = learner.collect(state, batch, axis_name)
         rewards = jax.vmap(support_reward)(episode.picked, batch.support)
         targets = learner.targets(state, batch, episode, rewards, axis_name)
-        return learner.gradient(state, batch, episode, targets, axis_name)[0], {"step": jnp.zeros(())}
+        return state.replace(params=learner.gradient(state, batch, episode, targets, axis_name)[0]), {"step": jnp.zeros(())}
 
     devices = parallel(gradients, kind, count)
-    return devices.fetch(devices.update(devices.place(state), small_batch())[0])
+    return devices.fetch(devices.update(devices.place(state), small_batch())[0].params)
 
 
 @lru_cache
@@ -87,8 +93,9 @@ def assert_raw_gradients(kind, count):
     assert_close(raw_gradients(kind, count), expected, 1e-7)
 
 
-def test_parameters_and_metrics_are_those_of_one_device():
-    assert_same_updates("shard_map", 4, "sgd")
+@pytest.mark.parametrize("kind", ["shard_map", "full"])
+def test_parameters_and_metrics_are_those_of_one_device(kind):
+    assert_same_updates(kind, 4, "sgd")
 
 
 @pytest.mark.slow
@@ -121,7 +128,7 @@ def answer_updates(kind: str, count: int):
     config = changed(CONFIG, rl={"reward": "mixed"}, eval={"reader": "flax:replaced"})
     learner, state = small_learner(config, OPTIMIZERS["sgd"])
     devices = tuple(jax.devices()[:count])
-    phases = make_phases(learner.collect, learner.learn, kind, devices)
+    phases = make_phases(learner.collect, learner.learn, devices=devices, **how(kind))
     rewards, metrics = [], []
 
     def learn(state, batch, episode, reward):
@@ -142,7 +149,7 @@ def answer_updates(kind: str, count: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "count"), [("auto", 2), ("pmap", 4), ("shard_map", 4)])
+@pytest.mark.parametrize(("kind", "count"), [("auto", 2), ("pmap", 4), ("shard_map", 4), ("full", 4)])
 def test_an_update_from_answers_is_that_of_one_device(kind, count):
     state, metrics, rewards = answer_updates(kind, count)
     expected, expected_metrics, expected_rewards = answer_updates("jit", 1)

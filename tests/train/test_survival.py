@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from qrag_jax.rundir.checkpoint import saved_steps
-from qrag_jax.train import training, window
+from qrag_jax.train import training
 from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 
 # Checkpoints often, so that a run killed ten times gets on.
@@ -128,20 +128,6 @@ def test_ten_times_killed_equals_uninterrupted(whole, tmp_path):
         file.write('{"kind": "tra')  # as if killed while writing a line
     assert "skipping" not in finish(start(run_dir, *OFTEN))
     assert_same_run(run_dir, whole)
-
-
-@pytest.fixture
-def stop_at_13(monkeypatch):
-    """SIGTERM while update 13 is made: in the middle of a window of 5."""
-    add, seen = window.Window.add, []
-
-    def add_and_stop(self, metrics, texts):
-        add(self, metrics, texts)
-        seen.append(metrics)
-        if len(seen) == 13:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(window.Window, "add", add_and_stop)
 
 
 def test_sigterm_saves_at_once_and_exits_75(whole, tmp_path, stop_at_13, capsys):

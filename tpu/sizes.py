@@ -7,14 +7,27 @@ from dataclasses import dataclass, replace
 from qrag_jax.config import RunConfig
 from qrag_jax.config.presets import preset
 from qrag_jax.models.bert import BertConfig
+from qrag_jax.models.gte import GteConfig
+from qrag_jax.models.qwen3 import Qwen3Config
+from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.models.xlm_roberta import XlmRobertaConfig
 
 TILE_TOKENS = 8192  # of all sizes on an accelerator: the largest network's gradient needs some 14 GB for such a tile in bfloat16
 
 
+NETWORKS: dict[str, BackboneConfig] = {
+    "minilm": BertConfig(30522, 384, 6, 12, 1536, 512),
+    "contriever": BertConfig(30522, 768, 12, 12, 3072, 512),
+    "e5": XlmRobertaConfig(250002, 1024, 24, 16, 4096, 514),
+    "gte": GteConfig(250048, 768, 12, 12, 3072, 8192, rope_theta=20_000.0, rope_factor=8.0),
+    "qwen3-embedding": Qwen3Config(151669, 1024, 28, 16, 8, 128, 3072, 32768),
+}
+"""Name of a published embedder -> its network (the numbers of its config.json)."""
+
+
 @dataclass(frozen=True)
 class Sizes:
-    networks: dict[str, BertConfig]
+    networks: dict[str, BackboneConfig]
     """Name of a preset -> its network, as published."""
     updates: int
     """Timed updates of each network in each type."""
@@ -36,12 +49,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    networks={
-        "tiny": BertConfig(4096, 128, 2, 4, 512, 256),
-        "minilm": BertConfig(30522, 384, 6, 12, 1536, 512),
-        "contriever": BertConfig(30522, 768, 12, 12, 3072, 512),
-        "e5": XlmRobertaConfig(250002, 1024, 24, 16, 4096, 514),
-    },
+    networks={"tiny": BertConfig(4096, 128, 2, 4, 512, 256)} | {name: NETWORKS[name] for name in ("minilm", "contriever", "e5")},
     updates=20,
     matmul=0,
     batch=0,

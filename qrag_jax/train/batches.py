@@ -56,8 +56,7 @@ class Batches:
 
     def _pool_rows(self, stage: int) -> int:
         """A number of rows that holds the pool of nearly every batch of a stage, so that the update compiles once."""
-        sizes = [len({text for e in self._examples(stage, step) for text in e.chunks}) for step in range(POOL_SAMPLE)]
-        return padded_size(round(1.1 * max(sizes)))
+        return pool_rows(max(len({text for e in self._examples(stage, step) for text in e.chunks}) for step in range(POOL_SAMPLE)))
 
     def __getitem__(self, step: int) -> TaskBatch:
         stage, examples = self._number(step), self.examples(step)
@@ -76,6 +75,11 @@ class Batches:
                 if step + 1 < stop:
                     coming = worker.submit(self.__getitem__, step + 1)
                 yield batch
+
+
+def pool_rows(texts: int) -> int:
+    """The rows of a stage's pools, when the largest of some of its batches has this many distinct texts."""
+    return padded_size(round(1.1 * texts))
 
 
 def padded_size(size: int) -> int:

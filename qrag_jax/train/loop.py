@@ -25,6 +25,7 @@ from qrag_jax.train.batches import Batches
 from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import Parallel, make_parallel, make_phases
+from qrag_jax.train.plan import check_state, plan_update
 from qrag_jax.train.sharding import choose_shard_state
 from qrag_jax.train.validation import Validation
 from qrag_jax.train.window import Window, write_bad_update
@@ -61,6 +62,8 @@ def train(
     pruned, ended = False, start >= steps or progress.reached >= ENOUGH
     with stop.later(), progress_bar(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
         for step, batch in enumerate(updates.batches.ahead(start, start if ended else steps), start + 1):
+            if step == start + 1:
+                updates.say_plan(config, batch)
             state, metrics = updates(state, batch, step)
             window.add(metrics, updates.texts(batch, config.rl.budget))
             bar.update()
@@ -109,6 +112,14 @@ class Updates:
             return self.parallel.update(state, batch)
         return self.answers(state, batch, self.batches.examples(step - 1), self.batches.stage(step - 1).task)
 
+    def say_plan(self, config: RunConfig, batch: TaskBatch) -> None:
+        """Says how much memory an update of a batch like this one needs. Raises ValueError when it does not fit.
+
+        Not for rewards that come from answers: the two halves of such an update are compiled when they are used.
+        """
+        if self.answers is None and (plan := run_on_all(lambda: plan_update(config, self.parallel, self.shapes, batch))) is not None:
+            say(str(plan))
+
     def texts(self, batch: TaskBatch, budget: int) -> int:
         """How many texts an update embeds, in all processes: the pool with two sets of parameters, and a state before each pick."""
         return self.parallel.share.count * (2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * budget)
@@ -129,6 +140,7 @@ def make_updates(
     if line:
         say(line)
     parallel = make_parallel(learner.update, kind, devices, shard_state)
+    run_on_all(lambda: check_state(config, parallel, shapes))
     answers = None
     if config.rl.reward != "support":
         answers = AnswerUpdate(learner, make_phases(learner.collect, learner.learn, kind, devices, shard_state), run_dir / "answers")

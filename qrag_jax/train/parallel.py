@@ -47,7 +47,10 @@ class Parallel:
     """The parameters of a state, whole on this process's first device, until the next update: the copy there, if it holds one."""
     lower: Callable[[Any, Any], jax.stages.Lowered]
     """The update for a state and a whole batch of these shapes (``jax.eval_shape``), ready to compile. Nothing is allocated, and with jit
-    or shard_map the devices need not be attached: those of ``jax.experimental.topologies`` will do. (pmap lowers for attached ones.)"""
+    or shard_map the devices need not be attached: those of ``jax.experimental.topologies`` will do. (pmap lowers for attached ones.)
+    On attached devices, a later ``update`` of these shapes uses what was compiled."""
+    parts: int = 1
+    """Into how many parts the state is split over the devices; 1: every device holds all of it."""
 
 
 def choose_devices(config: TrainConfig, batch: int) -> tuple[jax.Device, ...]:
@@ -93,7 +96,9 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...], 
     count, kind = len(devices), _kind(kind, devices, shard_state)
     if kind == "jit":
         alone = jax.jit(function, donate_argnums=0)
-        lower = _lower(alone, lambda tree: jax.tree.map(lambda _: SingleDeviceSharding(devices[0]), tree), SingleDeviceSharding(devices[0]))
+        where = SingleDeviceSharding(devices[0])
+        # The default device is not named: its arrays are not bound to it, and naming it would make another program of the same update.
+        lower = alone.lower if devices[0] == jax.devices()[0] else _lower(alone, lambda tree: jax.tree.map(lambda _: where, tree), where)
         return Parallel("jit", devices, WHOLE, _own_buffers, alone, jax.device_get, lambda tree: tree, lower)
     spread = _gather_pool(function)
     mesh = Mesh(np.asarray(devices), (AXIS,))
@@ -112,7 +117,7 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...], 
     if shard_state == "full":
         lower = _lower(step, partial(sharding.shardings, mesh=mesh), split)
         whole = lambda tree: jax.device_put(sharding.fetch(tree))
-        return Parallel("shard_map", devices, share, partial(sharding.place, mesh), call, sharding.fetch, whole, lower)
+        return Parallel("shard_map", devices, share, partial(sharding.place, mesh), call, sharding.fetch, whole, lower, count)
     lower = _lower(step, lambda tree: jax.tree.map(lambda _: everywhere, tree), split)
     return Parallel("shard_map", devices, share, partial(_place, everywhere), call, _fetch, _first_copy, lower)
 

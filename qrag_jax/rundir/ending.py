@@ -4,7 +4,8 @@
     64   bad input, or a place that cannot be read or written
     70   NaN or infinity in an update; the same command would fail again
     74   the disk is full or broken, or the bucket refuses files; once that is fixed, the same command resumes
-    75   stopped by SIGTERM, another process writes to the folder, the reader cannot be reached, or other processes did not come; run the same command again
+    75   stopped by SIGTERM, another process writes to the folder, the reader cannot be reached, or other processes did not come; run the
+         same command again
     130  stopped by Ctrl-C
 
 What there is to save is saved first. Only a fault of this program is a traceback.

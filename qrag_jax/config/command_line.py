@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from qrag_jax.rundir.printable import printable
+
 T = TypeVar("T")
 DONE, DIFFERS, BAD_INPUT = 0, 1, 64
 HELP = ("-h", "--help")
@@ -140,5 +142,5 @@ def exit_code(run: Callable[[], int]) -> int:
         if error.errno not in UNUSABLE or error.filename is None:
             raise
         message = f"{error.filename}: {error.strerror}; choose another place"
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
     return BAD_INPUT

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from qrag_jax.rundir.files import write_json, write_text
+from qrag_jax.rundir.printable import printable
 
 T = TypeVar("T")
 _silent = False
@@ -50,10 +51,10 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, above any progress bar."""
+    """One line for the person at the terminal, above any progress bar. Control characters are written as escapes."""
     if _silent:
         return
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(printable(text), file=sys.stdout)
     sys.stdout.flush()
 
 

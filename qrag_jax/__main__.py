@@ -21,11 +21,13 @@ from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.retrieve.sources import SourceRecord, notices
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
+from qrag_jax.rundir.printable import printable
 
 CURVE = 400  # stretches of the score curve in a trace
 SHOWN = 20  # sources that info lists
@@ -160,6 +162,7 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
         index = Index.open(command.index)
         grown = index.add(Retriever.from_pretrained(_home(index, command.retriever)), command.source)
         say(f"{grown.path}: {len(grown):,} chunks, {len(grown) - len(index):,} of them new")
+        say(_coverage(grown))
     return DONE
 
 
@@ -170,6 +173,7 @@ def _build(command: Build, say: Callable[[str], None]) -> None:
     retriever = Retriever.from_pretrained(command.retriever)
     index = Index.build(retriever, command.source, command.index, dtype=command.dtype, retriever_path=command.retriever)
     say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
+    say(_coverage(index))
 
 
 def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
@@ -184,8 +188,18 @@ def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
         say(f"source: {source.name or 'given chunks'}, {source.characters:,} characters, {source.chunks:,} chunks")
     if len(meta.sources) > SHOWN:
         say(f"and {len(meta.sources) - SHOWN:,} more sources")
+    say(_coverage(index))
+    for notice in notices(meta.sources, meta.skipped):
+        say(notice)
     if verified:
         say(f"verified: the checksums of {len(files)} files are right")
+
+
+def _coverage(index: Index) -> str:
+    total = SourceRecord.total(index.meta.sources)
+    if total.tokens is None:
+        return f"text: {total.characters:,} characters; an older version wrote this index and did not count its tokens"
+    return f"text: {total.characters:,} characters, {total.tokens:,} tokens, {total.outside:,} of them outside the embedded windows"
 
 
 def _ask(command: Ask, say: Callable[[str], None]) -> None:
@@ -236,13 +250,15 @@ def _line(step: Step, support: bool) -> str:
     place = "" if pick.source is None else f"  {pick.source}:{pick.start}-{pick.end}"
     below = "  below the stop threshold" if step.stop else ""
     mark = "  support" if support else ""
-    text = " ".join(pick.text.split())
+    text = printable(" ".join(pick.text.split()))
     return f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}\n     {text}"
 
 
 def _ending(steps: Sequence[Step], threshold: float | None) -> str:
     if threshold is None:
         return "stop threshold: this retriever has none"
+    if all(step.pick.q < threshold for step in steps):
+        return f"stop threshold {threshold:.3f}: every pick is below it, so nothing that fits the question was found"
     kept = next((t for t, step in enumerate(steps) if step.stop), len(steps))
     return f"stop threshold {threshold:.3f}: " + (f"keeps the first {kept}" if kept < len(steps) else "no pick is below it")
 

@@ -29,7 +29,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_small_export(place / "run/export", threshold=1e9)  # every pick is below it
     (place / "story.txt").write_text(" ".join(CHUNKS))
     assert run("index", "build", place / "story.txt", place / "index", "--retriever", place / "run") == [
-        f'{place / "index"}: {len(Index.open(place / "index"))} chunks; ask it: qrag ask {place / "index"} "question"'
+        f'{place / "index"}: {len(Index.open(place / "index"))} chunks; ask it: qrag ask {place / "index"} "question"',
+        f"text: {len(' '.join(CHUNKS)):,} characters, 480 tokens, 0 of them outside the embedded windows",
     ]
     return place
 
@@ -67,7 +68,7 @@ def test_ask_shows_every_step_as_it_is_made(place: Path) -> None:
         assert text[int(found[4]) : int(found[5])] == found[7] == step.pick.text
         assert bool(found[6]) == (number > 1)
     assert re.fullmatch(rf"3 steps in [\d.]+ s over {len(Index.open(place / 'index'))} chunks(, after [\d.]+ s of compiling)?", total)
-    assert ending == "stop threshold 1000000000.000: keeps the first 1"
+    assert ending == "stop threshold 1000000000.000: every pick is below it, so nothing that fits the question was found"
 
 
 def test_ask_with_beam_stop_trace_and_another_place_of_the_retriever(place: Path, tmp_path: Path) -> None:
@@ -85,17 +86,40 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     run("index", "build", "--retriever", place / "run", place / "story.txt", index, "--dtype", "int8")
     count = len(Index.open(index))
-    (said,) = run("index", "add", write_files(tmp_path / "text"), index)
+    said = run("index", "add", write_files(tmp_path / "text"), index)
     total = len(Index.open(index))
-    assert said == f"{index}: {total} chunks, {total - count} of them new"
+    assert said[0] == f"{index}: {total} chunks, {total - count} of them new"
+    assert said[1].endswith("tokens, 0 of them outside the embedded windows")
     said = run("index", "info", index, "--verify")
     assert said[0].startswith(f"{index}: {total} chunks by sentence, 16 tokens of each embedded, ")
     assert said[1] == "vectors: int8, 32 wide, in 2 shards"
     assert said[2].endswith(f"loaded from {place / 'run'}")
     assert said[3] == f"source: story.txt, {len(' '.join(CHUNKS)):,} characters, {count} chunks"
     assert "source: a/empty.txt, 2 characters, 0 chunks" in said
+    assert said[-3].endswith("tokens, 0 of them outside the embedded windows")
+    assert said[-2] == "skipped: .pdf 1, hidden 1; only .txt and .md files are read, and no hidden ones"
     assert said[-1] == "verified: the checksums of 8 files are right"
     assert len(run("index", "info", index)) == len(said) - 1
+
+
+def test_documents_send_nothing_to_the_terminal(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("Mary \x1b[2J\x1b]0;x\x07 went\r to the garden.\n\nJohn slept.")
+    run("index", "build", tmp_path / "a.txt", tmp_path / "index", "--retriever", place / "run")
+    capsys.readouterr()
+    assert main(["ask", str(tmp_path / "index"), "Where is \x1b[2J Mary?", "--budget", "2", "--trace", str(tmp_path / "trace.html")]) == 0
+    shown = capsys.readouterr()
+    assert "Mary \\x1b[2J\\x1b]0;x\\x07 went to the garden." in shown.out
+    page = (tmp_path / "trace.html").read_text(encoding="utf-8")
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", shown.out + shown.err.replace("\r", "") + page)
+    assert main(["ask", str(tmp_path / "\x1b[2J"), "Where is Mary?"]) == 64
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_question_that_fits_nothing_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = run("ask", place / "index", QUESTION + " Where is Mary, where is Mary, and where is Mary?", "--budget", "2")
+    assert said[-1] == "stop threshold 1000000000.000: every pick is below it, so nothing that fits the question was found"
+    assert capsys.readouterr().out.startswith("cut: the question is longer than 10 tokens")
+    assert "half of a surrogate pair" in refuse(capsys, "ask", place / "index", "Where is \udce9?")
 
 
 def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path) -> None:
@@ -131,8 +155,8 @@ def test_a_retriever_that_has_gone_is_asked_for(capsys: pytest.CaptureFixture[st
     (tmp_path / "more.txt").write_text("Mary left.")
     assert "name it with --retriever" in refuse(capsys, "index", "add", tmp_path / "more.txt", tmp_path / "index")
     assert run("ask", tmp_path / "index", QUESTION, "--retriever", tmp_path / "elsewhere")[-1] == "stop threshold: this retriever has none"
-    (said,) = run("index", "add", tmp_path / "more.txt", tmp_path / "index", "--retriever", tmp_path / "elsewhere")
-    assert said.endswith(" 1 of them new")
+    said = run("index", "add", tmp_path / "more.txt", tmp_path / "index", "--retriever", tmp_path / "elsewhere")
+    assert said[0].endswith(" 1 of them new")
     Index.build(Retriever.from_pretrained(tmp_path / "elsewhere"), CHUNKS, tmp_path / "given")
     assert "does not say where its retriever is" in refuse(capsys, "ask", tmp_path / "given", QUESTION)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from qrag_jax.config import benchmarks
 from qrag_jax.reader.protocol import Prompt
+from qrag_jax.rundir.printable import printable
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ NOTHING_GIVEN = "You are given a question without any text. Answer from what you
 
 
 def make_prompt(benchmark: str, task: str, question: str, chunks: Sequence[str]) -> Prompt:
-    """The prompt of one question. ``chunks``: texts of the retrieved chunks, in document order.
+    """The prompt of one question. ``chunks``: texts of the retrieved chunks, in document order. Their control
+    characters are written as escapes.
 
     ``benchmark`` may be a mixture such as "hotpotqa:2+musique" of benchmarks that share a prompt; ``task`` matters if a benchmark's tasks
     have different prompts. Raises ValueError on an unknown benchmark or task, and without chunks (use :func:`closed_book`).
@@ -116,7 +118,7 @@ def make_prompt(benchmark: str, task: str, question: str, chunks: Sequence[str])
     if isinstance(chunks, str) or not chunks:
         raise ValueError(f"chunks = {chunks!r}: must be a list of one or more texts; for a question without chunks, call closed_book")
     shots = tuple((_asked(text, example, template.form), answer) for text, example, answer in template.examples)
-    return Prompt(template.instruction, _asked("\n".join(chunks), question, template.form), shots)
+    return Prompt(template.instruction, _asked(printable("\n".join(chunks)), printable(question), template.form), shots)
 
 
 def _asked(text: str, question: str, form: str) -> str:
@@ -125,7 +127,7 @@ def _asked(text: str, question: str, form: str) -> str:
 
 def closed_book(benchmark: str, task: str, question: str) -> Prompt:
     """The prompt with the question alone and the same form of answer, to see what a reader knows or guesses without retrieval."""
-    return Prompt(NOTHING_GIVEN, f"Question: {question.strip()}\n{_template(benchmark, task).form}")
+    return Prompt(NOTHING_GIVEN, f"Question: {printable(question.strip())}\n{_template(benchmark, task).form}")
 
 
 def _template(benchmark: str, task: str) -> Template:

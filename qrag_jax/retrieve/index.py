@@ -15,8 +15,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from qrag_jax.config.parse import decode
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
-from qrag_jax.retrieve.sources import ChunkStream, SourceRecord
+from qrag_jax.retrieve.sources import ChunkStream, SourceRecord, notices
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, Shard, StoredRows, check_dtype, merge, record
 from qrag_jax.rundir.files import read_json, write_json
 from qrag_jax.rundir.lock import LOCK, WRITER, only_writer
-from qrag_jax.rundir.log import progress
+from qrag_jax.rundir.log import progress, say
 
-FORMAT, VERSION = "qrag-jax-index", 1
+FORMAT, VERSION = "qrag-jax-index", 2
+READABLE = (1, 2)  # an index of version 1 does not say what it skipped and how many tokens it has
 META, JOURNAL = "meta.json", "building.json"
 PIECE = 2048  # texts embedded between two updates of the progress bar
 
@@ -51,7 +53,8 @@ class IndexModel:
 
 @dataclass(frozen=True)
 class Meta:
-    """The content of meta.json and building.json. ``kept``: number of shards that existed before the unfinished addition."""
+    """The content of meta.json and building.json. ``kept``: number of shards that existed before the unfinished addition.
+    ``skipped``: how many files of each suffix were not read."""
 
     model: IndexModel
     dtype: Dtype
@@ -60,11 +63,13 @@ class Meta:
     shards: tuple[Shard, ...] = ()
     sources: tuple[SourceRecord, ...] = ()
     kept: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         tree = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
         tree |= {"shard_chunks": self.shard_chunks, "chunks": sum(shard.chunks for shard in self.shards), "kept": self.kept}
         tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [dataclasses.asdict(source) for source in self.sources]}
+        tree |= {"skipped": dict(sorted(self.skipped.items()))}
         write_json(path, tree | {"sha256": _checksum(tree)})
 
     @classmethod
@@ -73,9 +78,10 @@ class Meta:
         tree = read_json(path)
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise ValueError(f"{path}: is not of the format {FORMAT!r}")
-        if tree.get("version") != VERSION:
+        if tree.get("version") not in READABLE:
             raise ValueError(
-                f"{path}: version = {tree.get('version')!r}; this qrag-jax reads version {VERSION}: update it, or build the index again"
+                f"{path}: version = {tree.get('version')!r}; this qrag-jax reads versions {READABLE[0]} to {VERSION}: "
+                "update it, or build the index again"
             )
         if _checksum({name: value for name, value in tree.items() if name != "sha256"}) != tree.get("sha256"):
             raise ValueError(f"{path}: its SHA-256 differs from the one it was written with; it is damaged: build the index again")
@@ -89,6 +95,7 @@ class Meta:
             tuple(shards),
             tuple(decode(SourceRecord, source, "sources") for source in tree["sources"]),
             tree["kept"],
+            tree.get("skipped", {}),
         )
 
 
@@ -248,7 +255,10 @@ def _write(path: Path, meta: Meta, retriever: ChunkEmbedder, stream: ChunkStream
     if len(shards) < len(meta.shards):
         raise ValueError(_changed(path, meta, len(shards), whole))
     if not whole:
-        replace(meta, shards=tuple(shards), sources=meta.sources + tuple(stream.read), kept=0).write(path / META)
+        skipped = Counter(meta.skipped) + Counter(stream.skipped)
+        replace(meta, shards=tuple(shards), sources=meta.sources + tuple(stream.read), kept=0, skipped=skipped).write(path / META)
+        for notice in notices(stream.read, stream.skipped):
+            say(notice)
         (path / JOURNAL).unlink(missing_ok=True)
     return Index.open(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embed import embed_texts
 from qrag_jax.retrieve.scan import HostScorer, runs
 from qrag_jax.retrieve.search import Scorer, SearchPath, check_budget, search, stopped
-from qrag_jax.retrieve.sources import ChunkStream
+from qrag_jax.retrieve.sources import ChunkStream, check_encodable, notices
 from qrag_jax.retrieve.types import Candidate, Document, MemoryDocument, Pick, PoolRows, Step, Trajectory
 from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import say
@@ -28,8 +28,9 @@ from qrag_jax.types import PAD, QAExample
 
 STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compilations
 
-Source = str | Path | Sequence[str] | Document
-"""A ``str`` is a text; a ``Path`` is a text file or a folder of them. Other values are the chunks of a document in order, or an index."""
+Source = str | Path | Iterable[Any] | Document
+"""A ``str`` is a text; a ``Path`` is a text file or a folder of them. Other values are the chunks of a document in order (texts, or
+documents of LangChain, LlamaIndex or Haystack), or an index."""
 
 
 @partial(jax.jit, static_argnames="embedder")
@@ -65,7 +66,7 @@ class Retriever:
         self.tokenizer = tokenizer
         self.threshold = threshold
         self.step = step
-        self._told = False  # whether the user was told of states that are cut
+        self._told: set[str] = set()  # what the user was told already
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
@@ -160,15 +161,13 @@ class Retriever:
 
     def document(self, source: Source) -> Document:
         """Prepares a source for searching: an index is checked; texts and files are cut into chunks; chunks are embedded."""
-        if isinstance(source, str | Path):
-            chunks = tuple(ChunkStream(source, self.tokenizer, self.config.data.chunk_tokens, self.config.data.chunk_by))
-        elif isinstance(source, Sequence):
-            chunks = tuple(map(Chunk, source))
-            if not chunks:
-                raise ValueError("source is empty: nothing to search")
-        else:
+        if isinstance(source, Document):
             source.check(self)
             return source
+        stream = ChunkStream(source, self.tokenizer, self.config.data.chunk_tokens, self.config.data.chunk_by)
+        chunks = tuple(stream)
+        for notice in notices(stream.read, stream.skipped):
+            self._tell_once(notice)
         return self._embedded([chunks])[0]
 
     def _embedded(self, documents: Sequence[Sequence[Chunk]], label: str | None = None) -> list[MemoryDocument]:
@@ -207,12 +206,18 @@ class Retriever:
         """Prints one line, the first time that a state is longer than allowed."""
         inside = np.minimum(np.maximum((rows >= 0).sum(-1) - layout.prefix, 0), layout.chunk_tokens)
         longest = int(((asked >= 0).sum(-1) + inside.sum(-1)).max())
-        if longest > layout.tokens and not self._told:
-            self._told = True
-            say(
+        if longest > layout.tokens:
+            self._tell_once(
                 f"a state of {longest} tokens was cut to {layout.tokens} (data.state_tokens, at most the encoder's limit): its last picks "
-                "are read in part or not at all; a lower budget or data.state_chunk_tokens avoids this"
+                "are read in part or not at all; a lower budget or data.state_chunk_tokens avoids this",
+                "cut states",
             )
+
+    def _tell_once(self, line: str, kind: str | None = None) -> None:
+        """Prints a line unless it (or a line of its ``kind``) was printed before."""
+        if (kind or line) not in self._told:
+            self._told.add(kind or line)
+            say(line)
 
     def _paths(
         self,
@@ -226,9 +231,7 @@ class Retriever:
         bins: int = 0,
     ) -> Iterator[list[list[SearchPath]]]:
         """The engine behind every search: checks the arguments, then calls :func:`qrag_jax.retrieve.search.search`."""
-        for question in questions:
-            if not question.strip():
-                raise ValueError("question is empty")
+        self._check_questions(questions)
         for document in documents:
             check_budget(budget, len(document), "the chunks of the document")
         if beam < 1:
@@ -250,6 +253,32 @@ class Retriever:
 
         scorers = {id(document): self.scorer(document) for document in documents}
         return search(encode, [scorers[id(document)] for document in documents], budget, beam=beam, runners_up=runners_up, bins=bins)
+
+    def _check_questions(self, questions: Sequence[str]) -> None:
+        """Raises ValueError on a question that is no text; says how much of the long ones is not read."""
+        for question in questions:
+            if not isinstance(question, str):
+                raise ValueError(f"question = {question!r}: must be a text (str)")
+            if not question.strip():
+                raise ValueError("question is empty")
+            check_encodable(question, "question")
+        longest = self.config.data.question_tokens
+        room = self.tokenizer.room(longest)
+        sizes = [len(ids) for ids in self.tokenizer.lookup(questions)]
+        if (most := max(sizes, default=0)) > room:
+            which = "the question is" if len(sizes) == 1 else f"{sum(size > room for size in sizes):,} of {len(sizes):,} questions are"
+            self._tell_once(
+                f"cut: {which} longer than {room} tokens, as long as the retriever reads (data.question_tokens = {longest}); the end "
+                f"is not read, up to {most - room} tokens: ask a shorter question",
+                "".join(questions),
+            )
+
+    def fits(self, picks: Iterable[Pick]) -> bool:
+        """Whether the Q of any pick reaches the stop threshold. If not, nothing that fits the question was found. Raises ValueError when
+        the retriever has no calibrated threshold."""
+        if self.threshold is None:
+            raise ValueError("this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
+        return any(pick.q >= self.threshold for pick in picks)
 
     def scorer(self, document: Document) -> Scorer:
         """The scorer of a document: on a CPU it reads the rows in place; elsewhere rows are split over the local devices."""

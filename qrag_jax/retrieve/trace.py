@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import math
 import re
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -22,6 +22,7 @@ import numpy as np
 from qrag_jax.retrieve.trace_svg import COLOURS, INLINE, View, curve, key, marker, ruler, show
 from qrag_jax.retrieve.types import Candidate, Pick, Step
 from qrag_jax.rundir.files import write_text
+from qrag_jax.rundir.printable import printable
 
 FORMAT, VERSION = "qrag-jax-trace", 1
 POSITIONS = ("relative", "absolute", "random", "none")
@@ -128,6 +129,11 @@ def _digest(template: str, tag: str) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def escape(text: str) -> str:
+    """Text for a page: markup and control characters are escaped."""
+    return html.escape(printable(text))
 
 
 def _data(view: View, question: str, source: str) -> str:

@@ -26,6 +26,7 @@ from qrag_jax.rundir.early import INTERRUPTED, STOPPED
 from qrag_jax.rundir.files import disk_error
 from qrag_jax.rundir.lock import Busy
 from qrag_jax.rundir.log import CannotWrite, Interrupted, NotFinite, Preempted, Unreachable
+from qrag_jax.rundir.printable import printable
 from qrag_jax.rundir.stop import stop_requests
 
 DONE, BAD_INPUT, NOT_FINITE, CANNOT_WRITE = 0, 64, 70, 74
@@ -52,7 +53,7 @@ def execute(run: Callable[[], int | None]) -> int:
             raise
         code, message = end
         with suppress(OSError):  # a stderr on a full disk
-            sys.stderr.write(redact(f"{' '.join(message.split())}\n"))
+            sys.stderr.write(printable(redact(' '.join(message.split()))) + "\n")
     finally:
         sys.stdout, sys.stderr = (getattr(stream, "inner", stream) for stream in (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):

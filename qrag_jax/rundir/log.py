@@ -16,6 +16,7 @@ from tqdm import tqdm
 from qrag_jax.config.secrets import redact, redact_words
 from qrag_jax.config.trees import parse_json
 from qrag_jax.rundir.files import write_json, write_text
+from qrag_jax.rundir.printable import printable
 
 T = TypeVar("T")
 _silent = False
@@ -60,10 +61,10 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, above any progress bar; without secrets."""
+    """One line for the person at the terminal, above any progress bar: without secrets, and with control characters as escapes."""
     if _silent:
         return
-    tqdm.write(redact(text), file=sys.stdout)
+    tqdm.write(printable(redact(text)), file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -59,8 +59,9 @@ module.model_hash = lambda retriever: "0" * 64
 vector = lambda text: np.frombuffer(text.encode().ljust(16, b"."), "u1")[:16].astype(np.float32)
 embed = lambda texts: np.stack([vector(text) for text in texts])
 config = SimpleNamespace(data=SimpleNamespace(chunk_tokens=16, chunk_by="tokens"))
+tokenizer = SimpleNamespace(room=lambda length: length, lookup=lambda texts: [[0]] * len(texts), unknown=lambda texts: [0] * len(texts))
 retriever = SimpleNamespace(
-    config=config, embedder=SimpleNamespace(config=SimpleNamespace(width=16)), tokenizer=None, params=None, embed_chunks=embed
+    config=config, embedder=SimpleNamespace(config=SimpleNamespace(width=16)), tokenizer=tokenizer, params=None, embed_chunks=embed
 )
 texts = [f"text {i % 7}" for i in range(10)]
 more = ["text 1", "more 0", "more 1", "more 2", "text 2"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from qrag_jax.retrieve.trace import render_trace, write_trace
 from qrag_jax.retrieve.types import Candidate, Pick, Step
+from qrag_jax.rundir.printable import printable
 
 NAN = math.nan
 
@@ -261,7 +262,7 @@ def test_text_is_text_wherever_it_stands(field):
 def test_any_text_comes_back_whole(text):
     page = render(steps=changed(0, pick=Pick(2, text, 0.9, 1.8)))
     assert embedded(page)["steps"][0]["pick"]["text"] == text
-    assert Page(page, "blockquote").texts[0] == text
+    assert Page(page, "blockquote").texts[0] == printable(text), "control characters are shown as escapes"
 
 
 def test_a_large_document_stays_a_small_page():

@@ -78,9 +78,16 @@ class RunLog:
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A last line without a line end was being written when the process died.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        # A last line that is not whole was being written when the process or the machine died.
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise ValueError(f"{self.path}:{number}: not JSON ({error}); the file is damaged: restore a copy of it") from error
+        return records
 
     def rewind(self, step: int) -> None:
         """Removes the records made after ``step`` updates: a resumed run makes them again."""
@@ -88,8 +95,8 @@ class RunLog:
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def write_manifest(run_dir: Path, seed: int, devices: list[str]) -> None:
-    """Writes manifest.json: the command, versions, devices and seed of this run."""
+def write_manifest(run_dir: Path, seed: int, devices: list[str], x64: bool = False) -> None:
+    """Writes manifest.json: the command, versions, devices and seed of this run, and whether JAX_ENABLE_X64 is set."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "transformers")
     write_json(
         run_dir / "manifest.json",
@@ -100,6 +107,7 @@ def write_manifest(run_dir: Path, seed: int, devices: list[str]) -> None:
             "platform": platform.platform(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
             "devices": devices,
+            "jax_enable_x64": x64,
             "seed": seed,
         },
     )

@@ -48,8 +48,9 @@ class Command:
     """Settings to start from: a name, a .json file with a configuration (a run's config.json, a sweep's best.json), or the folder of a run
     or of an export. A file or folder also sets the default task."""
     run_dir: str = ""
-    """Folder of the run, or gs://BUCKET/NAME. The same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET. If the
-    preset is a file or folder, PRESET is its name. With --seeds, the default name ends in -seeds."""
+    """Folder of the run, or gs://BUCKET/NAME. The same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET, and the
+    name of the data folder if the task could also be generated. If the preset is a file or folder, PRESET is its name. With --seeds, the
+    default name ends in -seeds."""
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. You can add seeds later."""
 
@@ -68,12 +69,15 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -
     # An option without its value is refused below, in one line.
     first.add_argument("--preset", nargs="?", const="tiny", default="tiny")
     first.add_argument("--data.task", dest="task", nargs="?")
+    first.add_argument("--data.data-dir", "--data.data_dir", dest="data", nargs="?")
     first.add_argument("--train.seed", dest="seed", nargs="?", const="")
     first.add_argument("--seeds", nargs="*")
     known, _ = first.parse_known_args(words)
     config = presets.preset(known.preset, benchmark, known.task)
     name = Path(known.preset).stem if presets.is_run(known.preset) else known.preset
-    run_dir = f"runs/{benchmark}-{config.data.task}-{name}" + ("" if known.seeds is None else "-seeds")
+    run_dir = f"runs/{benchmark}-{config.data.task}-{name}{_data_name(benchmark, config.data.task, known.data)}" + (
+        "" if known.seeds is None else "-seeds"
+    )
     command = read(
         Command, words, f"experiments.{benchmark}", f"{description}\n\n{_lists(benchmark)}", Command(config, known.preset, run_dir)
     )
@@ -84,6 +88,13 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -
             raise ValueError("--seed and --seeds: give one of them")
         seeds.check_seeds(command.config, command.seeds)
     return command
+
+
+def _data_name(benchmark: str, task: str, folder: str | None) -> str:
+    """The end of the default run directory of a task that can be generated, if its data is read from a folder instead."""
+    if folder in (None, "none") or not benchmarks.task(benchmark, task).generated:
+        return ""
+    return f"-{Path(str(folder)).expanduser().resolve().stem}"
 
 
 def _lists(benchmark: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -20,6 +21,7 @@ from experiments.options import EVAL_SHORT, OWN, EvalOptions, Questions, given, 
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig
 from qrag_jax.config.retarget import only_tested, retest
+from qrag_jax.rundir.compilations import keep_compilations
 
 SHORT = {**EVAL_SHORT, "--budget": "--eval.budget"}
 
@@ -59,10 +61,12 @@ def run(command: Command) -> None:
     from qrag_jax.rundir.files import write_text
     from qrag_jax.train.training import check_run_dir, write_report
 
+    keep_compilations()
     retriever = Retriever.from_pretrained(command.retriever)
     old = retriever.config
     config = configuration(command, old)
     with working_folder(command.run_dir) as folder:
+        refuse_training(folder)
         check_run_dir(config, folder)
         sets = official_sets(config) if command.official else final_sets(config)
         write_text(folder / "config.json", config.to_json())
@@ -70,6 +74,16 @@ def run(command: Command) -> None:
         write_report(folder, rows)
         write_comparison(folder, rows, config, old)
         draw_context(rows, folder / "context.png")
+
+
+def refuse_training(folder: Path) -> None:
+    """Raises ValueError if training has written to ``folder``: its results would be overwritten."""
+    for name in ("checkpoints", "export", "seeds.json", "spec.json"):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder}: holds a training run ({name}), whose results would be overwritten; choose another --run-dir. To test a "
+                "finished run again with other settings in its own folder, repeat its training command with them"
+            )
 
 
 def configuration(command: Command, old: RunConfig) -> RunConfig:

@@ -25,6 +25,7 @@ from qrag_jax.retrieve.sources import SourceRecord, notices
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.bucket import is_url
+from qrag_jax.rundir.compilations import keep_compilations
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
 from qrag_jax.rundir.printable import printable
@@ -126,6 +127,8 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
         _refuse_three_places(words)
         command: Command = read_command(COMMANDS, words, "qrag", __doc__ or "")
         refuse_urls(command)
+        if not isinstance(command, Info):  # which uses no device
+            keep_compilations()
         return _run(command, say)
 
     return execute(run)
@@ -150,6 +153,8 @@ def _refuse_three_places(words: Sequence[str]) -> None:
 
 
 def _run(command: Command, say: Callable[[str], None]) -> int:
+    if isinstance(command, ToTorch):
+        _export_unfinished(command.run, say)
     if isinstance(command, Exchange):
         return run_exchange(command, say)
     if isinstance(command, Ask):
@@ -164,6 +169,15 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
         say(f"{grown.path}: {len(grown):,} chunks, {len(grown) - len(index):,} of them new")
         say(_coverage(grown))
     return DONE
+
+
+def _export_unfinished(run: str, say: Callable[[str], None]) -> None:
+    """Exports the best checkpoint so far of a run directory that has no export yet, because the run has not ended."""
+    folder = Path(run)
+    if (folder / "checkpoints").is_dir() and not (folder / "export" / "qrag.json").is_file():
+        from qrag_jax.train.training import export_best
+
+        say(f"{export_best(folder)}: written from the best checkpoint so far; the run has not ended")
 
 
 def _build(command: Build, say: Callable[[str], None]) -> None:

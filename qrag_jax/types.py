@@ -81,7 +81,7 @@ class TaskBatch:
 class Episode:
     """The result of a rollout; time runs along T. ``state_ids[:, t]`` is the state in which ``picked[:, t]`` was chosen."""
 
-    picked: Int[Array, "B T"]
+    picked: Int[Array, "B T"]  # N: an empty pick, since no chunk of the document was left
     positions: Float[Array, "B T"]  # position of the picked chunk, in the state before the pick
     state_ids: Int[Array, "B T Ls"]
     q: Float[Array, "B T"]  # Q of the picked chunk under the acting parameters

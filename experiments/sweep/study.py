@@ -123,6 +123,7 @@ class Sweep:
         write_json(run_dir / "spec.json", spec.to_tree())
         self._deciding = Lock(run_dir / "locks" / "deciding")
         journal = run_dir.resolve() / "journal.log"
+        drop_half_line(journal, Lock(run_dir / "locks" / "journal"))
         try:
             # Not Optuna's own locks: they are files, which a killed process would leave behind.
             backend = JournalFileBackend(str(journal), Lock(run_dir / "locks" / "journal"))  # type: ignore[arg-type]
@@ -317,6 +318,14 @@ class Sweep:
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         return {dimension.name: _distribution(dimension) for dimension in self.spec.space}
+
+
+def drop_half_line(journal: Path, lock: Lock) -> None:
+    """Removes the end of a journal that has no line end: its process died, or its disk was full, while it wrote that line."""
+    with lock:
+        if not journal.exists() or (content := journal.read_bytes()).endswith(b"\n") or not content:
+            return
+        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def best_validation(records: Sequence[dict[str, Any]], objective: str) -> dict[str, Any]:

@@ -24,10 +24,12 @@ def prepared_folder(data_dir: str | Path, *names: str) -> Path | None:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """A text that changes when a file is added, removed or changes its size."""
+    """A text that changes when a file is added, removed, renamed or changed in any byte."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
-        digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        digest.update(f"{path.parent.name}/{path.name} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -87,7 +87,7 @@ def read_answers(
 
 def threshold_of(records: Sequence[EpisodeRecord]) -> float | None:
     """The stop threshold with the highest Fact F1 on validation episodes; None with a budget of 1, where there is nothing to stop."""
-    if len(records[0].picked) < 2:
+    if max(len(record.picked) for record in records) < 2:
         return None
     return calibrate_threshold([r.picked for r in records], [r.q for r in records], [r.support for r in records])
 
@@ -125,7 +125,7 @@ def summary(records: Sequence[EpisodeRecord], threshold: float | None) -> dict[s
     return {
         "chunks": max(record.chunks for record in records),
         "episodes": len(records),
-        "budget": len(records[0].picked),
+        "budget": max(len(record.picked) for record in records),
         "fact_em": float(np.mean(em)),
         "fact_f1": float(np.mean([record.fact_f1 for record in records])),
         "fact_em_stopped": None if kept is None else float(np.mean([fact_em(*one) for one in kept])),

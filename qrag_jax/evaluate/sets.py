@@ -54,8 +54,8 @@ def final_sets(config: RunConfig) -> list[EvaluationSet]:
     """The sets of a run's final evaluation, on ``config.eval.split``: its benchmark at every context length of ``config.eval.tokens``, or
     once if documents have their own length; then the same for ``config.eval.benchmarks``, with the paper's number of picks for each.
 
-    Reads the data, so that missing files are found before training. Raises ValueError on missing or broken data, and on documents with
-    fewer chunks than the budget.
+    Reads the data, so that missing files are found before training. Raises ValueError on missing or broken data, and on a context
+    length of fewer chunks than the budget.
     """
     sets = []
     elsewhere = others(config.data, config.eval.benchmarks)
@@ -86,7 +86,8 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
         groups = tuple(range(first, episodes, haystacks) for first in range(haystacks))
     if tokens is not None:
         name += f"-{format_tokens(tokens)}"
-    if len(examples[0].chunks) < config.eval.budget:
+    # A document made to length is too short for all questions; documents with their own length give what they have.
+    if benchmarks.made_to_length(settings.benchmark) and len(examples[0].chunks) < config.eval.budget:
         raise ValueError(
             f"eval.budget = {config.eval.budget}: must be <= {len(examples[0].chunks)}, the chunks of a document of {name} ({split})"
         )

@@ -91,6 +91,7 @@ def read_export(folder: str | Path) -> Export:
     if not path.is_file():
         raise ValueError(
             f"{folder}: not an export (it has no qrag.json); expected the export/ folder of a finished run"
+            " (`qrag export RUN OUT` also writes it for a run that has not ended)"
             "; a released checkpoint has model_best.pt and config.yaml"
         )
     tree = read_object(path)

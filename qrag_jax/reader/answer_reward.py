@@ -30,7 +30,9 @@ class AnswerReward:
         """Raises ReaderError if the reader cannot be reached: a missing answer never gets a score."""
         budget = picked.shape[1]
         sets = [
-            [(example.id, frozenset(row[: t + 1].tolist())) for t in range(budget)] for example, row in zip(examples, picked, strict=True)
+            # An empty pick, of a document with fewer chunks than the budget, adds nothing.
+            [(example.id, frozenset(i for i in row[: t + 1].tolist() if i < len(example.chunks))) for t in range(budget)]
+            for example, row in zip(examples, picked, strict=True)
         ]
         questions = {example.id: example for example in examples}
         fresh = [key for key in dict.fromkeys(key for row in sets for key in row) if key not in self._known]

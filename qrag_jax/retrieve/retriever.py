@@ -120,6 +120,8 @@ class Retriever:
         that number of stretches. Raises ValueError as :meth:`search` does, before the first step.
         """
         document = self.document(source)
+        check_budget(budget)
+        budget = min(budget, len(document))
         found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
 
         def steps() -> Iterator[Step]:
@@ -146,16 +148,14 @@ class Retriever:
     def run(self, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None) -> list[Trajectory]:
         """Searches the document of each question. Documents may share texts: each distinct text is embedded once.
 
-        ``label`` shows a progress bar of the embedding. Raises ValueError when a document has fewer chunks than ``budget``.
+        ``label`` shows a progress bar of the embedding. A document with fewer chunks than ``budget`` is picked empty.
         """
         if not examples:
             raise ValueError("examples is empty: nothing to search")
-        for example in examples:
-            check_budget(budget, len(example.chunks), f"the chunks of {example.id!r}")
         documents = self._embedded([tuple(map(Chunk, example.chunks)) for example in examples], label)
         *_, paths = self._paths([example.question for example in examples], documents, budget, beam=beam)
         return [
-            Trajectory(path.picked, path.q, tuple(self._position(document, path, t) for t in range(budget)))
+            Trajectory(path.picked, path.q, tuple(self._position(document, path, t) for t in range(len(path.picked))))
             for (path, *_rest), document in zip(paths, documents, strict=True)
         ]
 
@@ -232,8 +232,7 @@ class Retriever:
     ) -> Iterator[list[list[SearchPath]]]:
         """The engine behind every search: checks the arguments, then calls :func:`qrag_jax.retrieve.search.search`."""
         self._check_questions(questions)
-        for document in documents:
-            check_budget(budget, len(document), "the chunks of the document")
+        check_budget(budget)
         if beam < 1:
             raise ValueError(f"beam = {beam}: must be >= 1, the paths kept at each step")
         if stop and self.threshold is None:

@@ -119,7 +119,8 @@ class Learner:
         """Targets, gradient, optimiser step and target average, for given rewards."""
         targets = self.targets(state, batch, episode, rewards, axis_name)
         grads, metrics = self.gradient(state, batch, episode, targets, axis_name)
-        found = jax.vmap(lambda support, picked: support[picked].sum() == support.sum())(batch.support, episode.picked)
+        hits = jax.vmap(lambda support, picked: support.at[picked].get(mode="fill", fill_value=False).sum())(batch.support, episode.picked)
+        found = hits == batch.support.sum(-1)
         means = {
             **metrics,
             "return": rewards.sum(-1).mean(),
@@ -179,7 +180,8 @@ class Learner:
     def gradient(
         self, state: TrainState, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], axis_name: str | None = None
     ) -> tuple[Params, Metrics]:
-        """Gradient and loss of the TD loss, averaged over transitions and devices.
+        """Gradient and loss of the TD loss, averaged over transitions and devices. An empty pick, of a document with fewer chunks than the
+        budget, adds 0.
 
         Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). The loss
         is first differentiated with respect to the embeddings, which the rollout has computed; then the embeddings with respect to the
@@ -188,7 +190,9 @@ class Learner:
         qhead = self.config.qhead
         params, dropout = self.varying(state.params, axis_name), self.dropout(state, batch)
         flat = lambda x: x.reshape(-1, x.shape[-1])
-        rows = jnp.take_along_axis(batch.chunk_index, episode.picked, axis=1).reshape(-1)
+        count = batch.chunk_mask.shape[1]
+        real = (episode.picked < count).reshape(-1, 1)
+        rows = jnp.take_along_axis(batch.chunk_index, jnp.minimum(episode.picked, count - 1), axis=1).reshape(-1)
         state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
         s, a = flat(episode.states), flat(episode.actions)
         if dropout is not None:
@@ -197,7 +201,7 @@ class Learner:
 
         def loss(s: Array, a: Array) -> Float[Array, ""]:
             q = q_halves(s, a, episode.positions.reshape(-1), qhead)
-            return jnp.mean((qhead.halves * q - targets.reshape(-1, 1)) ** 2)
+            return jnp.mean(jnp.where(real, qhead.halves * q - targets.reshape(-1, 1), 0.0) ** 2)
 
         value, (of_s, of_a) = jax.value_and_grad(loss, argnums=(0, 1))(s, a)
         return self.encoder_gradient(params, (state_ids, of_s), (action_ids, of_a), dropout, axis_name), {"loss": value}

@@ -9,11 +9,12 @@ from jaxtyping import Array, Bool, Float, Int
 def support_reward(picked: Int[Array, " T"], support: Bool[Array, " N"], penalize_extra_steps: bool = False) -> Float[Array, " T"]:
     """1 at the step that completes the supporting chunks (or 0.5 + 0.5 |F*| / |picked|), 0 at every other step.
 
-    An episode without supporting chunks gets no reward.
+    An episode without supporting chunks gets no reward, and neither does an empty pick (N).
     """
     total = support.sum()
-    found = jnp.cumsum(support[picked])
-    completes = support[picked] & (found == total) & (total > 0)
+    supports = support.at[picked].get(mode="fill", fill_value=False)
+    found = jnp.cumsum(supports)
+    completes = supports & (found == total) & (total > 0)
     steps = jnp.arange(1, picked.shape[0] + 1)
     value = 0.5 + 0.5 * total / steps if penalize_extra_steps else 1.0
     return jnp.where(completes, value, 0.0)

@@ -58,7 +58,10 @@ def rollout(
     layout: StateLayout,
     qhead: QHeadConfig,
 ) -> Episode:
-    """B episodes of ``budget`` picks, each seeded by its key. ``pool``: un-rotated embeddings of ``batch.chunk_pool_ids``."""
+    """B episodes of ``budget`` picks, each seeded by its key. ``pool``: un-rotated embeddings of ``batch.chunk_pool_ids``.
+
+    A document with fewer chunks is picked empty; the rest of its picks are empty: ``picked`` holds N there, and Q is 0.
+    """
     size, count = batch.chunk_index.shape
     chunks = pool[batch.chunk_index]
     offset = offsets(keys, budget, qhead)
@@ -68,9 +71,10 @@ def rollout(
         state = embed_states(state_ids)
         q, available, position = scores(state, chunks, batch, picked, offset, qhead)
         q = q.sum(-1)
-        pick = jax.vmap(policy)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), q, available)
-        at = lambda x: jnp.take_along_axis(x, pick[:, None], axis=1)[:, 0]
-        return picked.at[:, t].set(pick), (state_ids, at(position), at(q), state)
+        best = jax.vmap(policy)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), q, available)
+        left = available.any(-1)
+        at = lambda x: jnp.take_along_axis(x, best[:, None], axis=1)[:, 0]
+        return picked.at[:, t].set(jnp.where(left, best, count)), (state_ids, at(position), jnp.where(left, at(q), 0.0), state)
 
     # Computed from the batch, so that with several devices the carry is marked as varying over them, as the picks are.
     empty = jnp.broadcast_to(0 * batch.episode_id[:, None] + count, (size, budget))
@@ -82,7 +86,7 @@ def rollout(
         q=q.T,
         offset=offset,
         states=state.transpose(1, 0, 2),
-        actions=jnp.take_along_axis(chunks, picked[..., None], axis=1),
+        actions=jnp.take_along_axis(chunks, jnp.minimum(picked, count - 1)[..., None], axis=1),
     )
 
 

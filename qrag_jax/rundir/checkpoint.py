@@ -179,8 +179,8 @@ class Checkpoints:
             return found
         if steps:
             raise ValueError(
-                f"{self._root}: none of its checkpoints {steps} can be read; restore a complete copy, or remove {self._root.parent} to "
-                "start over"
+                f"{self._root}: none of its checkpoints {steps} can be read; restore a complete copy, use the version and settings "
+                "that wrote them, or start over in another run directory"
             )
         return None
 
@@ -188,6 +188,19 @@ class Checkpoints:
         """The best checkpoint of ``step``, in the shapes of ``params``. Raises ValueError when it cannot be read."""
         self.wait()
         return self._read_best(step, params)
+
+    def best_so_far(self, params: Any) -> BestCheckpoint:
+        """The best checkpoint that the newest last checkpoint names, or, before there is one, the newest best checkpoint.
+
+        Raises ValueError if there is none, or if it cannot be read.
+        """
+        for step in saved_steps(self._root.parent):
+            info = read_json(self._root / "last" / str(step) / CONTENTS)["info"]
+            return self._read_best(Progress.from_json(info).best_step, params)
+        found = sorted(int(path.name) for path in (self._root / "best").glob("[0-9]*") if path.name.isdigit())
+        if not found:
+            raise ValueError(f"{self._root.parent}: has no checkpoint yet")
+        return self._read_best(found[-1], params)
 
     def _submit(self, step: int, state: Any, write: Callable[[Any], None]) -> None:
         """Lets the thread ``write`` a copy of ``state``."""

@@ -82,13 +82,16 @@ class RunLog:
         if not self.path.exists():
             return []
         records = []
-        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):  # the last one was being written when the process died
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was being written when the process died
+        for number, line in enumerate(lines, start=1):
             try:
                 record = parse_json(line)
+                if not isinstance(record, dict) or not isinstance(record.get("kind"), str) or type(record.get("step")) is not int:
+                    raise ValueError("is not a record with a kind and a step")
             except ValueError as error:
-                raise ValueError(f"{self.path}:{number}: {error}; remove the line") from error
-            if not isinstance(record, dict) or not isinstance(record.get("kind"), str) or type(record.get("step")) is not int:
-                raise ValueError(f"{self.path}:{number}: is not a record with a kind and a step; remove the line")
+                if number < len(lines):  # the last line may be damaged: the machine died while it was written
+                    raise ValueError(f"{self.path}:{number}: {error}; the file is damaged: restore a copy of it") from error
+                continue
             records.append(record)
         return records
 
@@ -98,8 +101,8 @@ class RunLog:
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def write_manifest(run_dir: Path, seed: int, devices: list[str]) -> None:
-    """Writes manifest.json: the command, versions, devices and seed of this run."""
+def write_manifest(run_dir: Path, seed: int, devices: list[str], x64: bool = False) -> None:
+    """Writes manifest.json: the command, versions, devices and seed of this run, and whether JAX_ENABLE_X64 is set."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "transformers")
     write_json(
         run_dir / "manifest.json",
@@ -110,6 +113,7 @@ def write_manifest(run_dir: Path, seed: int, devices: list[str]) -> None:
             "platform": platform.platform(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
             "devices": devices,
+            "jax_enable_x64": x64,
             "seed": seed,
         },
     )

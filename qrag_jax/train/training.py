@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate import plots
@@ -38,7 +39,8 @@ from qrag_jax.types import QAExample
 SEEDS = "seeds.json"  # marks a folder that holds the runs of several seeds and is not a run itself (experiments/seeds.py)
 # Settings that may change between two calls on the same run directory: training does not depend on them.
 MAY_CHANGE = (
-    *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.reader", "eval.reader_context", "eval.reader_tokens"),
+    *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.split", "eval.haystacks"),
+    *("eval.reader", "eval.reader_context", "eval.reader_tokens"),
     *("eval.reader_timeout", "eval.reader_concurrency", "eval.reader_devices", "eval.reader_dtype"),
     *("train.parallel", "train.devices", "train.shard_state", "train.checkpoint_every", "train.checkpoint_minutes"),
 )
@@ -59,7 +61,8 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
         raise ValueError(f"{run_dir}: is not a folder on this machine; see experiments.cli.working_folder")
     run_dir = Path(run_dir)
     try:
-        with stop_requests() as stop:
+        # The default of JAX, which the environment may change: what a run draws depends on its seed alone.
+        with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(True), stop_requests() as stop:
             return _run(config, run_dir, stop, test, prune)
     except (OSError, ValueError) as error:
         if (told := disk_error(error)) is None:
@@ -110,10 +113,13 @@ def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[Evaluati
 def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[jax.Device, ...]) -> None:
     """Makes the run directory and writes the files that describe the run: config.json, tokenizer.json, manifest.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    if (run_dir / "config.json").exists() and read_config(run_dir).train.steps < config.train.steps:
+        for name in ("results.json", "results.md"):  # of the shorter run
+            (run_dir / name).unlink(missing_ok=True)
     write_text(run_dir / "config.json", config.to_json())
     if not (run_dir / "tokenizer.json").exists():
         model.tokenizer.save(run_dir / "tokenizer.json")
-    write_manifest(run_dir, config.train.seed, [str(device) for device in devices])
+    write_manifest(run_dir, config.train.seed, [str(device) for device in devices], jnp.asarray(0.0).dtype == jnp.float64)
 
 
 def finish(config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
@@ -122,11 +128,13 @@ def finish(config: RunConfig, run_dir: Path, model: Model, best_step: int, tests
         best = checkpoints.best(best_step, model.params)
     params = jax.device_put(best.params)
     retriever = Retriever(config, model.embedder, params, model.tokenizer, best.threshold, best_step)
-    rows = evaluate(config.eval, run_dir, retriever, tests)
     title, sampled = f"{config.data.benchmark} {config.data.task}", config.rl.objective == "td"
     plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", title, sampled)
-    pooling = model.embedder.pooling
-    write_export(run_dir / "export", Export(config, model.backbone, params, model.tokenizer, pooling, best.threshold, best_step, rows))
+    export = Export(config, model.backbone, params, model.tokenizer, model.embedder.pooling, best.threshold, best_step)
+    write_export(run_dir / "export", export)  # before the evaluation, which may fail: the trained model is then safe
+    rows = evaluate(config.eval, run_dir, retriever, tests)
+    if rows:
+        write_export(run_dir / "export", dataclasses.replace(export, rows=rows))
     if tests:
         write_report(run_dir, rows)
     return rows
@@ -150,10 +158,44 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> None:
         if run_dir.exists() and not all(is_unfinished(path) for path in run_dir.iterdir()):
             raise ValueError(f"{run_dir}: not empty, but not a run (no config.json); choose another --run-dir")
         return
-    old, new = (_flat(c) for c in (RunConfig.from_json(path.read_text(encoding="utf-8")), config))
-    changed = [f"{name} was {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name] and name not in MAY_CHANGE]
+    before = read_config(run_dir)
+    old, new = _flat(before), _flat(config)
+    trained = saved_steps(run_dir)[:1] >= [before.train.steps]
+
+    def allowed(name: str) -> bool:
+        # More updates: the run is extended. Once all updates are made, no setting of the evaluation can change them.
+        longer = name == "train.steps" and config.train.steps > before.train.steps
+        return longer or name in MAY_CHANGE or (trained and name.startswith("eval.") and config.train.steps == before.train.steps)
+
+    changed = [f"{name} was {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name] and not allowed(name)]
     if changed:
         raise ValueError(f"{run_dir}: holds another run ({'; '.join(changed)}); use the same settings to resume, or another --run-dir")
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """The configuration of a run directory. Raises ValueError, naming the file, if it cannot be read."""
+    path = run_dir / "config.json"
+    try:
+        return RunConfig.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def export_best(run_dir: Path) -> Path:
+    """Writes the export of a run that has not ended: the checkpoint that is best on validation so far. Returns its folder.
+
+    Raises ValueError if ``run_dir`` is not a run, or has no checkpoint yet.
+    """
+    config = read_config(run_dir)
+    if not (run_dir / "tokenizer.json").exists() or not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir}: has no checkpoint yet")
+    model = build_model(config, run_dir, [])  # the tokenizer is there, so no examples are read
+    with Checkpoints(run_dir) as checkpoints:
+        best = checkpoints.best_so_far(model.params)
+    pooling = model.embedder.pooling
+    return write_export(
+        run_dir / "export", Export(config, model.backbone, best.params, model.tokenizer, pooling, best.threshold, best.step)
+    )
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,8 @@ In the fullwiki file, a search engine chose the ten paragraphs of each question,
 evaluation alone (:func:`load_fullwiki`).
 
 A file is one JSON list of records: ``_id``, ``question``, ``answer``, ``type``, ``context`` [[title, [sentences]]] and
-``supporting_facts`` [[title, number of the sentence]].
+``supporting_facts`` [[title, number of the sentence]]. The rows of Hugging Face ``datasets`` are read too: ``id``, ``context`` {title,
+sentences} and ``supporting_facts`` {title, sent_id}, each a list.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from qrag_jax.config import DataConfig, benchmarks
 from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
-from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get_text, make_record, read_json_list, rows
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get_text, make_record, read_json_list, rows, same_title
 from qrag_jax.rundir.log import say
 
 TYPES = BENCHMARKS["hotpotqa"].types
@@ -45,7 +46,7 @@ def parse(tree: Any, notes: Counter[str], *, types: Iterable[str], all_there: bo
     context = [(title, [check(part, str, "sentence").strip() for part in parts]) for title, parts in rows(tree, "context", str, list)]
     support, missing = set(), set()
     for title, sentence in rows(tree, "supporting_facts", str, int):
-        named = [sentences for other, sentences in context if other == title]
+        named = [sentences for other, sentences in context if same_title(other, title)]
         if not named and not all_there:
             missing.add(title)
             continue
@@ -57,15 +58,16 @@ def parse(tree: Any, notes: Counter[str], *, types: Iterable[str], all_there: bo
             raise BadRecord("negative sentence number", f"[{title!r}, {sentence}]: sentences are numbered from 0")
         if sentence >= len(named[0]):
             notes["supporting sentence past the end of its paragraph"] += 1
-        support.add(title)
+        support |= {other for other, _ in context if same_title(other, title)}
     paragraphs = ((title, " ".join(filter(None, sentences)), title in support) for title, sentences in context)
-    return make_record(tree, "_id", kind, paragraphs, notes, missing=len(missing))
+    id_name = "id" if "_id" not in tree and "id" in tree else "_id"  # Hugging Face's rows call it id
+    return make_record(tree, id_name, kind, paragraphs, notes, missing=len(missing))
 
 
 HOTPOTQA = multihop.QuestionFiles(
     name="hotpotqa",
     folder="hotpotqa",
-    files=(("hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"), ("hotpot_fit.json", "hotpot_eval.json")),
+    files=(("hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"), ("hotpot_fit.json", "hotpot_eval.json"), *multihop.HUGGING_FACE),
     home="https://hotpotqa.github.io",
     read=read_hotpotqa,
     after_title=" ",

@@ -13,7 +13,7 @@ from typing import Any
 
 from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
-from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, make_record, read_jsonl
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, make_record, objects, read_jsonl
 
 TYPES = BENCHMARKS["musique"].types
 
@@ -27,11 +27,11 @@ def _parse(tree: Any, notes: Counter[str]) -> Record:
     if not get(tree, "answerable", bool):
         raise BadRecord("not answerable", "its paragraphs do not answer it; use the files of MuSiQue-Ans, not of MuSiQue-Full")
     paragraphs = []
-    for number, paragraph in enumerate(get(tree, "paragraphs", list)):
+    for number, paragraph in enumerate(objects(tree, "paragraphs")):
         if get(paragraph, "idx", int) != number:
             raise BadRecord("idx out of sequence", f"paragraph {number} has the idx {paragraph['idx']}")
         paragraphs.append((get(paragraph, "title", str), get(paragraph, "paragraph_text", str), get(paragraph, "is_supporting", bool)))
-    hops = [get(hop, "paragraph_support_idx", int) for hop in get(tree, "question_decomposition", list)]
+    hops = [get(hop, "paragraph_support_idx", int) for hop in objects(tree, "question_decomposition")]
     support = [number for number, (_, _, supports) in enumerate(paragraphs) if supports]
     if support and sorted(set(hops)) != support:
         raise BadRecord("hops are not the support", f"the hops use the paragraphs {sorted(set(hops))}, is_supporting marks {support}")
@@ -46,7 +46,11 @@ def _parse(tree: Any, notes: Counter[str]) -> Record:
 MUSIQUE = multihop.QuestionFiles(
     name="musique",
     folder="musique",
-    files=(("musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_dev.jsonl"), ("musique_fit.jsonl", "musique_eval.jsonl")),
+    files=(
+        ("musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_dev.jsonl"),
+        ("musique_fit.jsonl", "musique_eval.jsonl"),
+        *multihop.HUGGING_FACE,
+    ),
     home="https://github.com/StonyBrookNLP/musique (musique_v1.0.zip)",
     read=read_musique,
 )

@@ -15,12 +15,14 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from qrag_jax.config import DataConfig, benchmarks
-from qrag_jax.data.multihop.records import ReadReport, Record
+from qrag_jax.data.multihop.records import EMPTY, ReadReport, Record
 from qrag_jax.data.prepared import prepared_folder, read_records
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 from qrag_jax.rundir.log import say
 from qrag_jax.types import QAExample
 
+HUGGING_FACE = tuple((f"train.{kind}", f"validation.{kind}") for kind in ("parquet", "jsonl", "jsonl.gz"))
+"""Names for the rows of Hugging Face ``datasets``: dataset["train"].to_parquet("DIR/hotpotqa/train.parquet"), and so on."""
 _ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random streams
 
 
@@ -158,9 +160,9 @@ def split_files(benchmark: QuestionFiles, files: tuple[Path, Path], skip_bad: bo
 
 
 def read_and_say(read: Callable[..., tuple[tuple[Record, ...], ReadReport]], path: Path, skip_bad: bool) -> tuple[Record, ...]:
-    """The records of a file. Prints how many were skipped."""
+    """The records of a file. Prints how many records were skipped, or paragraphs left out."""
     records, report = read(path, skip_bad=skip_bad)
-    if report.skipped:
+    if report.skipped or report.notes[EMPTY]:
         say(str(report))
     return records
 

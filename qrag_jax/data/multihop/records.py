@@ -6,6 +6,10 @@ counted by reason, and the counts are returned.
 
 from __future__ import annotations
 
+import gzip
+import importlib
+import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +19,8 @@ from typing import Any, TypeVar
 from qrag_jax.config.trees import parse_json
 
 T = TypeVar("T")
+OTHER_FORMATS = (".jsonl", ".jsonl.gz", ".parquet")  # one record per line or row
+EMPTY = "empty paragraph, left out"
 
 
 class BadRecord(ValueError):
@@ -76,9 +82,14 @@ Parse = Callable[[Any, Counter[str]], Record]
 
 
 def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a file that is one JSON list. Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad record
-    (unless ``skip_bad``), and on a file that is missing, is not a JSON list, or has no good record."""
+    """The records of a file that is one JSON list, or of one of ``OTHER_FORMATS``.
+
+    Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad record (unless ``skip_bad``), and on a file that is
+    missing, is not a JSON list, or has no good record.
+    """
     path = Path(path)
+    if path.name.endswith(OTHER_FORMATS):
+        return read_jsonl(path, parse, skip_bad=skip_bad)
     text = _text(path)
     try:
         tree = parse_json(text)
@@ -90,24 +101,43 @@ def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) ->
 
 
 def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """As :func:`read_json_list`, for a file with one JSON object per line: ValueError('file:line: reason: detail')."""
+    """As :func:`read_json_list`, for a file with one JSON object per line, perhaps with gzip: ValueError('file:line: reason: detail').
+    A .parquet file, as Hugging Face ``datasets`` write it, is read too."""
     path = Path(path)
+    if path.suffix == ".parquet":
+        return _collect(path, ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), start=1)), parse, skip_bad)
     # Not splitlines, which also splits at U+2028 and other characters that a JSON string may hold.
-    lines = _text(path).removesuffix("\n").split("\n")
+    lines = _text(path).rstrip(" \t\r\n").split("\n")
     pieces = ((f"{path}:{n}", line) for n, line in enumerate(lines, start=1))
     return _collect(path, pieces, lambda line, notes: parse(_loads(line), notes), skip_bad)
 
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error})") from error
     if not text.strip():
         raise ValueError(f"{path}: is empty")
     return text
+
+
+def _parquet(path: Path) -> list[Any]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ValueError(f"{path}: reading it needs pyarrow: pip install pyarrow; or save the rows as .jsonl") from None
+    try:
+        return list(parquet.read_table(path).to_pylist())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a parquet file: {error}") from error
 
 
 def _loads(line: str) -> Any:
@@ -124,11 +154,14 @@ def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_b
         notes: Counter[str] = Counter()
         try:
             record = parse(value, notes)
+            _check_unicode(record)
             if record.id in records:
                 raise BadRecord("duplicate id", f"{record.id!r} is the id of an earlier record")
         except BadRecord as error:
             if not skip_bad:
-                raise ValueError(f"{where}: {error}. Correct it, or skip bad records (skip_bad)") from error
+                raise ValueError(
+                    f"{where}: {error}. Correct it, or leave out bad records (--data.skip-bad; --skip-bad of prepare_data)"
+                ) from error
             report.skipped[error.reason] += 1
         else:
             records[record.id] = record
@@ -137,6 +170,15 @@ def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_b
     if not records:
         raise ValueError(f"{path}: no record is left; {_counts(report.skipped) or 'the list is empty'}")
     return tuple(records.values()), report
+
+
+def _check_unicode(record: Record) -> None:
+    texts = (record.id, record.question, record.answer, *record.aliases, *(part for pair in record.paragraphs for part in pair))
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecord("lone surrogate", f"{text[error.start]!a} in {text[:60]!a} is no character") from None
 
 
 # The parts of a record ----------------------------------------------------------------------------------------------------------
@@ -181,11 +223,15 @@ def make_record(
 ) -> Record:
     """A record from an object with the fields ``id_name``, question and answer, and from paragraphs (title, text, supports).
 
-    Paragraphs with the same title and text become one paragraph, which supports the answer if any of them does. Raises BadRecord on an
-    empty title or text, and without paragraphs or support. ``missing``: number of supporting paragraphs that are known to be elsewhere.
+    Paragraphs with the same title and text become one paragraph, which supports the answer if any of them does. One without text that
+    supports nothing is left out. Raises BadRecord on another empty title or text, and without paragraphs or support. ``missing``: number
+    of supporting paragraphs that are known to be elsewhere.
     """
     merged: dict[tuple[str, str], bool] = {}
     for number, (title, text, supports) in enumerate(paragraphs):
+        if not text.strip() and not supports:
+            notes[EMPTY] += 1
+            continue
         if not title.strip() or not text.strip():
             raise BadRecord("empty paragraph", f"paragraph {number} ({title!r}) has no {'text' if title.strip() else 'title'}")
         key = (title.strip(), text.strip())
@@ -210,8 +256,41 @@ def make_record(
 
 
 def rows(tree: Any, name: str, *kinds: type) -> Iterator[list[Any]]:
-    """A field that is a list of lists with these types, such as [title, sentences]."""
+    """A field that is a list of lists with these types, such as [title, sentences]; or, as in rows of Hugging Face ``datasets``, an
+    object with the list of all titles and the list of all other parts."""
+    if isinstance(tree, dict) and isinstance(tree.get(name), dict):
+        tree = {**tree, name: _transposed(tree[name], name)}
     for row in get(tree, name, list):
         if len(check(row, list, name)) != len(kinds):
             raise BadRecord(f"wrong type of {name}", f"its entries must have {len(kinds)} parts, not {len(row)} ({str(row)[:60]!r})")
         yield [check(part, kind, name) for part, kind in zip(row, kinds, strict=True)]
+
+
+def objects(tree: Any, name: str) -> list[Any]:
+    """A field that is a list of objects; or, as in rows of Hugging Face ``datasets``, an object with a list for each field."""
+    if isinstance(tree, dict) and isinstance(columns := tree.get(name), dict):
+        lists = [check(column, list, f"{name}.{field}") for field, column in columns.items()]
+        _check_lengths(lists, name)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+    return get(tree, name, list)
+
+
+def same_title(one: str, other: str) -> bool:
+    """Whether two titles are equal; accents may be characters of their own or not."""
+    return one == other or unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+
+
+def _transposed(columns: dict[str, Any], name: str) -> list[list[Any]]:
+    titles, others = get(columns, "title", list), [column for field, column in columns.items() if field != "title"]
+    if len(others) != 1:
+        raise BadRecord(f"wrong type of {name}", f"must have the list title and one more list, not {', '.join(columns)}")
+    other = check(others[0], list, name)
+    _check_lengths([titles, other], name)
+    return [list(row) for row in zip(titles, other, strict=True)]
+
+
+def _check_lengths(lists: list[list[Any]], name: str) -> None:
+    if len({len(one) for one in lists}) > 1:
+        raise BadRecord(
+            f"wrong type of {name}", f"its lists have {', '.join(str(len(one)) for one in lists)} entries; they must be as long"
+        )

@@ -111,6 +111,11 @@ def _files(source: Path) -> list[tuple[str, Path]]:
         raise ValueError(f"{source}: no such file or folder; expected a text file or a folder of {' and '.join(SUFFIXES)} files")
     found = ((path.relative_to(source), path) for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     files = sorted((name.as_posix(), path) for name, path in found if not any(part.startswith(".") for part in name.parts))
+    root = source.resolve()
+    outside = [name for name, path in files if not path.resolve().is_relative_to(root)]
+    if outside:
+        say(f"{source}: left out {len(outside)} links that lead out of the folder, such as {outside[0]}; give what they lead to instead")
+        files = [(name, path) for name, path in files if name not in set(outside)]
     if not files:
         raise ValueError(f"{source}: holds no {' or '.join(SUFFIXES)} file")
     return files

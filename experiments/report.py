@@ -9,6 +9,7 @@ An ablations.json or a tables.json adds further tables. A dash means that a figu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ from experiments.seeds import cell
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.config.lengths import format_tokens
+from qrag_jax.config.parse import LARGEST
 from qrag_jax.rundir.ending import DONE
-from qrag_jax.rundir.files import read_json, write_text
+from qrag_jax.rundir.files import is_name, markdown_text, read_json, write_text
 from qrag_jax.rundir.log import say
 
 SCHEMA = 1
@@ -42,6 +44,33 @@ NEEDED = (
     *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
 )
 """Columns of every row of results.json. Baselines have ``method``, newer rows ``fact_em_stopped``, means ``seeds``, ``spread``."""
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("benchmark", "task"), (is_name, "a name")),
+    **dict.fromkeys(("split", "method"), (lambda value: value is None or isinstance(value, str), "a text")),
+    **dict.fromkeys(("context_tokens", "checkpoint_step"), (lambda value: value is None or _is_whole(value), "a whole number or null")),
+    **dict.fromkeys(("episodes", "budget"), (_is_whole, "a whole number")),
+    "chunks": (lambda value: _is_number(value) and value >= 0, "a number"),
+    "ci95": (
+        lambda value: value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))),
+        "two numbers or null",
+    ),
+    "seeds": (lambda value: isinstance(value, list) and all(map(_is_whole, value)), "a list of whole numbers"),
+    "spread": (
+        lambda value: isinstance(value, dict) and all(part is None or _is_number(part) for part in value.values()),
+        "an object of numbers",
+    ),
+}
+"""Column -> whether a value is valid, and what is. Benchmarks and tasks become names of files and headings."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +135,10 @@ def read_runs(folder: Path) -> list[Run]:
             settings = RunConfig.from_json(config.read_text(encoding="utf-8")) if config.is_file() else None
         except ValueError as error:
             raise ValueError(f"{config}: {error}") from error
-        commit = read_json(manifest).get("git") if manifest.is_file() else None
+        about = read_json(manifest) if manifest.is_file() else {}
+        commit = about.get("git") if isinstance(about, dict) else None
+        if not isinstance(commit, str | None):
+            raise ValueError(f"{manifest}: git = {str(commit)[:60]!r}: must be a commit")
         runs.append(Run(path.parent.name, read_results(path), settings, commit))
     return runs
 
@@ -119,6 +151,9 @@ def read_results(path: Path) -> tuple[dict[str, Any], ...]:
     for number, row in enumerate(tree["rows"], 1):
         if not isinstance(row, dict) or (missing := [name for name in NEEDED if name not in row]):
             raise ValueError(f"{path}: row {number}: " + (f"no column {missing[0]!r}" if isinstance(row, dict) else "must be an object"))
+        for name, (valid, allowed) in KINDS.items():
+            if name in row and not valid(row[name]):
+                raise ValueError(f"{path}: row {number}: {name} = {str(row[name])[:60]!r}: must be {allowed}")
         for name in ("fact_em", "fact_f1", "fact_em_stopped", "fact_f1_stopped", "answer_em", "answer_f1"):
             value = row.get(name)
             if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
@@ -160,7 +195,7 @@ def _settings(runs: Sequence[Run], benchmark: str) -> str:
     found.sort(key=lambda both: (both[0].config.data.task if both[0].config else "", both[0].name))
 
     def of(cell: Callable[[RunConfig], object]) -> Cell:
-        return lambda run, row: str(cell(run.config)) if run.config else None
+        return lambda run, row: markdown_text(cell(run.config)) if run.config else None
 
     seed = of(lambda c: c.train.seed)
     columns: dict[str, Cell] = {
@@ -179,8 +214,8 @@ def _settings(runs: Sequence[Run], benchmark: str) -> str:
     }
     sometimes: dict[str, Cell] = {
         "beam": lambda run, row: str(run.config.eval.beam) if run.config and run.config.eval.beam > 1 else None,
-        "reader": lambda run, row: run.config.eval.reader if run.config and row["answer_em"] is not None else None,
-        "commit": lambda run, row: run.commit and run.commit[:8],
+        "reader": lambda run, row: markdown_text(run.config.eval.reader) if run.config and row["answer_em"] is not None else None,
+        "commit": lambda run, row: run.commit and markdown_text(run.commit[:8]),
     }
     return _table(columns, sometimes, found)
 
@@ -203,9 +238,9 @@ def _results(runs: Sequence[Run], benchmark: str) -> str:
         "Fact F1, stopped": lambda run, row: _score(row, "fact_f1_stopped"),
     }
     sometimes: dict[str, Cell] = {
-        "split": lambda run, row: row["split"] if row["split"] != "test" else None,
+        "split": lambda run, row: row["split"] and markdown_text(row["split"]) if row["split"] != "test" else None,
         "Fact EM, stopped": lambda run, row: _score(row, "fact_em_stopped"),
-        "method": lambda run, row: row.get("method"),
+        "method": lambda run, row: row.get("method") and markdown_text(row["method"]),
         "answer EM": lambda run, row: _score(row, "answer_em"),
         "answer F1": lambda run, row: _score(row, "answer_f1"),
     }

@@ -26,7 +26,7 @@ from experiments.paper.compare import METHOD, expected, markdown
 from qrag_jax.config import RunConfig
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.config.retarget import only_tested, retest
-from qrag_jax.rundir.files import check_folder, read_json, write_json, write_text
+from qrag_jax.rundir.files import check_folder, is_name, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from qrag_jax.evaluate.results import EpisodeRecord
@@ -154,6 +154,10 @@ def read_tables(path: Path) -> dict[str, Any]:
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not isinstance(tree.get("sections"), list):
         raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and sections")
+    for section in tree["sections"]:
+        named = isinstance(section, dict) and is_name(section.get("benchmark")) and is_name(section.get("task"))
+        if not named or not isinstance(section.get("context_tokens", 0), int | None):
+            raise ValueError(f"{path}: benchmark and task of each section must be names, context_tokens a whole number or null")
     return tree
 
 

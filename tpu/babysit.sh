@@ -3,7 +3,7 @@
 #
 #   ZONE=europe-west4-a tpu/babysit.sh NAME -- python -m experiments.babilong --task qa2 --run-dir gs://my-bucket/qa2
 #
-# It takes the settings of create.sh, setup.sh and run.sh, and:
+# It takes the settings of create.sh, setup.sh and run.sh (ENV_NAMES and ENV_FILE too), and:
 #   MAX_FAILURES      failed attempts in a row before it gives up, default 20
 #   BASE_DELAY        seconds before the first new attempt, default 15; doubled each time
 #   MAX_DELAY         longest delay in seconds, default 900

@@ -34,6 +34,7 @@ arguments() {
     [[ ${1:-} == -- && $# -ge 2 ]] || die "after NAME must come: -- COMMAND...; see --help"
     shift
     COMMAND=("$@")
+    refuse_secrets
   elif (($#)); then
     die "unexpected argument '$1'; see --help"
   fi
@@ -41,6 +42,48 @@ arguments() {
   FLAGS=(--zone="$ZONE")
   if [[ -n ${PROJECT:-} ]]; then FLAGS+=(--project="$PROJECT"); fi
   [[ -z ${RUN_BUCKET:-} ]] || die "RUN_BUCKET is no longer used; give the command --run-dir gs://BUCKET/NAME"
+}
+
+# A command line can be read by everyone on the machine (ps), and the job's folder keeps it.
+refuse_secrets() {
+  local word
+  for word in "${COMMAND[@]}"; do
+    if [[ $word =~ ^-*([A-Za-z0-9_-]*[_-])?(KEY|TOKEN|SECRET|PASSWORD|key|token|secret|password)=. || $word =~ ://[^/[:space:]]*:[^/[:space:]]*@ ]]; then
+      if [[ $word == *://* ]]; then word="an address"; fi
+      die "the command holds the value of ${word%%=*}, a secret that ps would show; give its name in ENV_NAMES, or a file in ENV_FILE; see tpu/run.sh --help"
+    fi
+  done
+}
+
+# Copies the variables of ENV_NAMES, or the file ENV_FILE, to ~/qrag-env on all workers, where vm_job.sh takes them up and removes the file.
+send_environment() {
+  local name line number=0 scratch
+  [[ -z ${ENV_NAMES:-} || -z ${ENV_FILE:-} ]] || die "ENV_NAMES and ENV_FILE: give one of them"
+  if [[ -z ${ENV_NAMES:-}${ENV_FILE:-} ]]; then return; fi
+  if [[ -n ${ENV_FILE:-} && ! -r ${ENV_FILE:-} ]]; then die "ENV_FILE = '$ENV_FILE': no such file, or it cannot be read"; fi
+  scratch=$(umask 077 && mktemp)
+  # shellcheck disable=SC2064  # the name of now
+  trap "rm -f '$scratch'" EXIT
+  for name in ${ENV_NAMES:-}; do
+    [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "ENV_NAMES: must be names of variables, not their values"
+    [[ -n ${!name+set} ]] || die "ENV_NAMES: $name is not set; export it first"
+    [[ ${!name} != *$'\n'* ]] || die "$name: its value has several lines"
+    printf '%s=%s\n' "$name" "${!name}" >>"$scratch"
+  done
+  if [[ -n ${ENV_FILE:-} ]]; then
+    while IFS= read -r line || [[ -n $line ]]; do
+      number=$((number + 1))
+      if [[ -z $line || $line == \#* ]]; then continue; fi
+      [[ $line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "ENV_FILE = '$ENV_FILE': line $number: must be NAME=VALUE"
+      printf '%s\n' "$line" >>"$scratch"
+    done <"$ENV_FILE"
+  fi
+  if [[ $DRY_RUN == 1 ]]; then
+    note "with the variables in a file of your own:"
+    call gcloud compute tpus tpu-vm scp qrag-env "$NAME:qrag-env" "${FLAGS[@]}" --worker=all
+  else
+    gcloud compute tpus tpu-vm scp "$scratch" "$NAME:qrag-env" "${FLAGS[@]}" --worker=all
+  fi
 }
 
 whole_number() { [[ ${!1} =~ ^[1-9][0-9]*$ ]] || die "$1 = '${!1}': must be a whole number above 0"; }

@@ -42,6 +42,7 @@ start() {
     status "$id"
     return
   fi
+  take_environment
   rm -rf job
   mkdir job
   printf '%s' "$id" >job/id
@@ -50,6 +51,18 @@ start() {
   setsid nohup bash "$SELF" supervise -- "$@" >job/log 2>&1 </dev/null &
   printf '%s' "$!" >job/pid
   status "$id"
+}
+
+# Takes up the variables in ~/qrag-env, which run.sh has sent, as they are written (nothing is expanded), and removes the file.
+take_environment() {
+  local file=$HOME/qrag-env line
+  if [[ ! -e $file ]]; then return; fi
+  chmod 600 "$file"
+  while IFS= read -r line; do
+    [[ $line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || continue
+    export "${line?}"
+  done <"$file"
+  rm -f "$file"
 }
 
 # Waits for a process, even if a signal to this script interrupts `wait`; returns its exit code.

@@ -13,7 +13,7 @@ from experiments.seeds import cell, statistics
 from qrag_jax.config import RunConfig
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.evaluate.plots import BLACK, legend, save, subplots
-from qrag_jax.rundir.files import read_json, write_json, write_text
+from qrag_jax.rundir.files import markdown_text, read_json, write_json, write_text
 
 SCHEMA = 1
 COLUMNS = ("benchmark", "task", "embedder", "beside_paper", "rows")
@@ -100,20 +100,21 @@ def table(ablations: dict[str, Any]) -> str:
     for row in rows:
         lines.append(
             [
-                row["label"],
-                *([row["task"]] if several else []),
+                markdown_text(row["label"]),
+                *([markdown_text(row["task"])] if several else []),
                 "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
                 "-" if row["updates"] is None else f"{row['updates']:,}",
                 str(len(row["seeds"])),
                 *(cell(row["mean"][name], row["spread"][name]) for name in METRICS),
-                "-" if row["paper"] is None else f"{row['paper']['fact_f1']:.3f} ({row['paper']['place']})",
+                "-" if row["paper"] is None else f"{row['paper']['fact_f1']:.3f} ({markdown_text(row['paper']['place'])})",
             ]
         )
+    named = f"{ablations['benchmark']} {ablations['task']}"
     text = [
-        f"Ablations on {ablations['benchmark']} {ablations['task']}, embedder {ablations['embedder']}: "
+        f"Ablations on {', embedder '.join(map(markdown_text, (named, ablations['embedder'])))}: "
         "mean ± standard deviation over seeds. Fact F1, stopped: the search stops at the threshold calibrated on validation questions.",
         markdown(heads, lines),
-        *(f"Not directly comparable with the paper: {reason}." for reason in ablations["beside_paper"]),
+        *(f"Not directly comparable with the paper: {markdown_text(reason)}." for reason in ablations["beside_paper"]),
     ]
     return "\n\n".join(text)
 

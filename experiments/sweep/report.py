@@ -10,7 +10,7 @@ from typing import Any
 from experiments.sweep import plots
 from experiments.sweep.spec import Spec, override, shown
 from experiments.sweep.study import Row, Sweep
-from qrag_jax.rundir.files import read_json, write_json, write_text
+from qrag_jax.rundir.files import markdown_text, read_json, write_json, write_text
 
 SCHEMA = 1
 KEYS = {"name": "trial", "stopped": "fact_f1_stopped"} | {
@@ -107,7 +107,7 @@ def markdown(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[str]) -> str:
         ["trial", *names, "state", label, "Fact F1, stopped", "at update", "updates", "minutes"],
         *(
             [
-                *(row.name, *(shown(row.values[name]) for name in names), row.state, _score(row.value), _score(row.stopped)),
+                *(row.name, *(markdown_text(shown(row.values[name])) for name in names), row.state, _score(row.value), _score(row.stopped)),
                 *("-" if row.step is None else str(row.step), str(row.updates), f"{row.seconds / 60:.1f}"),
             ]
             for row in ordered
@@ -120,14 +120,14 @@ def markdown(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[str]) -> str:
         f"{sweep.spec.base.train.eval_episodes} validation questions. Test questions were not used.",
     ]
     if best is not None:
-        found = ", ".join(f"`{name}` = {shown(value)}" for name, value in best.values.items())
+        found = ", ".join(f"`{name}` = {markdown_text(shown(value))}" for name, value in best.values.items())
         parts.append(f"Best: `{best.name}` with {found}; the preset `best.json` has its settings. To evaluate it on the test questions:")
         parts.append(f"    {evaluation(sweep, best)}")
     parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in (table[0], ["---"] * len(table[0]), *table[1:])))
     parts += [f"![{name}]({name}.png)" for name in pictures]
     if failed := [row for row in rows if row.state == "failed"]:
         parts.append("## Failed")
-        parts += [f"`{row.name}`:\n\n```\n{row.reason}\n```" for row in failed]
+        parts += [f"`{row.name}`: {markdown_text(row.reason)}" for row in failed]
     return "\n\n".join(parts) + "\n"
 
 

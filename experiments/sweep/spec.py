@@ -20,6 +20,7 @@ FORMAT = {"format": "qrag-jax-sweep", "version": 1}
 REQUIRED = ("benchmark", "task", "method", "space")
 MAY_GROW = ("trials", "parallel")
 """Settings that may change between two calls on the same folder."""
+MOST_TRIALS = 100_000
 MOST_CORNERS = 10_000
 """At most this many combinations are checked before the start; the others are checked when their turn comes."""
 
@@ -116,6 +117,12 @@ class Spec:
             for dimension in self.space:
                 if dimension.count() is None:
                     raise ValueError(f"space.{dimension.name}: method grid needs values, or low, high and step")
+        wanted = self.settings.trials or (size if self.settings.method == "grid" else 0) or 0
+        if wanted > MOST_TRIALS:
+            raise ValueError(f"{wanted:,} trials: must be at most {MOST_TRIALS:,}; give fewer values, larger steps, or fewer trials")
+        for dimension in self.space:
+            if self.settings.method == "grid" and (dimension.count() or 0) > MOST_TRIALS:
+                raise ValueError(f"space.{dimension.name}: has {dimension.count():,} points; a grid has at most {MOST_TRIALS:,}")
         if self.settings.trials is not None and size is not None and self.settings.trials > size:
             raise ValueError(f"trials = {self.settings.trials}: must be <= {size}, the number of combinations in the space")
         for labels in itertools.islice(self.corners(), MOST_CORNERS):

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -30,6 +32,8 @@ from qrag_jax.config import RunConfig
 from qrag_jax.rundir.files import read_json, write_json, write_text
 from qrag_jax.rundir.log import RunLog
 
+JOURNAL, HASH = "journal.log", r"[0-9a-f]{10}"
+RESTART = "move it away to start again: finished trials will not be trained again"
 optuna.logging.set_verbosity(logging.WARNING)
 
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
@@ -122,7 +126,7 @@ class Sweep:
         self._check_folder()
         write_json(run_dir / "spec.json", spec.to_tree())
         self._deciding = Lock(run_dir / "locks" / "deciding")
-        journal = run_dir.resolve() / "journal.log"
+        journal = run_dir.resolve() / JOURNAL
         drop_half_line(journal, Lock(run_dir / "locks" / "journal"))
         try:
             # Not Optuna's own locks: they are files, which a killed process would leave behind.
@@ -131,10 +135,9 @@ class Sweep:
             self._study = optuna.create_study(
                 study_name="sweep", storage=storage, direction="maximize", load_if_exists=True, pruner=self._pruner()
             )
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"{journal}: cannot be read ({error}); move it away to start again: finished trials will not be trained again"
-            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError, DuplicatedStudyError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{journal}: cannot be read ({reason}); {RESTART}") from error
 
     @classmethod
     def open(cls, run_dir: Path) -> Sweep:
@@ -231,9 +234,18 @@ class Sweep:
         return {name: float(found[name]) for name in self._distributions()}
 
     def _latest(self) -> dict[str, FrozenTrial]:
-        """Hash -> its newest trial, in the order in which the hashes first occurred."""
-        trials = self._study.get_trials(deepcopy=False)
-        return {trial.user_attrs["trial"]: trial for trial in trials if "trial" in trial.user_attrs}
+        """Hash -> its newest trial, in the order in which the hashes first occurred. Raises ValueError on a name that is no hash, which
+        could lead out of the folder, and on values that are not of the space."""
+        trials = [trial for trial in self._study.get_trials(deepcopy=False) if "trial" in trial.user_attrs]
+        for trial in trials:
+            name, labels = trial.user_attrs["trial"], trial.user_attrs.get("labels")
+            if not isinstance(name, str) or not re.fullmatch(HASH, name):
+                raise ValueError(
+                    f"{self.run_dir / JOURNAL}: trial {trial.number} is called {str(name)[:60]!r}, which is no hash; {RESTART}"
+                )
+            if not isinstance(labels, dict) or set(labels) != {dimension.name for dimension in self.spec.space}:
+                raise ValueError(f"{self.run_dir / JOURNAL}: trial {trial.number} has not the fields of spec.json; {RESTART}")
+        return {trial.user_attrs["trial"]: trial for trial in trials}
 
     def _row(self, name: str, trial: FrozenTrial) -> Row:
         records = RunLog(self.run_dir / "trials" / name).read()
@@ -259,7 +271,7 @@ class Sweep:
         newest = {trial.number for trial in self._latest().values()}
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             name = trial.user_attrs.get("trial")
-            if name is not None:
+            if name is not None:  # a hash: _latest has checked it
                 lock = self._lock(name)
                 if not lock.attempt():
                     continue
@@ -307,7 +319,7 @@ class Sweep:
             text = self.spec.config(labels).to_json()
         except ValueError:  # it is recorded as failed when its turn comes
             text = json.dumps(labels)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return hashlib.sha256(text.encode()).hexdigest()[:10]  # HASH
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr("reason", reason)

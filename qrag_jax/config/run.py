@@ -108,11 +108,11 @@ class ModelConfig:
     """Recompute each layer in the backward pass (jax.checkpoint): less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "mlp_width", "max_positions"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), ">= 1")
+        for name, most in (("layers", 256), ("width", 2**16), ("heads", 2**12), ("mlp_width", 2**20), ("max_positions", 2**26)):
+            require(1 <= getattr(self, name) <= most, f"model.{name}", getattr(self, name), f"in 1..{most:,}")
         require(self.width % self.heads == 0, "model.width", self.width, f"a multiple of model.heads ({self.heads})")
         require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (two halves of coordinate pairs)")
-        require(self.vocab_size >= 300, "model.vocab_size", self.vocab_size, ">= 300 (characters and special tokens)")
+        require(300 <= self.vocab_size <= 2**24, "model.vocab_size", self.vocab_size, ">= 300 (characters and special tokens), <= 2^24")
         require(self.divisor > 0, "model.divisor", self.divisor, "> 0")
         require(self.tile_tokens >= 1, "model.tile_tokens", self.tile_tokens, ">= 1")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")

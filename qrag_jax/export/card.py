@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qrag_jax.config import RunConfig
+from qrag_jax.rundir.files import markdown_text
 
 # Columns of a results row, in the order in which they are shown.
 COLUMNS = {
@@ -36,7 +37,7 @@ Two text encoders trained by [Q-RAG](https://arxiv.org/abs/2511.07328) (soft Q-l
 question and the chunks picked so far, `action_encoder` reads a candidate chunk. The value of picking chunk c in state s is
 `Q(s, c) = <E_s(s), R(p) E_a(c)>`, with R the rotation by the chunk's position p relative to the chunks already picked.
 
-- started from `{embedder}` ({architecture}), {width} wide; {pooling} pooling{normalized}, divided by {divisor:g}
+- started from {embedder} ({architecture}), {width} wide; {pooling} pooling{normalized}, divided by {divisor:g}
 - positions: {positions}; chunks of at most {chunk_tokens} tokens; checkpoint of update {step}
 - stop retrieving when the best Q is below: {threshold}
 
@@ -115,9 +116,9 @@ def model_card(
     if "auto_map" in hf:
         sections.append(HUB_CODE)
     return CARD.format(
-        task=f"{config.data.benchmark} {config.data.task}".strip(),
-        embedder=config.model.embedder,
-        architecture=hf["architectures"][0],
+        task=markdown_text(f"{config.data.benchmark} {config.data.task}"),
+        embedder=markdown_text(config.model.embedder),
+        architecture=markdown_text(hf["architectures"][0]),
         width=hf["hidden_size"],
         **how,
         positions=f"{config.qhead.positions}, {config.qhead.position_resolution}",
@@ -142,4 +143,4 @@ def _cell(value: Any) -> str:
         return f"{value:.3f}"
     if isinstance(value, (list, tuple)):
         return " to ".join(map(_cell, value))
-    return str(value).replace("|", "\\|")
+    return markdown_text(value)

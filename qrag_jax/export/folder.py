@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from qrag_jax.config import RunConfig
+from qrag_jax.config.parse import LARGEST
 from qrag_jax.export.card import model_card
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
-from qrag_jax.models.folder import read_backbone, read_object, read_params, write_folder, write_tokenizer
+from qrag_jax.models.folder import check_ids, read_backbone, read_object, read_params, write_folder, write_tokenizer
 from qrag_jax.models.registry import BackboneConfig, Pooling
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.rundir.bucket import fetch, is_url
@@ -101,9 +103,9 @@ def read_export(folder: str | Path) -> Export:
     if type(version) is not int or not 1 <= version <= VERSION:
         raise ValueError(f"{path}: version = {version!r}; this qrag-jax reads versions 1 to {VERSION}: update it (pip install -U qrag-jax)")
     fields: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("pooling", lambda value: value in get_args(Pooling), f"one of {', '.join(get_args(Pooling))}"),
-        ("threshold", lambda value: value is None or type(value) in (int, float), "a number or null"),
-        ("step", lambda value: type(value) is int and value >= 0, "a whole number"),
+        ("pooling", lambda value: isinstance(value, str) and value in get_args(Pooling), f"one of {', '.join(get_args(Pooling))}"),
+        ("threshold", lambda value: value is None or (type(value) in (int, float) and math.isfinite(value)), "a finite number or null"),
+        ("step", lambda value: type(value) is int and 0 <= value <= LARGEST, "a whole number"),
         ("rows", lambda value: isinstance(value, list) and all(isinstance(row, dict) for row in value), "a list of objects"),
     )
     for name, valid, allowed in fields:
@@ -117,11 +119,13 @@ def read_export(folder: str | Path) -> Export:
     backbone = read_backbone(state)
     if backbone != read_backbone(action):
         raise ValueError(f"{folder}: config.json of state_encoder and action_encoder differ; they must be the same network")
+    tokenizer = TextTokenizer.load(folder / "tokenizer.json")
+    check_ids(folder, tokenizer, backbone)
     return Export(
         config=config,
         backbone=backbone,
         params=pair(read_params(state, backbone), None if config.model.tied else read_params(action, backbone), config.model.tied),
-        tokenizer=TextTokenizer.load(folder / "tokenizer.json"),
+        tokenizer=tokenizer,
         pooling=tree["pooling"],
         threshold=tree["threshold"],
         step=tree["step"],

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from qrag_jax.config import Attention
 from qrag_jax.models.blocks import INIT, Affine, attend, gelu, project
 from qrag_jax.models.rotary import segment_places
-from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
+from qrag_jax.models.weights import Weight, dense, norm, number, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
 
@@ -57,9 +57,9 @@ class BertConfig:
         if fields["hidden_size"] % fields["num_attention_heads"]:
             raise ValueError(f"config.json: hidden_size = {fields['hidden_size']}: must be a multiple of num_attention_heads")
         return fields | {
-            "type_vocab_size": int(config.get("type_vocab_size", 2)),
-            "layer_norm_eps": float(config.get("layer_norm_eps", 1e-12)),
-            "hidden_dropout_prob": float(config.get("hidden_dropout_prob", 0.1)),
+            "type_vocab_size": sizes({"type_vocab_size": 2} | dict(config), "type_vocab_size")["type_vocab_size"],
+            "layer_norm_eps": number(config, "layer_norm_eps", 1e-12),
+            "hidden_dropout_prob": number(config, "hidden_dropout_prob", 0.1),
         }
 
     def to_hf(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qrag_jax.models.blocks import INIT
 from qrag_jax.models.decoder_layer import DecoderLayer, KeyValue, LayerConfig, layer_weights
 from qrag_jax.models.rope_scaling import Rope, read_rope, rope_parameters
 from qrag_jax.models.rotary import cos_sin, places
-from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
+from qrag_jax.models.weights import Weight, dense, norm, number, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -78,7 +78,7 @@ class DecoderConfig:
                 kv_heads=found["num_key_value_heads"],
                 head_dim=head_dim,
                 mlp_width=found["intermediate_size"],
-                norm_eps=float(given.get("rms_norm_eps", 1e-6)),
+                norm_eps=number(given, "rms_norm_eps", 1e-6),
                 qkv_bias=True if kind == "qwen2" else biased,
                 output_bias=False if kind == "qwen2" else biased,
                 mlp_bias=kind == "llama" and bool(given.get("mlp_bias", False)),

@@ -28,11 +28,14 @@ class ShardedTensors(Mapping[str, np.ndarray]):
             try:
                 file = safe_open(path, framework="np")
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+                raise ValueError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from error
             self._files |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name].get_tensor(name)
+        try:
+            return self._files[name].get_tensor(name)
+        except (SafetensorError, TypeError, KeyError, AttributeError) as error:  # a type that NumPy lacks
+            raise ValueError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -57,8 +60,8 @@ def open_decoder(path: Path) -> DecoderSource:
         return DecoderSource(path, gguf_config(tensors), tensors)
     try:
         config = DecoderConfig.from_hf(read_object(path / "config.json"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: config.json: {error!r}" if isinstance(error, KeyError) else f"{path}: {error}") from error
     files = safetensors_files(path)
     return DecoderSource(path, config, ShardedTensors(files) if files else read_tensors(path))
 

@@ -48,8 +48,8 @@ def read_backbone(folder: Path) -> BackboneConfig:
     tree = read_object(folder / "config.json")
     try:
         return config_from_hf(tree)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{folder}: config.json: {error!r}" if isinstance(error, KeyError) else f"{folder}: {error}") from error
 
 
 def safetensors_files(folder: Path) -> list[Path]:
@@ -57,9 +57,14 @@ def safetensors_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    names = sorted(set(read_object(index).get("weight_map", {}).values()))
-    if any(Path(name).name != name for name in names):
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise ValueError(f"{index}: weight_map: must be an object of tensor names and file names")
+    names = sorted(set(shards.values()))
+    if any(Path(name).name != name or "\0" in name for name in names):
         raise ValueError(f"{index}: names a file outside its folder")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder / missing[0]}: no such file; {index.name} names it")
     return [folder / name for name in names]
 
 
@@ -70,8 +75,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         for path in files:
             try:
                 tensors |= load_file(path)
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+            except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # a type that NumPy lacks is one
+                raise ValueError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from error
         return tensors
     if (folder / "pytorch_model.bin").is_file():
         from qrag_jax.models.pickles import load_tensors
@@ -96,6 +101,8 @@ def read_pooling(folder: Path, backbone: BackboneConfig) -> Pooling:
         return BACKBONES[backbone_of(backbone)].pooling
     tree = read_object(path)
     named = tree.get("pooling_mode")
+    if not isinstance(named, str | None):
+        raise ValueError(f"{path}: pooling_mode = {named!r}: must be a name")
     if named is None:
         flags = [name for name, value in tree.items() if name.startswith("pooling_mode_") and value is True]
         named = next((name for name, field in POOLING_FIELDS.items() if flags == [field]), " + ".join(flags))
@@ -115,12 +122,17 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
         raise ValueError(f"{folder}: no tokenizer in it can be read: {' '.join(str(error).split()) or repr(error)}") from error
 
 
+def check_ids(folder: Path, tokenizer: TextTokenizer, backbone: BackboneConfig) -> None:
+    """Raises ValueError when the tokenizer has a token for which the network has no vector: it would silently get another one."""
+    if tokenizer.ids > backbone.vocab_size:
+        raise ValueError(f"{folder}: its tokenizer knows {tokenizer.ids} tokens, its config.json allows {backbone.vocab_size}")
+
+
 def read_folder(folder: Path) -> EncoderFolder:
     """A Hugging Face or sentence-transformers model folder. Raises ValueError naming what is missing or does not fit."""
     backbone = read_backbone(folder)
     tokenizer = read_tokenizer(folder)
-    if tokenizer.vocab_size > backbone.vocab_size:
-        raise ValueError(f"{folder}: its tokenizer knows {tokenizer.vocab_size} tokens, its config.json allows {backbone.vocab_size}")
+    check_ids(folder, tokenizer, backbone)
     return EncoderFolder(backbone, read_params(folder, backbone), tokenizer, read_pooling(folder, backbone))
 
 

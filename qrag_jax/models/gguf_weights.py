@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qrag_jax.models.decoder import ARCHITECTURES, DecoderConfig
+from qrag_jax.models.gguf_layout import check_layout
 from qrag_jax.models.rope_scaling import Rope
 
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -49,10 +50,11 @@ class GgufTensors(Mapping[str, np.ndarray]):
             import gguf
         except ImportError as error:
             raise ValueError(f"{path}: GGUF files need the gguf package: pip install 'qrag-jax[reader]'") from error
+        check_layout(path)
         try:
             self._reader = gguf.GGUFReader(path)
         except Exception as error:  # a malformed file can fail anywhere in the package's reader
-            raise ValueError(f"{path}: not a readable GGUF file (truncated?): {str(error) or repr(error)}") from error
+            raise ValueError(f"{path}: not a readable GGUF file (truncated?): {' '.join(str(error).split()) or repr(error)}") from error
         self.path = path
         self.architecture = str(self.field("general.architecture"))
         if self.architecture not in ARCHITECTURES:
@@ -72,14 +74,17 @@ class GgufTensors(Mapping[str, np.ndarray]):
         field = self._reader.get_field(name)
         if field is None and default is None:
             raise ValueError(f"{self.path}: its metadata has no {name!r}")
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except (ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"{self.path}: {name} cannot be read: {error}") from error
 
     def read(self, name: str) -> np.ndarray:
         """One tensor by its GGUF name, float32, rows first."""
         tensor = self.stored[name]
         try:
             return np.asarray(self._dequantize(tensor.data, tensor.tensor_type), np.float32)
-        except NotImplementedError as error:
+        except (NotImplementedError, ValueError) as error:
             raise ValueError(
                 f"{self.path}: tensor {name!r} is stored as {tensor.tensor_type.name}, which cannot be read: {error}"
             ) from error
@@ -116,6 +121,9 @@ def gguf_config(tensors: GgufTensors) -> DecoderConfig:
     kind = tensors.architecture
     field = lambda name, default=None: tensors.field(f"{kind}.{name}", default)
     heads, width = field("attention.head_count"), field("embedding_length")
+    for name, value in (("attention.head_count", heads), ("embedding_length", width)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{tensors.path}: {kind}.{name} = {str(value)[:40]}: must be a whole number above 0")
     head_dim = field("attention.key_length", width // heads)
     for name, off in (("rope.dimension_count", head_dim), ("attention.value_length", head_dim), ("attention.sliding_window", 0)):
         if (found := field(name, off)) != off:
@@ -140,7 +148,7 @@ def gguf_config(tensors: GgufTensors) -> DecoderConfig:
     }
     try:
         found = DecoderConfig.from_hf({name: _plain(value) for name, value in config.items()})
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise ValueError(f"{tensors.path}: its metadata, read as a config.json: {error}") from error
     if DIVISORS not in tensors.stored:
         return found

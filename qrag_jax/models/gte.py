@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from qrag_jax.config import Attention
 from qrag_jax.models.blocks import INIT, attend, gelu
 from qrag_jax.models.rotary import cos_sin, rotate, segment_places
-from qrag_jax.models.weights import Weight, dense, norm, refuse_unsupported, sizes
+from qrag_jax.models.weights import Weight, dense, norm, number, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
 
@@ -58,10 +58,10 @@ class GteConfig:
             raise ValueError(f"config.json: hidden_size = {fields['hidden_size']}: must be an even multiple of num_attention_heads")
         return cls(
             **fields,
-            type_vocab_size=int(config.get("type_vocab_size", 1)),
-            layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-            hidden_dropout_prob=float(config.get("hidden_dropout_prob", 0.1)),
-            rope_theta=float(config.get("rope_theta", 10_000.0)),
+            type_vocab_size=sizes({"type_vocab_size": 1} | dict(config), "type_vocab_size")["type_vocab_size"],
+            layer_norm_eps=number(config, "layer_norm_eps", 1e-12),
+            hidden_dropout_prob=number(config, "hidden_dropout_prob", 0.1),
+            rope_theta=number(config, "rope_theta", 10_000.0),
             rope_factor=_ntk_factor(config.get("rope_scaling")),
             pad_token_id=int(config.get("pad_token_id") or 0),
         )

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-# Before 2.6 weights_only could be made to run code (CVE-2025-32434).
-OLDEST_TORCH = (2, 6)
+# Before 2.6 weights_only could be made to run code (CVE-2025-32434), before 2.10 to write outside its memory (CVE-2026-24747).
+OLDEST_TORCH = (2, 10)
 # What was read of a mapped file counts as memory of this process until the file is closed: it is opened again after this share of it.
 REOPEN, REOPEN_BYTES = 1 / 64, 2**22
 
@@ -25,7 +25,7 @@ def import_torch() -> Any:
         raise ValueError("this needs PyTorch: pip install 'qrag-jax[torch]'") from error
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
-        raise ValueError(f"torch {torch.__version__} cannot load a pickle safely (CVE-2025-32434): install torch >= 2.6")
+        raise ValueError(f"torch {torch.__version__} cannot load a pickle safely (CVE-2026-24747): install torch >= 2.10")
     return torch
 
 
@@ -91,6 +91,8 @@ class _TorchFile:
 
     def _open(self) -> dict[Any, Any]:
         path = self._path
+        if self._mapped:
+            _refuse_packed(path)
         try:
             tree = import_torch().load(path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except pickle.UnpicklingError as error:
@@ -113,3 +115,15 @@ class _TorchFile:
         if self._mapped and self._read >= self._most:
             self._tree = None
         return array
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raises ValueError on an archive with compressed or overlapping parts: a small file could fill the memory. torch writes none."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable torch file (truncated?): {error}") from error
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(part.file_size for part in parts) > size:
+        raise ValueError(f"{path}: not a file as torch writes it: its parts are compressed, or larger than the file")

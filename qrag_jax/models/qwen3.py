@@ -18,7 +18,7 @@ from qrag_jax.models.blocks import INIT
 from qrag_jax.models.decoder_layer import DecoderLayer, LayerConfig, layer_weights
 from qrag_jax.models.rope_scaling import rope_parameters
 from qrag_jax.models.rotary import cos_sin, places
-from qrag_jax.models.weights import Weight, norm, refuse_unsupported, sizes
+from qrag_jax.models.weights import Weight, norm, number, refuse_unsupported, sizes
 from qrag_jax.types import Array
 
 
@@ -63,10 +63,10 @@ class Qwen3Config:
             )
         return cls(
             **fields,
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
             rope_theta=float(rope["rope_theta"]),
             attention_bias=bool(config.get("attention_bias", False)),
-            hidden_dropout_prob=float(config.get("hidden_dropout_prob", 0.0)),
+            hidden_dropout_prob=number(config, "hidden_dropout_prob", 0.0),
         )
 
     def to_hf(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from qrag_jax.models.tokenizer_files import check_tokenizer_file, no_panic
 from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.types import PAD
 
@@ -33,7 +34,9 @@ class TextTokenizer:
         self._cache: dict[str, np.ndarray] = {}
         bare = tokenizer.encode("a", add_special_tokens=False).ids
         full = tokenizer.encode("a").ids
-        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        start = next((i for i in range(len(full)) if bare and full[i : i + len(bare)] == bare), None)
+        if start is None:
+            raise ValueError("the tokenizer gives the text 'a' no tokens, or leaves them out when it adds special tokens")
         self.prefix: tuple[int, ...] = tuple(full[:start])
         self.suffix: tuple[int, ...] = tuple(full[start + len(bare) :])
         # The tokens that a space at the end of a text adds; most tokenizers drop it.
@@ -53,10 +56,12 @@ class TextTokenizer:
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
+            check_tokenizer_file(file)
             try:
-                return cls(tokenizers.Tokenizer.from_file(str(file)))
+                with no_panic(str(file)):
+                    return cls(tokenizers.Tokenizer.from_file(str(file)))
             except Exception as error:  # the Rust library raises bare Exception on any malformed file
-                raise ValueError(f"{file}: not a tokenizer.json: {error}") from error
+                raise ValueError(f"{file}: not a tokenizer.json: {' '.join(str(error).split()) or repr(error)}") from error
         if not path.is_dir():
             raise ValueError(f"{path}: no such file; expected a tokenizer.json")
         return cls(load_auto_tokenizer(path).backend_tokenizer)
@@ -73,6 +78,11 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def ids(self) -> int:
+        """1 + the largest token id: how many rows a network's table of words must have. More than vocab_size if ids are left out."""
+        return 1 + max((*self._tokenizer.get_vocab().values(), *self.prefix, *self.suffix))
+
     def lookup(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Token ids of each text without special tokens; each distinct text is tokenised once."""
         texts = list(texts)
@@ -80,7 +90,9 @@ class TextTokenizer:
         if len(self._cache) + len(fresh) > CACHE_SIZE:
             self._cache.clear()
             fresh = list(dict.fromkeys(texts))
-        for text, encoding in zip(fresh, self._tokenizer.encode_batch_fast(fresh, add_special_tokens=False), strict=True):
+        with no_panic("a text"):
+            encoded = self._tokenizer.encode_batch_fast(fresh, add_special_tokens=False)
+        for text, encoding in zip(fresh, encoded, strict=True):
             self._cache[text] = np.asarray(encoding.ids, np.int32)
         return [self._cache[text] for text in texts]
 
@@ -114,6 +126,8 @@ def load_auto_tokenizer(folder: Path, **options: Any) -> Any:
 
     Raises ValueError, naming the file, when the tokenizer is such code.
     """
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizer_file(folder / "tokenizer.json")
     for name in ("tokenizer_config.json", "config.json"):
         tree = read_json(folder / name) if (folder / name).is_file() else {}
         # Earlier versions of transformers wrote a list, of a slow and a fast tokenizer.
@@ -125,7 +139,8 @@ def load_auto_tokenizer(folder: Path, **options: Any) -> Any:
             )
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+    with no_panic(str(folder)):
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> TextTokenizer:

@@ -21,6 +21,16 @@ PREFIXES = ("", "bert.", "roberta.", "new.", "model.")
 HARMLESS = re.compile(
     r"pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.|score\.|embeddings\.(position_ids|token_type_ids)$|.*rotary_emb\.inv_freq$"
 )
+LARGEST_SIZE = 2**20
+LARGEST = {
+    "num_hidden_layers": 256,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**26,
+}
+"""The largest sizes of a config.json that are read, above those of any published network; the others: :data:`LARGEST_SIZE`."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,32 @@ def refuse_unsupported(config: Mapping[str, Any], supported: Mapping[str, tuple[
 
 
 def sizes(config: Mapping[str, Any], *names: str) -> dict[str, int]:
-    """The positive whole numbers that a backbone requires. Raises ValueError naming every missing or malformed key."""
+    """The positive whole numbers that a backbone requires.
+
+    Raises ValueError naming every missing or malformed key, and, before anything is allocated, sizes that no network has.
+    """
     bad = [f"{name} = {config.get(name)!r}" for name in names if type(config.get(name)) is not int or config[name] < 1]
     if bad:
         raise ValueError(f"config.json: {', '.join(bad)}: must be whole numbers above 0")
+    for name in names:
+        if config[name] > (most := LARGEST.get(name, LARGEST_SIZE)):
+            raise ValueError(f"config.json: {name} = {config[name]}: must be at most {most:,}")
     return {name: config[name] for name in names}
+
+
+def number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A finite number of a ``config.json``; ``default`` if it has none. Raises ValueError naming the key."""
+    value = config.get(name, default)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"config.json: {name} = {value!r}: must be a finite number")
+    return float(value)
+
+
+def refuse_not_finite(name: str, value: np.ndarray) -> None:
+    """Raises ValueError, naming the tensor, when it holds NaN or infinity."""
+    # Minimum and maximum pass NaN on, and need no memory.
+    if value.size and not (np.isfinite(value.min()) and np.isfinite(value.max())):
+        raise ValueError(f"{name} holds NaN or infinity ({np.count_nonzero(~np.isfinite(value)):,} of {value.size:,} numbers)")
 
 
 def strip_prefix(table: Sequence[Weight], tensors: Mapping[str, T]) -> dict[str, T]:
@@ -76,10 +107,11 @@ def to_flax(
     """Named tensors -> flax parameters of the shapes and types of ``template`` (a tree of arrays or ShapeDtypeStructs).
 
     Each is asked for once and handed to ``place`` with its flax path, so ``tensors`` may read from disk and ``place`` may move to a device.
-    Raises ValueError that lists every missing, unexpected, misshapen and non-finite tensor at once; :data:`HARMLESS` ones are ignored.
+    Raises ValueError that lists every missing, unexpected and misshapen tensor, and every one with NaN or infinity, at once;
+    :data:`HARMLESS` ones are ignored.
     """
     params: dict[str, Any] = {}
-    missing, misshapen, broken, known = [], [], [], set()
+    missing, misshapen, infinite, known = [], [], [], set()
     for weight in table:
         known.add(weight.hf)
         if weight.hf not in tensors:
@@ -97,22 +129,21 @@ def to_flax(
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             misshapen.append(f"{weight.hf} holds {tensor.dtype}, not floating-point numbers")
             continue
-        if not is_finite(tensor):
-            broken.append(weight.hf)
+        with np.errstate(over="ignore"):  # a float64 above float32's largest number is refused below
+            value = np.ascontiguousarray(value, dtype=node.dtype)
+        try:
+            refuse_not_finite(weight.hf, value)
+        except ValueError as error:
+            infinite.append(str(error))
             continue
         target = params
         for key in weight.flax[:-1]:
             target = target.setdefault(key, {})
-        target[weight.flax[-1]] = place(weight.flax, np.ascontiguousarray(value, dtype=node.dtype))
+        target[weight.flax[-1]] = place(weight.flax, value)
     unexpected = sorted(name for name in tensors if name not in known and not HARMLESS.match(name))
     problems = [
         f"{kind}: {', '.join(names)}"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape or type", misshapen),
-            ("NaN or infinity in", broken),
-        )
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape or type", misshapen), ("not finite", infinite))
         if names
     ]
     if problems:
@@ -121,7 +152,7 @@ def to_flax(
 
 
 def from_flax(table: Iterable[Weight], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Flax parameters -> named float32 tensors: the inverse of :func:`to_flax`. Raises ValueError that lists every non-finite tensor."""
+    """Flax parameters -> named float32 tensors: the inverse of :func:`to_flax`. Raises ValueError, naming the tensor, on NaN or infinity."""
     tensors = {}
     for weight in table:
         node: Any = params
@@ -129,12 +160,5 @@ def from_flax(table: Iterable[Weight], params: Mapping[str, Any]) -> dict[str, n
             node = node[key]
         value = np.asarray(node, np.float32)
         tensors[weight.hf] = np.ascontiguousarray(value.T if weight.transpose else value)
-    if broken := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
-        raise ValueError(f"NaN or infinity in {', '.join(broken)}; such weights are not written")
+        refuse_not_finite(weight.hf, tensors[weight.hf])
     return tensors
-
-
-def is_finite(tensor: np.ndarray) -> bool:
-    """Whether a tensor that is not empty holds neither NaN nor infinity. Takes no memory, since NaN is its own minimum."""
-    with np.errstate(invalid="ignore"):
-        return math.isfinite(float(tensor.min())) and math.isfinite(float(tensor.max()))

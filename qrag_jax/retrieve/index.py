@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from qrag_jax.config.parse import decode
+from qrag_jax.config.parse import LARGEST, decode
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
@@ -85,18 +85,35 @@ class Meta:
             )
         if _checksum({name: value for name, value in tree.items() if name != "sha256"}) != tree.get("sha256"):
             raise ValueError(f"{path}: its SHA-256 differs from the one it was written with; it is damaged: build the index again")
+        for name, valid, allowed in _FIELDS:
+            if (name not in tree and (name, tree["version"]) != ("skipped", 1)) or not valid(tree.get(name, {})):
+                raise ValueError(f"{path}: {name} = {str(tree.get(name))[:60]!r}: must be {allowed}; build the index again")
         check_dtype(tree["dtype"])
-        shards = (Shard.from_tree(path.parent, shard, i, tree["width"], tree["dtype"]) for i, shard in enumerate(tree["shards"]))
-        return cls(
-            decode(IndexModel, tree["model"], "model"),
-            tree["dtype"],
-            tree["width"],
-            tree["shard_chunks"],
-            tuple(shards),
-            tuple(decode(SourceRecord, source, "sources") for source in tree["sources"]),
-            tree["kept"],
-            tree.get("skipped", {}),
-        )
+        try:
+            shards = tuple(Shard.from_tree(path.parent, shard, i, tree["width"], tree["dtype"]) for i, shard in enumerate(tree["shards"]))
+            model = decode(IndexModel, tree["model"], "model")
+            sources = tuple(decode(SourceRecord, source, "sources") for source in tree["sources"])
+        except (ValueError, TypeError) as error:  # TypeError: a field is missing
+            raise ValueError(str(error) if str(path.parent) in str(error) else f"{path}: {error}") from error
+        skipped = tree.get("skipped", {})
+        return cls(model, tree["dtype"], tree["width"], tree["shard_chunks"], shards, sources, tree["kept"], skipped)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value <= LARGEST
+
+
+_FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("dtype", lambda value: isinstance(value, str), "a name"),
+    ("width", lambda value: _whole(value, 1), "a whole number above 0"),
+    ("shard_chunks", lambda value: _whole(value, 1), "a whole number above 0"),
+    ("kept", lambda value: _whole(value, 0), "a whole number"),
+    ("shards", lambda value: isinstance(value, list), "a list"),
+    ("sources", lambda value: isinstance(value, list), "a list"),
+    ("model", lambda value: isinstance(value, dict), "an object"),
+    ("skipped", lambda value: isinstance(value, dict) and all(_whole(count, 1) for count in value.values()), "counts of files by kind"),
+)
+"""The fields of meta.json that its checksum does not prove: field, whether a value is valid, what is."""
 
 
 class Index:

@@ -134,7 +134,9 @@ class HostScorer:
 
 
 def look(q: Float[np.ndarray, " N"], picked: Sequence[int], top: int, bins: int) -> Look:
-    """The best chunks that are not picked; of equal ones, the first. Overwrites Q of the picked ones."""
+    """The best chunks that are not picked; of equal ones, the first. Overwrites Q of the picked ones. Raises ValueError on NaN."""
+    if np.isnan(q.min(initial=np.inf)):  # NaN is never among the best, so it would hide
+        raise ValueError("Q is not finite: the model or the index gives NaN; its weights or vectors are unusable")
     q[list(picked)] = -np.inf
     top = min(top, len(q) - len(picked))
     if top == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,8 @@ def search(
 
     ``scorers``: the document of each question; questions with the same scorer share each pass over it. A beam of 1 is greedy. Paths with
     the same picks in another order are the same state; only the better path is kept. A beam looks once more after its last step, because
-    the value of a pick shows in the state after it. Once all chunks of a document are picked, its paths stay as they are.
+    the value of a pick shows in the state after it. Once all chunks of a document are picked, its paths stay as they are. Raises
+    ValueError when a Q is NaN or infinite.
     """
     paths = [[SearchPath()] for _ in scorers]
     for step in range(1, budget + 1):
@@ -70,6 +72,8 @@ def _look(encode: EncodeStates, scorers: Sequence[Scorer], paths: Sequence[Seque
     for group in places.values():
         scorer = scorers[flat[group[0]][0]]
         for place, found in zip(group, scorer(states[group], [flat[place][1] for place in group], top, bins), strict=True):
+            if not all(map(math.isfinite, found.q)):
+                raise ValueError("Q is not finite: the model gives NaN or infinity on this question or document; its weights are unusable")
             seen[place] = found
     looks = iter(seen)
     return [[next(looks) for _ in found] for found in paths]

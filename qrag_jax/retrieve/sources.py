@@ -84,7 +84,7 @@ def notices(records: Iterable[SourceRecord], skipped: Mapping[str, int]) -> list
         )
     if skipped:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
-        found.append(f"skipped: {kinds}; only {' and '.join(SUFFIXES)} files are read, and no hidden ones")
+        found.append(f"skipped: {kinds}; only {' and '.join(SUFFIXES)} files are read, no hidden ones, and no links that lead out of the folder")
     return found
 
 
@@ -205,12 +205,15 @@ def _files(source: Path) -> tuple[list[tuple[str, Path]], dict[str, int]]:
         raise ValueError(f"{source}: no such file or folder; expected a text file or a folder of {' and '.join(SUFFIXES)} files")
     files: list[tuple[str, Path]] = []
     skipped: Counter[str] = Counter()
+    root = source.resolve()
     for path in source.rglob("*"):
         name = path.relative_to(source)
         if not path.is_file():
             continue
         if any(part.startswith(".") for part in name.parts):
             skipped["hidden"] += 1
+        elif not path.resolve().is_relative_to(root):
+            skipped["link out of the folder"] += 1
         elif path.suffix.lower() in SUFFIXES:
             files.append((printable_name(name.as_posix()), path))
         else:

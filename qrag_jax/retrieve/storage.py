@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num, UInt8
 
 from qrag_jax.config.parse import decode
+from qrag_jax.config.trees import parse_json
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.rundir.files import write_bytes
 
@@ -141,6 +142,8 @@ class Shard:
                 raise ValueError(
                     f"{path}: SHA-256 {found[:12]}..., was written with {file.sha256[:12]}...; it is damaged: build the index again"
                 )
+        if not (self.offsets[0] == 0 and self.offsets[-1] == len(self.texts) and (np.diff(self.offsets) > 0).all()):
+            raise self._damaged("offsets", "do not ascend from 0 to the end of the texts")
 
     @cached_property
     def vectors(self) -> Num[np.ndarray, "R D"]:
@@ -166,7 +169,17 @@ class Shard:
         return unpack(self.vectors[start:end], None if self.scales is None else self.scales[start:end], self.dtype)
 
     def chunk(self, i: int) -> Chunk:
-        return Chunk(**json.loads(self.texts[self.offsets[i] : self.offsets[i + 1]].tobytes()))
+        """Raises ValueError, naming the file, when the offsets or the line are not those of a chunk."""
+        start, end = map(int, self.offsets[i : i + 2])
+        if not 0 <= start < end <= len(self.texts):
+            raise self._damaged("offsets", f"chunk {i} is said to be bytes {start} to {end} of {len(self.texts)}")
+        try:
+            return decode(Chunk, parse_json(self.texts[start:end].tobytes()))
+        except (ValueError, TypeError) as error:
+            raise self._damaged("texts", f"chunk {i}: {error}") from error
+
+    def _damaged(self, kind: str, reason: str) -> ValueError:
+        return ValueError(f"{self.folder / self.files[kind].name}: {reason}; it is damaged: build the index again")
 
 
 class StoredRows:

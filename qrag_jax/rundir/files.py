@@ -87,6 +87,17 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
+def markdown_text(value: object) -> str:
+    """A value as plain text in a Markdown table or sentence: one line, in which neither HTML nor Markdown has an effect."""
+    text = " ".join(str(value).split()).replace("\\", "\\\\").replace("<", "&lt;")
+    return re.sub(r"([`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", text)  # an underscore inside a word has no effect
+
+
+def is_name(value: object) -> bool:
+    """Whether a value is a name that is safe as a part of a file name: no separator, not hidden, not a folder's way out."""
+    return isinstance(value, str) and re.fullmatch(r"\w[\w.+:=-]{0,99}", value) is not None
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether a file or folder is a temporary one of :func:`whole_file` or :func:`whole_folder`, perhaps left by a process that died."""
     return path.name.startswith(".") and path.name.endswith(".tmp")

@@ -242,7 +242,7 @@ def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
 
 def test_torch_that_cannot_load_safely_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.5.1")
-    refused(copy, "torch 2.5.1", "install torch >= 2.6")
+    refused(copy, "torch 2.5.1", "install torch >= 2.10")
 
 
 def test_other_folders_are_not_overwritten(copy: Path, tmp_path: Path) -> None:

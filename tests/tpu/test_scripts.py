@@ -57,6 +57,14 @@ def test_help_names_every_setting(world, script):
         (["run.sh", "a"], {}, "after NAME must come: -- COMMAND"),
         (["run.sh", "a", "python"], {}, "after NAME must come: -- COMMAND"),
         (["run.sh", "a", *COMMAND], {"RUN_BUCKET": "gs://b/r"}, "RUN_BUCKET is no longer used; give the command --run-dir"),
+        (["run.sh", "a", "--", "env", "OPENAI_API_KEY=sesame", "x"], {}, "the command holds the value of OPENAI_API_KEY, a secret"),
+        (["run.sh", "a", "--", "x", "--api-key=sesame"], {}, "the command holds the value of --api-key, a secret"),
+        (["babysit.sh", "a", "--", "x", "--reader", "openai:http://u:sesame@h/v1,m"], {}, "the command holds the value of an address"),
+        (["run.sh", "a", *COMMAND], {"ENV_NAMES": "NOT_SET_HERE"}, "ENV_NAMES: NOT_SET_HERE is not set; export it first"),
+        (["run.sh", "a", *COMMAND], {"ENV_NAMES": "A=sesame"}, "ENV_NAMES: must be names of variables, not their values"),
+        (["run.sh", "a", *COMMAND], {"ENV_FILE": "/no/such/file"}, "ENV_FILE = '/no/such/file': no such file"),
+        (["run.sh", "a", *COMMAND], {"ENV_FILE": __file__}, "line 1: must be NAME=VALUE"),
+        (["run.sh", "a", *COMMAND], {"ENV_FILE": __file__, "ENV_NAMES": "HOME"}, "ENV_NAMES and ENV_FILE: give one of them"),
         (["babysit.sh", "a", *COMMAND], {"MAX_FAILURES": "-1"}, "MAX_FAILURES = '-1'"),
         (["babysit.sh", "a", *COMMAND], {"DELETE_WHEN_DONE": "1"}, "DELETE_WHEN_DONE = 1: needs --run-dir gs://"),
     ],
@@ -184,3 +192,27 @@ def test_one_job_at_a_time(world):
     finally:
         subprocess.run(["kill", pid], check=True)
     assert world.wait_for_job()[0] == 143
+
+
+READ = "import json, os, pathlib; pathlib.Path('env.json').write_text(json.dumps([os.environ.get(name) for name in ('MY_KEY', 'OTHER')]))"
+
+
+@pytest.mark.parametrize("way", ["names", "file"])
+def test_secrets_reach_the_command_and_no_argument_list(world, way, tmp_path):
+    world.ready_vm()
+    values = {"MY_KEY": "sesame $HOME `id` 'x\\", "OTHER": "se=same"}
+    file = tmp_path / "variables"
+    file.write_text("# mine\n\n" + "".join(f"{name}={value}\n" for name, value in values.items()))
+    given = {"ENV_FILE": str(file)} if way == "file" else {"ENV_NAMES": "MY_KEY OTHER", **values}
+    world.call("run.sh", "qrag", "--", sys.executable, "-c", READ, **given)
+    assert world.wait_for_job() == (0, "")
+    assert json.loads((world.home / "qrag" / "env.json").read_text()) == list(values.values())
+    assert not (world.home / "qrag-env").exists()
+    for path in (world.folder / "calls", *(world.home / "qrag" / "job").iterdir()):
+        assert "same" not in path.read_text(), path
+
+
+def test_a_dry_run_shows_no_secret(world):
+    printed = world.call("run.sh", "qrag", *COMMAND, DRY_RUN="1", ENV_NAMES="MY_KEY", MY_KEY="sesame")
+    assert "scp qrag-env qrag:qrag-env" in printed
+    assert "sesame" not in printed + world.said

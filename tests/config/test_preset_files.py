@@ -82,3 +82,13 @@ def test_help_names_files(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("babilong", "", ["--help"])
     assert "sweep's best.json" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_an_empty_task_is_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for preset_words in ((), ("--preset", str(path))):
+        assert main("babilong", "", [*preset_words, "--task="]) == 64
+        assert "data.task = ''" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"data\.task = ''"):
+        Questions(task="").of_preset("tiny")
+    with pytest.raises(ValueError, match=r"data\.task = ''"):
+        Questions(task="").of_preset(str(path))

@@ -159,3 +159,18 @@ def test_scratch_sizes_come_from_the_run() -> None:
     backbone = scratch_backbone(ModelConfig(layers=3, width=64, heads=2, mlp_width=80, max_positions=99, dropout=0.2), 500)
     assert (backbone.num_hidden_layers, backbone.width, backbone.max_tokens, backbone.vocab_size) == (3, 64, 99, 500)
     assert (backbone.num_attention_heads, backbone.intermediate_size, backbone.hidden_dropout_prob) == (2, 80, 0.2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, folder: Path, tmp_path: Path) -> None:
+    tensors = encoder_tensors(TINY["bert"], random_params(TINY["bert"]))
+    name = "encoder.layer.1.output.dense.weight"
+    tensors[name][3, 5] = value
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"model: weights do not fit the model. NaN or infinity in: {name}"):
+        load_pretrained(str(folder))
+    params = jax.tree.map(np.array, random_params(TINY["bert"]))
+    params["embedding_norm"]["scale"][2] = value
+    tokenizer = train_wordpiece(["the cat sat on the mat"], TINY["bert"].vocab_size)
+    with pytest.raises(ValueError, match=r"NaN or infinity in embeddings\.LayerNorm\.weight; such weights are not written"):
+        write_folder(tmp_path / "new", TINY["bert"], params, tokenizer, pooling="cls", divisor=1.0, max_tokens=16)

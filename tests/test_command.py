@@ -97,7 +97,7 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     assert said[3] == f"source: story.txt, {len(' '.join(CHUNKS)):,} characters, {count} chunks"
     assert "source: a/empty.txt, 2 characters, 0 chunks" in said
     assert said[-3].endswith("tokens, 0 of them outside the embedded windows")
-    assert said[-2] == "skipped: .pdf 1, hidden 1; only .txt and .md files are read, and no hidden ones"
+    assert said[-2] == "skipped: .pdf 1, hidden 1; only .txt and .md files are read; hidden ones and links out of the folder are not"
     assert said[-1] == "verified: the checksums of 8 files are right"
     assert len(run("index", "info", index)) == len(said) - 1
 

@@ -84,7 +84,7 @@ def notices(records: Iterable[SourceRecord], skipped: Mapping[str, int]) -> list
         )
     if skipped:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
-        found.append(f"skipped: {kinds}; only {' and '.join(SUFFIXES)} files are read, no hidden ones, and no links that lead out of the folder")
+        found.append(f"skipped: {kinds}; only {' and '.join(SUFFIXES)} files are read; hidden ones and links out of the folder are not")
     return found
 
 

@@ -53,7 +53,7 @@ def execute(run: Callable[[], int | None]) -> int:
             raise
         code, message = end
         with suppress(OSError):  # a stderr on a full disk
-            sys.stderr.write(printable(redact(' '.join(message.split()))) + "\n")
+            sys.stderr.write(printable(redact(" ".join(message.split()))) + "\n")
     finally:
         sys.stdout, sys.stderr = (getattr(stream, "inner", stream) for stream in (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):

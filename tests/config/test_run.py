@@ -139,9 +139,9 @@ def test_attention_is_one_of_three():
 @pytest.mark.parametrize(
     ("name", "benchmark", "task", "order", "schedule", "random_updates"),
     [
-        # 400 random transitions, in updates of 96, 36 and 96.
+        # 400 random transitions, in updates of 96, 48 and 96.
         ("e5", "hotpotqa", "all", "picked", "quarter_cosine", 5),
-        ("gte", "hotpotqa+musique", "all", "picked", "linear", 12),
+        ("gte", "hotpotqa+musique", "all", "picked", "linear", 9),
         ("contriever", "babilong", "qa2", "document", "linear", 5),
         ("contriever", "ruler", "niah_mk3", "picked", "linear", 5),
     ],
@@ -160,3 +160,29 @@ def test_the_qwen3_preset_follows_the_reference_code():
     assert (config.model.embedder, config.model.normalize, config.model.divisor) == ("qwen3-embedding", True, 1.0)
     assert (config.optim.learning_rate, config.optim.end_ratio, config.optim.weight_decay, config.optim.warmup) == (5e-5, 0.0, 1e-2, 1000)
     assert (config.rl.alpha, config.rl.alpha_end, config.rl.gamma, config.rl.lam, config.rl.tau) == (0.005, 0.005, 0.99, 0.65, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "transitions"),
+    [
+        # The paper: 64 to 128 for Contriever, 96 for E5, 32 for GTE, which 8 devices cannot make of episodes of 6 picks.
+        ("contriever", "babilong", 96),
+        ("contriever", "ruler", 96),
+        ("e5", "hotpotqa", 96),
+        ("e5", "musique", 96),
+        ("gte", "hotpotqa+musique", 48),
+        ("qwen3-embedding", "hotpotqa+musique", 48),
+    ],
+)
+def test_eight_devices_of_16_gb_can_share_the_papers_updates(name, benchmark, transitions):
+    config = preset(name, benchmark)
+    assert config.optim.batch * config.rl.budget == transitions
+    assert config.optim.batch % 8 == 0
+    assert (config.model.compute_dtype, config.model.remat, config.model.tile_tokens) == ("bfloat16", True, 8192)
+    assert config.train.shard_state == "auto"
+
+
+@pytest.mark.parametrize("name", ["tiny", "minilm"])
+def test_presets_for_cpus_compute_in_float32_in_small_tiles(name):
+    model = preset(name, "babilong").model
+    assert (model.compute_dtype, model.remat, model.tile_tokens) == ("float32", False, 512)

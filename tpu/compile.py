@@ -39,7 +39,7 @@ from qrag_jax.train.sharding import ShardState, state_bytes
 MODES: dict[str, ShardState] = {"replicated": "none", "sharded": "full"}
 EFFORT = -1.0  # the least: programs are a little slower and larger than at XLA's usual 0, and ready in two thirds of the time
 # The program is never run. Its code does not change what it needs.
-CPU_OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # "... the total memory required for HLO temporaries (200.00G) exceeds ..."; "Used 17.2G of 15.75G hbm."
 REFUSED = re.compile(r"(?:required[^(]*\(|Used )(?P<size>[\d.]+)(?P<unit>[KMG])")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}

@@ -43,7 +43,7 @@ class QRAGRetriever:
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, budget: int | None = None) -> dict[str, list[Document]]:
-        """Raises ValueError on an empty query, or a budget above the number of chunks."""
+        """Raises ValueError on an empty query, or a budget below 1."""
         self.warm_up()
         assert self._opened is not None
         retriever, index = self._opened

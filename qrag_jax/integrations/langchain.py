@@ -31,7 +31,7 @@ class QRAGRetriever(BaseRetriever):
     order, a text (``str``), or a text file or folder (``Path``). ``invoke`` and ``batch`` (and their async forms) also take a ``budget``
     for one call. The metadata of a document are the fields of :class:`~qrag_jax.retrieve.types.Pick`.
 
-    Raises ValueError on an empty question, or a budget above the number of chunks.
+    Raises ValueError on an empty question, or a budget below 1.
     """
 
     model_config = ConfigDict(extra="forbid")

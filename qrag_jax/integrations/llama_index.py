@@ -25,7 +25,7 @@ class QRAGRetriever(BaseRetriever):
     order, a text (``str``), or a text file or folder (``Path``). The metadata of a node are the fields of
     :class:`~qrag_jax.retrieve.types.Pick`; prompts and embeddings made from the node contain only its source.
 
-    Raises ValueError on an empty question, or a budget above the number of chunks.
+    Raises ValueError on an empty question, or a budget below 1.
     """
 
     def __init__(

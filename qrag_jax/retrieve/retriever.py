@@ -92,7 +92,7 @@ class Retriever:
             beam: how many paths to keep at each step ("Plan Q-RAG"); 1 is greedy.
             stop: pick fewer when the best Q falls below the calibrated threshold.
 
-        Raises ValueError when the question or the source is empty, there are fewer chunks than ``budget``, the index was built with another
+        Raises ValueError when the question or the source is empty, the budget is below 1, the index was built with another
         model, or ``stop`` is set but the retriever has no threshold.
         """
         return self.search_batch([question], source, budget, beam=beam, stop=stop)[0]

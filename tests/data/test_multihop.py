@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gzip
 import json
 import shutil
 from collections import Counter
@@ -19,11 +20,12 @@ from qrag_jax.config import DataConfig
 from qrag_jax.data.multihop import questions as multihop
 from qrag_jax.data.multihop.hotpotqa import HOTPOTQA, read_hotpotqa
 from qrag_jax.data.multihop.musique import MUSIQUE, read_musique
-from qrag_jax.data.multihop.records import Record
+from qrag_jax.data.multihop.own import read_own
+from qrag_jax.data.multihop.records import EMPTY, Record
 from qrag_jax.data.multihop.twowiki import TWOWIKI, read_twowiki
 from qrag_jax.data.splits import SPLITS
 from qrag_jax.train.batches import make_batch
-from tests.support.small import small_tokenizer
+from tests.support.small import small_tokenizer, write_lines
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 BENCHMARKS = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
@@ -311,3 +313,55 @@ def test_real_files(shared_data: Path, name: str, sizes: tuple[int, int], notes:
     ids = {split: {example.id for example in part} for split, part in parts.items()}
     assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == sum(sizes)
     assert 0.07 < len(ids["validation"]) / sizes[0] < 0.13
+
+
+HF_ROW = {
+    **{"id": "a", "question": "q?", "answer": "x", "type": "bridge", "level": "easy"},
+    "supporting_facts": {"title": ["Caf\u00e9", "B"], "sent_id": [0, 1]},
+    "context": {"title": ["Cafe\u0301", "B", "C"], "sentences": [["One."], ["Two.", "Three."], [""]]},
+}
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.json"])
+def test_rows_of_hugging_face_are_read(name: str, tmp_path: Path) -> None:
+    """Lists by field, a title in another Unicode form, a distractor without text, a byte-order mark and blank last lines."""
+    text, path = json.dumps(HF_ROW), tmp_path / name
+    if name == "x.parquet":
+        parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+        parquet.write_table(arrow.Table.from_pylist([HF_ROW]), path)
+    elif name == "x.json":
+        path.write_bytes(b"\xef\xbb\xbf" + f"[{text}]\n\n".encode())
+    else:
+        lines = b"\xef\xbb\xbf" + f"{text}\n\n \n".encode()
+        path.write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    (record,), report = read_hotpotqa(path)
+    assert record.paragraphs == (("Cafe\u0301", "One."), ("B", "Two. Three."))
+    assert record.support == (0, 1)
+    assert record.id == "a"
+    assert report.notes == {EMPTY: 1}
+
+
+def test_rows_of_musique_with_a_list_for_each_field_are_read(tmp_path: Path) -> None:
+    row = json.loads((FIXTURES / "musique" / "musique_fit.jsonl").read_text().splitlines()[0])
+    (expected,), _ = read_musique(write_lines(tmp_path / "plain.jsonl", row))
+    for name in ("paragraphs", "question_decomposition"):
+        row[name] = {field: [one.get(field) for one in row[name]] for field in row[name][0]}
+    (found,), _ = read_musique(write_lines(tmp_path / "rows.jsonl", row))
+    assert found == expected
+
+
+def test_files_that_break_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"id": "1", "question": "q \ud800", "chunks": ["a"], "support": [0]}))
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: lone surrogate: .*--data\.skip-bad"):
+        read_own(path)
+    for name, content in (("x.jsonl.gz", gzip.compress(b"{}")[:-4]), ("y.jsonl.gz", b"{}"), ("x.parquet", b"PAR1")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: (not a whole gzip file|not a parquet file|reading it needs pyarrow)"):
+            read_own(tmp_path / name)
+    bad = {**HF_ROW, "context": {"title": ["B"], "sentences": [[""], ["a"]]}}
+    with pytest.raises(ValueError, match="its lists have 1, 2 entries"):
+        read_hotpotqa(write_lines(tmp_path / "z.jsonl", bad))
+    empty = {**HF_ROW, "context": {"title": ["Caf\u00e9", "B"], "sentences": [["One."], [""]]}}
+    with pytest.raises(ValueError, match="empty paragraph"):
+        read_hotpotqa(write_lines(tmp_path / "e.jsonl", empty))

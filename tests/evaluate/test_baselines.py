@@ -156,13 +156,16 @@ def test_bad_requests_are_refused(retriever: Retriever, tmp_path: Path) -> None:
         make("tfidf")
     with pytest.raises(ValueError, match="method 'single': needs an embedder"):
         make("single")
-    one = EvaluationSet("own-all", "own", "all", None, 5, [HERONS], (range(1),))
-    with pytest.raises(ValueError, match=r"budget = 5: must be in 1..4, the chunks of 'herons'"):
-        evaluate_baseline("random", make("random"), [one], tmp_path)
     unlabelled = EvaluationSet("own-all", "own", "all", None, 1, [QAExample("u", "?", ("a", "b"), "", ())], (range(1),))
     with pytest.raises(ValueError, match="support is empty"):
         evaluate_baseline("random", make("random"), [unlabelled], tmp_path)
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_document_with_fewer_chunks_than_the_budget_is_picked_empty(retriever: Retriever) -> None:
+    for method in ("bm25", "single", "multi", "random"):
+        (found,) = make(method, retriever=retriever)([HERONS], 9)
+        assert sorted(found.picked) == list(range(len(HERONS.chunks))), method
 
 
 def test_the_command_on_paragraphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -337,3 +337,27 @@ def test_specifications_here_are_good() -> None:
     assert paths
     for path in paths:
         read_spec(path)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("benchmark: babilong\ntask: qa1\nmethod: grid\nspace:\n  train.seed: {values: [1]}\n  train.seed: {values: [2]}\n")
+    with pytest.raises(ValueError, match=r"the key 'train\.seed' is given twice, again in line 6; keep one"):
+        read_spec(path)
+
+
+def test_a_half_line_of_a_journal_is_dropped(tmp_path: Path) -> None:
+    """As a full disk leaves it: the trials before it are there, and new ones can be recorded."""
+    sweep = make(tmp_path)
+    claim = sweep.next()
+    assert claim is not None
+    complete(sweep, claim)
+    before = (tmp_path / "sweep" / "journal.log").read_bytes()
+    (tmp_path / "sweep" / "journal.log").write_bytes(before + b'{"op_code": 4, "wor')
+    again = Sweep.open(tmp_path / "sweep")
+    assert (tmp_path / "sweep" / "journal.log").read_bytes().startswith(before)
+    assert states(again.rows()) == ["complete"]
+    other = again.next()
+    assert other is not None
+    complete(again, other)
+    assert states(Sweep.open(tmp_path / "sweep").rows()) == ["complete"] * 2

@@ -196,3 +196,18 @@ def test_bad_input() -> None:
 
 def test_a_chunk_given_as_such_has_no_place() -> None:
     assert retriever().document(["one.", "two."]).chunk(1) == Chunk("two.")
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_short_document_among_longer_ones_is_picked_empty(beam: int) -> None:
+    one = retriever()
+    first, second, *_ = examples()
+    short = QAExample("short", first.question, first.chunks[:2], first.answer, ())
+    found = one.run([short, second], BUDGET, beam=beam)
+    assert sorted(found[0].picked) == [0, 1]
+    assert len(found[0].q) == len(found[0].positions) == 2
+    assert found[1].picked == one.run([second], BUDGET, beam=beam)[0].picked
+    steps = list(one.stream(first.question, first.chunks[:2], BUDGET, beam=beam))
+    assert sorted(step.pick.chunk for step in steps) == [0, 1]
+    with pytest.raises(ValueError, match="budget = 0: must be >= 1"):
+        one.run([short], 0)

@@ -134,3 +134,39 @@ def test_dropout_is_in_the_loss_only():
     targets = jnp.zeros_like(episode.q)
     dropped = jax.jit(learner.gradient)(state, batch, episode, targets)[1]["loss"]
     assert dropped != jax.jit(plain.gradient)(state, batch, episode, targets)[1]["loss"]
+
+
+def short_batch(batch, chunks):
+    """The batch with all but the first ``chunks`` chunks of its first document removed; the support is the last that is left."""
+    mask = batch.chunk_mask.at[0, chunks:].set(False)
+    support = batch.support.at[0].set(False).at[0, chunks - 1].set(True)
+    return batch.replace(chunk_mask=mask, support=support)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_document_with_fewer_chunks_than_the_budget_is_picked_empty(reference):
+    """Its one chunk is picked once; the empty picks earn nothing, add nothing to the loss, and leave the other episodes as they were."""
+    config = changed(SMALL, rl={"random_updates": 0, "reference_lambda_return": reference, "reference_soft_value": reference})
+    learner, state = small_learner(config)
+    full, count = small_batch(), SMALL.data.chunks
+    short = short_batch(full, 1)
+    collect = jax.jit(learner.collect)
+    episode, other = collect(state, short), collect(state, full)
+    assert episode.picked[0].tolist() == [0] + [count] * (SMALL.rl.budget - 1)
+    assert episode.q[0, 1:].tolist() == [0.0] * (SMALL.rl.budget - 1)
+    np.testing.assert_array_equal(episode.picked[1:], other.picked[1:])
+    np.testing.assert_array_equal(episode.q[1:], other.q[1:])
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(episode))
+    rewards = jax.vmap(support_reward)(episode.picked, short.support)
+    assert rewards[0].tolist() == [1.0] + [0.0] * (SMALL.rl.budget - 1)
+    targets = learner.targets(state, short, episode, rewards)
+    np.testing.assert_array_equal(targets[0], rewards[0])
+    # By hand: the mean over all B T places of (2 q_h - G)^2, in which the empty places count as 0.
+    grads, metrics = learner.gradient(state, short, episode, targets)
+    changed_targets = targets.at[0, 1:].set(7.0)
+    same, again = learner.gradient(state, short, episode, changed_targets)
+    assert metrics["loss"] == again["loss"]
+    jax.tree.map(np.testing.assert_array_equal, grads, same)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(grads))
+    _, means = jax.jit(learner.update)(state, short)
+    assert 0 <= float(means["fact_em"]) <= 1

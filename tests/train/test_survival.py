@@ -13,12 +13,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from qrag_jax.rundir.checkpoint import saved_steps
+from experiments import evaluate
+from qrag_jax.export.folder import read_export
+from qrag_jax.rundir.checkpoint import Progress, saved_steps
+from qrag_jax.rundir.files import read_json
 from qrag_jax.rundir.lock import only_writer
-from qrag_jax.train import training
+from qrag_jax.train import training, window
 from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 
 # Checkpoints often, so that a run killed ten times gets on.
@@ -145,6 +149,63 @@ def test_a_second_run_in_the_same_folder_exits_75_and_changes_nothing(tmp_path, 
         assert here(tmp_path / "run") == 75
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock.tmp", ".writer.tmp"]
     assert "is writing to it; run the same command again when it has ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop_at_13", [signal.SIGINT], indirect=True)
+def test_a_run_that_ctrl_c_ended_can_be_exported_resumed_extended_and_tested_again(tmp_path, stop_at_13, capsys):
+    run_dir = tmp_path / "run"
+    assert here(run_dir, "--steps", "15") == 130
+    assert "interrupted: saved at update 13; run the same command again" in capsys.readouterr().err
+    best = Progress.from_json(read_json(run_dir / "checkpoints" / "last" / "13" / "contents.json")["info"]).best_step
+    assert read_export(training.export_best(run_dir)).step == best
+    assert here(run_dir, "--steps", "15") == 0
+    trained = records(run_dir)
+    assert here(run_dir, "--steps", "10") == 64
+    assert "train.steps was 15, now 10" in capsys.readouterr().err
+    # Longer: what was trained stays, and the results of the shorter run go.
+    assert here(run_dir, "--steps", "20") == 0
+    assert f"resuming {run_dir} at update 15 of 20" in capsys.readouterr().out
+    assert records(run_dir)[: len(trained)] == trained
+    # All updates are made, so the settings of the test may change.
+    assert here(run_dir, "--steps", "20", "--eval.budget", "3") == 0
+    assert json.loads((run_dir / "results.json").read_text())["rows"][0]["budget"] == 3
+    # But not by the command that only evaluates.
+    assert evaluate.main([str(run_dir), "--run-dir", str(run_dir)]) == 64
+    assert "holds a training run (checkpoints), whose results would be overwritten" in capsys.readouterr().err
+
+
+def test_a_failure_of_the_final_evaluation_leaves_an_export(whole, tmp_path, monkeypatch):
+    run_dir = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run_dir / "export")
+
+    def fail(*words):
+        raise ValueError("a document that cannot be read")
+
+    monkeypatch.setattr(training, "evaluate", fail)
+    assert here(run_dir) == 64
+    assert read_export(run_dir / "export").rows == []
+    monkeypatch.undo()
+    assert here(run_dir) == 0
+    assert read_export(run_dir / "export").rows
+
+
+def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    add = window.Window.add
+
+    def add_and_remove(self, metrics, texts):
+        add(self, metrics, texts)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    monkeypatch.setattr(window.Window, "add", add_and_remove)
+    assert here(tmp_path / "run", "--steps", "15") in (64, 74)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'run'}")
+
+
+def test_other_random_numbers_of_jax_change_nothing(whole, tmp_path):
+    """JAX_DEFAULT_PRNG_IMPL and its like."""
+    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False):
+        assert here(tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_sigterm_during_the_final_evaluation_exits_75_too(whole, tmp_path, monkeypatch):

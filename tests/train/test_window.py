@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qrag_jax.rundir.checkpoint import Progress
-from qrag_jax.rundir.log import Preempted
+from qrag_jax.rundir.log import Preempted, RunLog
 from qrag_jax.rundir.stop import stop_requests
 from qrag_jax.train.window import Window
 
@@ -65,6 +65,20 @@ def test_sigterm_ends_a_run_at_once_or_after_what_must_be_saved():
     with pytest.raises(KeyError):  # the first thing that went wrong is what is told
         fail()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_damaged_last_line_of_the_metrics_is_dropped(tmp_path):
+    log = RunLog(tmp_path)
+    log.record("train", 1)
+    whole = log.path.read_bytes()
+    for last in (b'{"kind": "tra', b"\0\0\0\0\n", b'{"kind": "tra\n'):
+        log.path.write_bytes(whole + last)
+        assert [record["step"] for record in log.read()] == [1]
+        log.rewind(1)
+        assert log.path.read_bytes() == whole
+    log.path.write_bytes(b"\0\n" + whole)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not JSON .*restore a copy"):
+        log.read()
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

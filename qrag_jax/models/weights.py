@@ -152,7 +152,7 @@ def to_flax(
 
 
 def from_flax(table: Iterable[Weight], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Flax parameters -> named float32 tensors: the inverse of :func:`to_flax`. Raises ValueError, naming the tensor, on NaN or infinity."""
+    """Flax parameters -> named float32 tensors: inverse of :func:`to_flax`. Raises ValueError, naming the tensor, on NaN and infinity."""
     tensors = {}
     for weight in table:
         node: Any = params

@@ -46,6 +46,7 @@ class TextTokenizer:
         names = ("<unk>", "[UNK]") if isinstance(model, models.Unigram) else (model.unk_token,)
         self._unknown: int | None = next((tokenizer.token_to_id(name) for name in names if name is not None), None)
         longest = getattr(model, "max_input_chars_per_word", None)
+        self._longest = longest or 0
         self._too_long = None if longest is None else re.compile(rf"[^{BREAKS}]{{{longest + 1}}}")
         if not self.suffix:
             raise ValueError("the tokenizer puts no special token after a text; states need one to separate their chunks")
@@ -114,7 +115,7 @@ class TextTokenizer:
 
     def reads(self, text: str) -> bool:
         """Whether the tokenizer reads every word; WordPiece gives one unknown token for a word of more than (usually) 100 characters."""
-        return self._too_long is None or self._too_long.search(text) is None
+        return self._too_long is None or len(text) <= self._longest or self._too_long.search(text) is None
 
     def unknown(self, texts: Iterable[str]) -> list[int]:
         """The number of unknown tokens ([UNK]) in each text."""

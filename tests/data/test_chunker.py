@@ -42,13 +42,14 @@ def test_sentences_are_packed_whole() -> None:
 
 
 def test_only_a_long_sentence_is_broken_and_its_rest_is_filled_up() -> None:
-    assert cut(TEXT, 7) == ["Mr. Smith left.", "He ran.  Why?", "Nobody knows but the old man on", "the hill. Go on."]
+    assert cut(TEXT, 7) == ["Mr. Smith left.", "He ran.  Why?", "Nobody knows but the", "old man on the hill.", "Go on."]
+    assert cut(TEXT, 9)[-1] == "old man on the hill. Go on.", "the rest is filled up"
 
 
 def test_by_sentence_only_a_long_one_is_broken() -> None:
     sentences = ["Mr. Smith left.", "He ran.", "Why?", "Nobody knows but the old man on the hill.", "Go on."]
     assert cut(TEXT, 10, by="sentence") == sentences
-    assert cut(TEXT, 6, by="sentence") == [*sentences[:3], "Nobody knows but the old man", "on the hill.", "Go on."]
+    assert cut(TEXT, 6, by="sentence") == [*sentences[:3], "Nobody knows but the", "old man on the hill.", "Go on."]
 
 
 def test_what_has_no_end_of_a_sentence_is_broken_at_lines_then_words_then_characters() -> None:

@@ -2,7 +2,7 @@
 
 No chunk has more tokens than the budget. They are counted in the chunk as a whole: with a byte-level tokenizer, they are not the sum of
 the tokens of its sentences. So every chunk can be read whole, and every token of the text is in one. Text without ends of sentences is
-broken at lines (of a table, a list, a program), then at words, then between characters. Time is linear in the text, whatever it holds.
+broken at lines (of a table, a list, a program), then between words, then between characters. Time is linear in the text, whatever it holds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ CHARACTERS = 16
 FULLER = 1.1  # pieces of equal length differ in tokens, so they are made a bit shorter than the budget
 JOINER = "\u200d"  # joins the characters before and after it into one sign
 
+COMMAS = "\u3001\uff0c\uff1b\uff1a\u060c\u061b"  # of scripts that may put no space after them
+
 _LINE = re.compile(r"[^\n]+")
-_WORD = re.compile(
-    r"[^\s\u3001\uff0c\uff1b\uff1a\u060c\u061b]*[\u3001\uff0c\uff1b\uff1a\u060c\u061b]+|[^\s\u3001\uff0c\uff1b\uff1a\u060c\u061b]+"
-)
 
 
 class _Unit(NamedTuple):
@@ -47,8 +46,7 @@ def chunk_spans(text: str, count: CountTokens, max_tokens: int, by: ChunkBy = "t
     """
     sentences = sentence_spans(text)
     units = _measured(text, sentences, [by == "sentence"] * len(sentences), count, max_tokens)
-    for cut in (_lines, _words):
-        units = _broken(text, units, cut, count, max_tokens)
+    units = _broken(text, units, _lines, count, max_tokens)
     while any(unit.size > max_tokens and unit.end - unit.start > 1 for unit in units):
         units = _broken(text, units, _pieces, count, max_tokens)
     return list(_checked(text, _packed(units, max_tokens), count, max_tokens))
@@ -95,25 +93,28 @@ def _lines(text: str, unit: _Unit, max_tokens: int) -> list[Span]:
     return _stripped(text, (match.span() for match in _LINE.finditer(text, unit.start, unit.end)))
 
 
-def _words(text: str, unit: _Unit, max_tokens: int) -> list[Span]:
-    """Words, and the parts between commas of scripts that put no spaces between words."""
-    return _stripped(text, (match.span() for match in _WORD.finditer(text, unit.start, unit.end)))
-
-
 def _pieces(text: str, unit: _Unit, max_tokens: int) -> list[Span]:
-    """Pieces of equal length, about as long as the budget."""
+    """Pieces of about equal length, which end at white space if there is any near, else after a comma, else between characters."""
     length = unit.end - unit.start
     number = min(length, max(2, int(FULLER * unit.size / max_tokens) + 1))
-    borders = sorted({_border(text, unit.start, unit.start + length * i // number) for i in range(number)} | {unit.end})
-    return _stripped(text, pairwise(borders))
+    reach = length // (2 * number)
+    borders = {_border(text, unit.start, unit.start + length * i // number, reach) for i in range(1, number)}
+    return _stripped(text, pairwise([unit.start, *sorted(borders), unit.end]))
 
 
 def _stripped(text: str, spans: Iterator[Span]) -> list[Span]:
     return [span for first, last in spans if (span := stripped(text, first, last)) is not None]
 
 
-def _border(text: str, start: int, place: int) -> int:
-    """``place``, or if a character there belongs to the one before it (an accent, a vowel sign), the place of that one after ``start``."""
+def _border(text: str, start: int, place: int, reach: int) -> int:
+    """The best place for a cut, after ``start`` and at most ``reach`` characters from ``place``: white space, or the place after a comma.
+
+    Else it is ``place``, or if a character there belongs to the one before it (an accent, a vowel sign), the place of that one.
+    """
+    near = [at for step in range(reach + 1) for at in (place - step, place + step) if start < at < len(text)]
+    for found in (lambda at: text[at].isspace(), lambda at: text[at - 1] in COMMAS):
+        if (border := next(filter(found, near), None)) is not None:
+            return border
     for before in range(place, max(start, place - CHARACTERS), -1):
         if not (unicodedata.category(text[before]).startswith("M") or text[before] == JOINER or text[before - 1] == JOINER):
             return before
@@ -152,8 +153,5 @@ def _checked(text: str, chunks: Sequence[Span], count: CountTokens, max_tokens: 
 
 
 def _halves(text: str, start: int, end: int) -> list[Span]:
-    """Two parts that meet at the white space nearest to the middle, or without any, at the middle."""
-    middle = (start + end) // 2
-    near = (place for distance in range((end - start) // 2) for place in (middle - distance, middle + distance) if text[place].isspace())
-    border = next(near, None) or _border(text, start, middle)
+    border = _border(text, start, (start + end) // 2, (end - start - 1) // 2)
     return _stripped(text, iter([(start, border), (border, end)]))

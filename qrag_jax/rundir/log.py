@@ -22,8 +22,11 @@ T = TypeVar("T")
 _silent = False
 
 
-class Preempted(Exception):
-    """The run was asked to stop. Its state is saved; run the same command again to resume."""
+class Preempted(BaseException):
+    """The run was asked to stop. Its state is saved; run the same command again to resume.
+
+    Not an Exception, so that code which catches every error, such as JAX's search for devices, does not take it for one.
+    """
 
 
 class Interrupted(Preempted):

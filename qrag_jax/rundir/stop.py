@@ -18,7 +18,7 @@ class StopRequest:
     """Whether the command was ``asked`` to stop. Asking raises Preempted (after Ctrl-C: its kind Interrupted) at once, except inside
     :meth:`later`: there the loop saves first. A second Ctrl-C raises KeyboardInterrupt at once, also there.
 
-    Code that catches every exception, such as JAX's search for devices, may swallow the request. It is therefore repeated until the
+    Code that catches everything, such as a callback of C code, may swallow the request. It is therefore repeated until the
     exception is on its way up, or :func:`acknowledge` is called.
     """
 
@@ -93,9 +93,17 @@ def stop_requests() -> Iterator[StopRequest]:
     except ValueError:  # not the main thread: the caller handles signals
         yield request
         return
+    told = sys.unraisablehook
+
+    def tell(info: sys.UnraisableHookArgs) -> None:
+        if not isinstance(info.exc_value, Preempted):  # which is raised again
+            told(info)
+
+    sys.unraisablehook = tell
     try:
         yield request
     finally:
+        sys.unraisablehook = told
         acknowledge()
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -26,7 +26,7 @@ from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, silence
 from qrag_jax.rundir.stop import acknowledge
 
 T = TypeVar("T")
-ENDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
+ENDS: dict[str, type[BaseException]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
 """Errors with an exit code of their own. If one process ends with such an error, all do."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
@@ -111,10 +111,10 @@ def run_on_all(make: Callable[[], T]) -> T:
     """Calls ``make`` on every process. If it fails on one, it fails on all: with the same error of ``ENDS``, or else with RuntimeError."""
     if not is_multiprocess():
         return make()
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         made = make()
-    except Exception as error:
+    except (Exception, Preempted) as error:
         failure = error
         acknowledge()  # the others must learn of it first
     kind = "" if failure is None else _kind(failure)
@@ -127,7 +127,7 @@ def run_on_all(make: Callable[[], T]) -> T:
     return made
 
 
-def _kind(error: Exception) -> str:
+def _kind(error: BaseException) -> str:
     """The name of the error of ``ENDS`` that ``error`` is, or will be reported as; else the name of its own class."""
     if disk_error(error) is not None:
         return CannotWrite.__name__

@@ -7,8 +7,8 @@ and the update. Several processes make the same call; only process 0 uses the fo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,7 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
         raise ValueError(f"{run_dir}: is not a folder on this machine; see experiments.cli.working_folder")
     run_dir = Path(run_dir)
     try:
-        # The default of JAX, which the environment may change: what a run draws depends on its seed alone.
-        with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(True), stop_requests() as stop:
+        with stop_requests() as stop, default_random_numbers():
             return _run(config, run_dir, stop, test, prune)
     except (OSError, ValueError) as error:
         if (told := disk_error(error)) is None:
@@ -72,6 +71,22 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
         else:
             rest = "no checkpoint was saved yet; make room, then run the same command again"
         raise CannotWrite(f"{run_dir}: cannot be written to ({told}); {rest}") from error
+
+
+@contextmanager
+def default_random_numbers() -> Iterator[None]:
+    """Draws as JAX does by default, whatever the environment says (JAX_DEFAULT_PRNG_IMPL): what a run draws depends on its seed alone."""
+    ours = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}
+    before = {name: getattr(jax.config, name) for name in ours}
+    for name, value in ours.items():
+        if before[name] != value:
+            jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value != ours[name]:
+                jax.config.update(name, value)
 
 
 def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune) -> list[dict[str, Any]]:

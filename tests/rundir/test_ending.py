@@ -92,7 +92,7 @@ def test_a_request_that_is_swallowed_is_made_again(number: signal.Signals, later
             cleaned.append(1)
 
     def run() -> None:
-        with suppress(Exception):
+        with suppress(BaseException):
             signal.raise_signal(number)
         with cleaning():
             signal.sigtimedwait([], 20)

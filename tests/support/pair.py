@@ -107,7 +107,7 @@ def play_split(folder: Path) -> int:
 def play_endings(folder: Path) -> int:
     """Errors of process 0, and the exit codes or errors that they become on each process."""
 
-    def failing(error: Exception) -> None:
+    def failing(error: BaseException) -> None:
         raise error
 
     for error in (ValueError("v"), Preempted("p"), CannotWrite("c"), NotFinite("n")):

@@ -203,8 +203,13 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path, monkeypatch, c
 
 def test_other_random_numbers_of_jax_change_nothing(whole, tmp_path):
     """JAX_DEFAULT_PRNG_IMPL and its like."""
-    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False):
+    before = jax.config.jax_default_prng_impl
+    jax.config.update("jax_default_prng_impl", "rbg")
+    try:
         assert here(tmp_path / "run") == 0
+        assert jax.config.jax_default_prng_impl == "rbg"
+    finally:
+        jax.config.update("jax_default_prng_impl", before)
     assert_same_run(tmp_path / "run", whole)
 
 

@@ -354,5 +354,5 @@ class RunConfig:
         try:
             tree = parse_json(text)
         except ValueError as error:
-            raise ValueError(f"configuration: {error}") from error
+            raise ValueError(f"configuration is {error}") from error
         return decode(cls, tree)

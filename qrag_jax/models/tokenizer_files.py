@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qrag_jax.rundir.files import read_json
+from qrag_jax.config.trees import parse_json
 
 LARGEST_FILE = 2**28  # bytes
 IDS = 2**24
@@ -25,8 +25,8 @@ def check_tokenizer_file(path: Path) -> None:
     """Raises ValueError, in one line that names the file and the part, on what would hang, abort or fill the memory."""
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path}: has {path.stat().st_size:,} bytes; a tokenizer has at most {LARGEST_FILE:,}")
-    tree = read_json(path)
     try:
+        tree = parse_json(path.read_bytes())
         if not isinstance(tree, dict):
             raise ValueError("must be an object")
         _check_model(tree.get("model"))
@@ -101,7 +101,7 @@ def _check_added(added: Any) -> None:
 
 
 def _objects(tree: Any) -> Iterator[dict[str, Any]]:
-    """The objects of a tree, outermost first. Its depth is bounded (read_json)."""
+    """The objects of a tree, outermost first. Its depth is bounded (parse_json)."""
     if isinstance(tree, dict):
         yield tree
     for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():

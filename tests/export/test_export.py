@@ -214,7 +214,7 @@ def test_another_folder_is_not_overwritten(tmp_path: Path) -> None:
         ("qrag.json", {"format": "other"}, "format = 'other'"),
         ("qrag.json", {"version": 2}, "version = 2.*update"),
         ("qrag.json", {"pooling": "max"}, "pooling = 'max': must be one of mean, last, cls"),
-        ("qrag.json", {"threshold": "high"}, "threshold = 'high': must be a number or null"),
+        ("qrag.json", {"threshold": "high"}, "threshold = 'high': must be a finite number or null"),
         ("qrag.json", {"config": {"model": {"colour": 1}}}, "colour"),
         ("state_encoder/config.json", {"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
         ("state_encoder/config.json", {"model_type": "mamba"}, "model_type = 'mamba' is not supported"),

@@ -94,7 +94,7 @@ def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) ->
     try:
         tree = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
     if not isinstance(tree, list):
         raise ValueError(f"{path}: must be a JSON list of records, not {_kind(tree)}")
     return _collect(path, ((f"{path}: record {n}", value) for n, value in enumerate(tree, start=1)), parse, skip_bad)

@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 
 from qrag_jax.config.command_line import DONE, read_command, refuse_urls
+from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
 from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
@@ -53,6 +54,10 @@ class Build:
     """A trained retriever: run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
     dtype: Annotated[Dtype, tyro.conf.arg(metavar="DTYPE")] = "float32"
     """How vectors are stored. float32: exact. bfloat16: half the bytes. int8: a quarter of the bytes."""
+    chunk_by: Annotated[ChunkBy | None, tyro.conf.arg(metavar="HOW", help_behavior_hint="(default: as the retriever was trained)")] = None
+    """How text is cut into chunks. sentence: whole sentences; of a long one, only the first tokens are embedded, and one line says how many
+    are not. parts: the same, but long sentences are broken, so that every token is embedded. tokens: sentences packed up to the number of
+    tokens that the retriever embeds; nothing is lost."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,9 @@ def _build(command: Build, say: Callable[[str], None]) -> None:
         example = shlex.join(["qrag", "index", "build", str(command.source), str(command.index), "--retriever", EXAMPLE])
         raise ValueError(f"--retriever is missing: give the run directory or the export folder of a trained retriever, as in: {example}")
     retriever = Retriever.from_pretrained(command.retriever)
-    index = Index.build(retriever, command.source, command.index, dtype=command.dtype, retriever_path=command.retriever)
+    index = Index.build(
+        retriever, command.source, command.index, dtype=command.dtype, chunk_by=command.chunk_by, retriever_path=command.retriever
+    )
     say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
     say(_coverage(index))
 

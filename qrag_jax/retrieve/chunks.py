@@ -22,7 +22,8 @@ class Chunk:
 def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy = "tokens") -> list[Chunk]:
     """Cuts a text into chunks, in order; together they hold every character that has a token.
 
-    :func:`~qrag_jax.data.text.chunker.chunk_spans` with at most ``max_tokens`` tokens per chunk, special ones included. A chunk whose words
+    :func:`~qrag_jax.data.text.chunker.chunk_spans` with at most ``max_tokens`` tokens per chunk, special ones included; by "sentence", the
+    part of a sentence after them is not embedded. A chunk whose words
     the tokenizer cannot read because they are too long (WordPiece: 100 characters) is broken, too. The list is empty if the text has no
     tokens. Raises ValueError if ``max_tokens`` leaves no room for a token.
     """

@@ -150,6 +150,7 @@ class Index:
         *,
         dtype: Dtype = "float32",
         shard_chunks: int = 16384,
+        chunk_by: ChunkBy | None = None,
         retriever_path: str | Path | None = None,
     ) -> Index:
         """Cuts a source into chunks, embeds each distinct chunk once, and writes an index.
@@ -158,12 +159,13 @@ class Index:
         source is still the same and changes nothing.
 
         Args:
-            retriever: embeds the chunks; its ``data.chunk_by`` and ``data.chunk_tokens`` determine how a text is cut.
+            retriever: embeds the chunks, of at most its ``data.chunk_tokens`` tokens.
             source: a ``str`` is a text; a ``Path`` is a text file or a folder of .txt and .md files; anything else is ready chunks. See
                 :class:`~qrag_jax.retrieve.sources.ChunkStream`.
             path: folder of the index: new, empty, or of an unfinished build.
             dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter. errors: see :func:`~qrag_jax.retrieve.storage.pack`.
             shard_chunks: chunks per shard. A killed build loses at most one shard.
+            chunk_by: how a text is cut (:func:`~qrag_jax.data.text.chunker.chunk_spans`); None: as in training, ``data.chunk_by``.
             retriever_path: written to meta.json, so that later commands find the retriever.
 
         Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when source, model or settings differ
@@ -178,9 +180,10 @@ class Index:
         if retriever_path is not None:
             here = Path(retriever_path).expanduser()
             home = str(here.resolve() if here.exists() else retriever_path)  # a URL or a hub name stays as it is
-        model = IndexModel(model_hash(retriever), data.chunk_tokens, data.chunk_by, home)
+        by = chunk_by or data.chunk_by
+        model = IndexModel(model_hash(retriever), data.chunk_tokens, by, home)
         meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks)
-        stream = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, data.chunk_by)
+        stream = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, by)
         with only_writer(path):
             whole = (path / META).is_file()
             found = Meta.read(path / (META if whole else JOURNAL)) if _check_place(path) else meta

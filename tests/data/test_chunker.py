@@ -48,8 +48,8 @@ def test_only_a_long_sentence_is_broken_and_its_rest_is_filled_up() -> None:
 
 def test_by_sentence_only_a_long_one_is_broken() -> None:
     sentences = ["Mr. Smith left.", "He ran.", "Why?", "Nobody knows but the old man on the hill.", "Go on."]
-    assert cut(TEXT, 10, by="sentence") == sentences
-    assert cut(TEXT, 6, by="sentence") == [*sentences[:3], "Nobody knows but the", "old man on the hill.", "Go on."]
+    assert cut(TEXT, 10, by="parts") == cut(TEXT, 6, by="sentence") == sentences
+    assert cut(TEXT, 6, by="parts") == [*sentences[:3], "Nobody knows but the", "old man on the hill.", "Go on."]
 
 
 def test_what_has_no_end_of_a_sentence_is_broken_at_lines_then_words_then_characters() -> None:
@@ -80,7 +80,7 @@ def test_what_has_no_tokens_is_no_chunk() -> None:
     assert chunk_spans("\0\0 a", visible, 3) == [(0, 4)]
 
 
-@pytest.mark.parametrize("by", ["tokens", "sentence"])
+@pytest.mark.parametrize("by", ["tokens", "parts"])
 @pytest.mark.parametrize("tokens", [words, utf8, awkward])
 @seed(0)
 @settings(max_examples=150, deadline=None, database=None)

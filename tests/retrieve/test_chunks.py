@@ -14,6 +14,8 @@ from tests.support.small import small_tokenizer
 def test_a_sentence_a_chunk():
     text = "Mary went to the garden. Yes. " + "Mary " * 30
     chunks = chunk_text(text, small_tokenizer(), 12, "sentence")
+    assert [c.text for c in chunks] == ["Mary went to the garden.", "Yes.", ("Mary " * 30).strip()], "whole, as in training"
+    chunks = chunk_text(text, small_tokenizer(), 12, "parts")
     assert [c.text for c in chunks[:2]] == ["Mary went to the garden.", "Yes."]
     assert sum(c.text.count("Mary") for c in chunks[2:]) == 30
     assert all(7 <= c.text.count("Mary") <= 10 for c in chunks[2:]), "a long sentence is broken into parts of about equal length"

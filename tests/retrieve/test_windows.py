@@ -31,7 +31,7 @@ TEXTS = {
     "controls": "a\x00b\x1b[31mc\ufeff\u200b d\u2028e",
 }
 ALL_KINDS = pytest.mark.parametrize("kind", KINDS)
-BY = pytest.mark.parametrize("by", ["tokens", "sentence"])
+BY = pytest.mark.parametrize("by", ["tokens", "parts"])
 
 
 def check(text: str, kind: str, max_tokens: int, by) -> None:
@@ -82,7 +82,7 @@ def test_nor_of_thousands_of_texts(text: str, max_tokens: int, by, kind: str) ->
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the books of shared/")
 def test_nor_of_a_book(kind: str) -> None:
     book = min((SHARED / "test").glob("*.txt"), key=lambda path: path.stat().st_size)
-    check(book.read_text(encoding="utf-8")[:60_000], kind, 16, "sentence")
+    check(book.read_text(encoding="utf-8")[:60_000], kind, 16, "parts")
 
 
 @pytest.mark.slow

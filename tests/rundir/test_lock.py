@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from qrag_jax.rundir.files import is_unfinished
 from qrag_jax.rundir.lock import Busy, only_writer
+from tests.conftest import ROOT
 
 
 def test_the_second_writer_is_told_who_writes(tmp_path: Path) -> None:
@@ -61,10 +64,9 @@ def test_writers_never_meet(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
-    if not (child := os.fork()):
-        with only_writer(tmp_path):
-            os._exit(0)  # as a kill: nothing is cleaned up
-    os.waitpid(child, 0)
+    # As a kill: nothing is cleaned up.
+    code = "import os, sys; from pathlib import Path; from qrag_jax.rundir.lock import only_writer\nwith only_writer(Path(sys.argv[1])): os._exit(7)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False).returncode == 7
     assert list(tmp_path.iterdir())
     with only_writer(tmp_path):
         pass

@@ -1,6 +1,6 @@
-"""Cuts a text into chunks, given as character ranges: sentences, or sentences packed up to a budget of tokens.
+"""Cuts a text into chunks, given as character ranges: sentences, sentences in parts, or sentences packed up to a budget of tokens.
 
-No chunk has more tokens than the budget. They are counted in the chunk as a whole: with a byte-level tokenizer, they are not the sum of
+But for whole sentences, no chunk has more tokens than the budget. They are counted in the chunk as a whole: with a byte-level tokenizer, they are not the sum of
 the tokens of its sentences. So every chunk can be read whole, and every token of the text is in one. Text without ends of sentences is
 broken at lines (of a table, a list, a program), then between words, then between characters. Time is linear in the text, whatever it holds.
 """
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from qrag_jax.data.text.sentences import Span, sentence_spans, stripped
 
-ChunkBy = Literal["sentence", "tokens"]
+ChunkBy = Literal["sentence", "parts", "tokens"]
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 """Texts -> the number of tokens of each."""
 
@@ -41,11 +41,15 @@ class _Unit(NamedTuple):
 def chunk_spans(text: str, count: CountTokens, max_tokens: int, by: ChunkBy = "tokens") -> list[Span]:
     """The ranges of the chunks of ``text``, in order; they hold every character that has a token. None is empty.
 
-    By "tokens": consecutive sentences are packed up to ``max_tokens`` tokens. By "sentence": each sentence is a chunk. In both, only a
-    sentence that is longer than ``max_tokens`` is broken. The one chunk that may be longer is a single character of several tokens.
+    By "tokens": consecutive sentences are packed up to ``max_tokens`` tokens. By "parts": each sentence is a chunk. In both, only a
+    sentence that is longer than ``max_tokens`` is broken. The one chunk that may be longer is a single character of several tokens. By
+    "sentence": each sentence is a chunk, however long.
     """
     sentences = sentence_spans(text)
-    units = _measured(text, sentences, [by == "sentence"] * len(sentences), count, max_tokens)
+    if by == "sentence":
+        sizes = _sizes([text[start:end] for start, end in sentences], count, max_tokens)
+        return [span for span, size in zip(sentences, sizes, strict=True) if size]
+    units = _measured(text, sentences, [by == "parts"] * len(sentences), count, max_tokens)
     units = _broken(text, units, _lines, count, max_tokens)
     while any(unit.size > max_tokens and unit.end - unit.start > 1 for unit in units):
         units = _broken(text, units, _pieces, count, max_tokens)

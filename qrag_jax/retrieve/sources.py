@@ -75,7 +75,7 @@ def notices(records: Iterable[SourceRecord], skipped: Mapping[str, int]) -> list
     if total.cut:
         found.append(
             f"cut: {total.cut:,} of {total.chunks:,} chunks are longer than what is embedded; {total.outside:,} of {total.tokens:,} tokens "
-            "lie outside; to embed all of a text, build with --chunk-by parts (or tokens); give shorter ready-made chunks"
+            "lie outside; build with --chunk-by parts to embed all of a text, or give shorter chunks"
         )
     if total.unknown:
         found.append(

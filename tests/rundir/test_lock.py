@@ -65,7 +65,7 @@ def test_writers_never_meet(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
     # As a kill: nothing is cleaned up.
-    code = "import os, sys; from pathlib import Path; from qrag_jax.rundir.lock import only_writer\nwith only_writer(Path(sys.argv[1])): os._exit(7)"
+    code = "import os, pathlib, sys, qrag_jax.rundir.lock as lock\nwith lock.only_writer(pathlib.Path(sys.argv[1])): os._exit(7)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False).returncode == 7
     assert list(tmp_path.iterdir())
     with only_writer(tmp_path):

@@ -115,6 +115,9 @@ def _border(text: str, start: int, place: int, reach: int) -> int:
 
     Else it is ``place``, or if a character there belongs to the one before it (an accent, a vowel sign), the place of that one.
     """
+    spaces = (text.rfind(" ", max(start + 1, place - reach), place + 1), text.find(" ", place, place + reach + 1))  # nearly always enough
+    if max(spaces) >= 0:
+        return min((at for at in spaces if at >= 0), key=lambda at: abs(at - place))
     near = [at for step in range(reach + 1) for at in (place - step, place + step) if start < at < len(text)]
     for found in (lambda at: text[at].isspace(), lambda at: text[at - 1] in COMMAS):
         if (border := next(filter(found, near), None)) is not None:

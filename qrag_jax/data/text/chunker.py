@@ -1,8 +1,9 @@
 """Cuts a text into chunks, given as character ranges: sentences, sentences in parts, or sentences packed up to a budget of tokens.
 
-But for whole sentences, no chunk has more tokens than the budget. They are counted in the chunk as a whole: with a byte-level tokenizer, they are not the sum of
-the tokens of its sentences. So every chunk can be read whole, and every token of the text is in one. Text without ends of sentences is
-broken at lines (of a table, a list, a program), then between words, then between characters. Time is linear in the text, whatever it holds.
+Whole sentences may be longer than the budget of tokens; no other chunk is. Tokens are counted in the chunk as a whole: with a byte-level
+tokenizer, they are not the sum of the tokens of its sentences. So every such chunk can be read whole, and every token of the text is in
+one. Text without ends of sentences is broken at lines (of a table, a list, a program), then between words, then between characters. Time
+is linear in the text, whatever it holds.
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ class Learner:
 
         embed = self.whole(self.state_embedder, params, chunks)
         later = episode.state_ids[:, 1:]
-        embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1)
+        # With a budget of 1 there are none.
+        embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1) if budget > 1 else later
         v_tp1 = [value(embedded[:, t - 1], t) for t in range(1, budget)]
         discount_t = jnp.full((size, budget), rl.gamma).at[:, -1].set(0.0)
         if not rl.reference_lambda_return:

@@ -51,6 +51,13 @@ def test_an_episode_picks_each_chunk_once_and_its_rows_say_what_was_picked():
             assert episode.positions[row, t] == place
 
 
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_budget_of_one_has_no_later_states(reference):
+    learner, state = small_learner(changed(SMALL, rl={"budget": 1, "reference_lambda_return": reference}))
+    state, metrics = jax.eval_shape(learner.update, state, small_batch())
+    assert metrics["loss"].shape == ()
+
+
 def test_q_and_targets_equal_the_oracle():
     config = changed(SMALL, rl={"random_updates": 0})
     learner, state = small_learner(config)

@@ -55,9 +55,10 @@ class Build:
     dtype: Annotated[Dtype, tyro.conf.arg(metavar="DTYPE")] = "float32"
     """How vectors are stored. float32: exact. bfloat16: half the bytes. int8: a quarter of the bytes."""
     chunk_by: Annotated[ChunkBy | None, tyro.conf.arg(metavar="HOW", help_behavior_hint="(default: as the retriever was trained)")] = None
-    """How text is cut into chunks. sentence: whole sentences; of a long one, only the first tokens are embedded, and one line says how many
-    are not. parts: the same, but long sentences are broken, so that every token is embedded. tokens: sentences packed up to the number of
-    tokens that the retriever embeds; nothing is lost."""
+    """How text is cut into chunks.
+    sentence: whole sentences. The end of a long one is not embedded; one line says how much.
+    parts: long sentences are broken, so that every token is embedded.
+    tokens: sentences are packed up to what the retriever embeds at once; long ones are broken."""
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,10 @@ class GteConfig:
         fields = sizes(config, *names)
         if fields["hidden_size"] % (2 * fields["num_attention_heads"]):
             raise ValueError(f"config.json: hidden_size = {fields['hidden_size']}: must be an even multiple of num_attention_heads")
+        types = config.get("type_vocab_size", 1)
         return cls(
             **fields,
-            type_vocab_size=sizes({"type_vocab_size": 1} | dict(config), "type_vocab_size")["type_vocab_size"],
+            type_vocab_size=0 if types == 0 else sizes({"type_vocab_size": types}, "type_vocab_size")["type_vocab_size"],
             layer_norm_eps=number(config, "layer_norm_eps", 1e-12),
             hidden_dropout_prob=number(config, "hidden_dropout_prob", 0.1),
             rope_theta=number(config, "rope_theta", 10_000.0),

@@ -120,8 +120,7 @@ class Retriever:
         that number of stretches. Raises ValueError as :meth:`search` does, before the first step.
         """
         document = self.document(source)
-        check_budget(budget)
-        budget = min(budget, len(document))
+        last = min(budget, len(document))
         found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
 
         def steps() -> Iterator[Step]:
@@ -134,7 +133,7 @@ class Retriever:
                 spent += clock.searching
                 ((path, *_rest),) = paths
                 t = len(path.picked) - 1
-                if beam > 1 and t + 1 < budget:
+                if beam > 1 and t + 1 < last:
                     continue
                 for number in range(t + 1) if beam > 1 else (t,):
                     step = self._step(document, path, number, spent / (t + 1 if beam > 1 else 1), beam + runners_up)
@@ -237,7 +236,8 @@ class Retriever:
             raise ValueError(f"beam = {beam}: must be >= 1, the paths kept at each step")
         if stop and self.threshold is None:
             raise ValueError("stop = True: this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
-        states = budget if beam == 1 else budget + 1  # a beam also looks at the states after its last picks
+        picks = min(budget, max(map(len, documents), default=budget))
+        states = picks if beam == 1 else picks + 1  # a beam also looks at the states after its last picks
         layout = StateLayout.make(self.config.data, states, self.tokenizer)
         if layout.tokens > self.embedder.config.max_tokens:
             raise ValueError(
@@ -251,7 +251,7 @@ class Retriever:
             return self.embed_states([questions[number] for number, _ in paths], texts, states)
 
         scorers = {id(document): self.scorer(document) for document in documents}
-        return search(encode, [scorers[id(document)] for document in documents], budget, beam=beam, runners_up=runners_up, bins=bins)
+        return search(encode, [scorers[id(document)] for document in documents], picks, beam=beam, runners_up=runners_up, bins=bins)
 
     def _check_questions(self, questions: Sequence[str]) -> None:
         """Raises ValueError on a question that is no text; says how much of the long ones is not read."""

@@ -87,7 +87,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "preset.json": lambda path: presets.read(str(path)),
     "questions.json": lambda path: read_json_list(path, lambda value, notes: value),
     "questions.jsonl": lambda path: read_jsonl(path, lambda value, notes: value),
-    "metrics.jsonl": lambda path: RunLog(path.parent).read(),
+    "metrics.jsonl": lambda path: (path.write_text(2 * path.read_text()), RunLog(path.parent).read()),  # a damaged last line is dropped
     "sweep.yaml": read_spec,
     "sweep.toml": read_spec,
     "config.yaml": HydraConfig,

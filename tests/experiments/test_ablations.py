@@ -87,8 +87,8 @@ def test_runs_are_made_once_and_told_in_the_papers_order(tmp_path: Path, trained
     assert main([*words, "--eval-episodes", "4"]) == 0
     assert [path.name for _, path in trained[6:]] == ["full-seed0", "no_soft-seed0", "full-seed1", "no_soft-seed1"]
     capsys.readouterr()
-    assert main([*words, "--steps", "40"]) == 64
-    assert "train.steps was 20, now 40" in capsys.readouterr().err
+    assert main([*words, "--steps", "10"]) == 64
+    assert "train.steps was 20, now 10" in capsys.readouterr().err
 
 
 def test_baselines_are_measured_on_the_same_questions(tmp_path: Path, trained: list[Any]) -> None:

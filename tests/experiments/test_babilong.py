@@ -56,8 +56,6 @@ def test_evaluation_on_validation_questions_leaves_the_test_alone(whole, tmp_pat
     config = RunConfig.from_json((whole / "config.json").read_text())
     questions = {split: [data.load(config.data, split, seed=0, chunks=50, haystacks=2)[i].question for i in range(8)] for split in SPLITS}
     assert sorted(asked) == sorted(questions["validation"]) != sorted(questions["test"])
-    assert evaluate.main(words) == 64  # another run
-    assert "eval.split was 'validation', now 'test'" in capsys.readouterr().err
     assert evaluate.main([*words, "--split", "train"]) == 64
     official = ["--benchmark", "ruler", "--task", "niah_s1", "--official", "--split", "validation", "--data-dir", str(tmp_path)]
     assert evaluate.main([*words[:1], "--run-dir", str(tmp_path / "official"), *official]) == 64

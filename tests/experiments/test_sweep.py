@@ -342,7 +342,7 @@ def test_specifications_here_are_good() -> None:
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("benchmark: babilong\ntask: qa1\nmethod: grid\nspace:\n  train.seed: {values: [1]}\n  train.seed: {values: [2]}\n")
-    with pytest.raises(ValueError, match=r"the key 'train\.seed' is given twice, again in line 6; keep one"):
+    with pytest.raises(ValueError, match=r"line 6: the key 'train\.seed' stands twice; keep one of them"):
         read_spec(path)
 
 

@@ -167,10 +167,10 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, folder: P
     name = "encoder.layer.1.output.dense.weight"
     tensors[name][3, 5] = value
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=f"model: weights do not fit the model. NaN or infinity in: {name}"):
+    with pytest.raises(ValueError, match=f"model: weights do not fit the model. not finite: {name} holds NaN or infinity"):
         load_pretrained(str(folder))
     params = jax.tree.map(np.array, random_params(TINY["bert"]))
     params["embedding_norm"]["scale"][2] = value
     tokenizer = train_wordpiece(["the cat sat on the mat"], TINY["bert"].vocab_size)
-    with pytest.raises(ValueError, match=r"NaN or infinity in embeddings\.LayerNorm\.weight; such weights are not written"):
+    with pytest.raises(ValueError, match=r"embeddings\.LayerNorm\.weight holds NaN or infinity"):
         write_folder(tmp_path / "new", TINY["bert"], params, tokenizer, pooling="cls", divisor=1.0, max_tokens=16)

@@ -185,7 +185,7 @@ def test_bad_input() -> None:
         "budget = 0": lambda: one.stream("where", chunks, 0),
         "beam = 0": lambda: one.search("where", chunks, beam=0),
         "no calibrated threshold": lambda: one.search("where", chunks, stop=True),
-        "source is empty": lambda: one.search("where", []),
+        "source holds no chunks": lambda: one.search("where", []),
         "must be a list of questions": lambda: one.search_batch("where", chunks),
         "by another retriever": lambda: one.search("where", retriever(0.5).document(["a b.", "c d."])),
         "examples is empty": lambda: one.run([], 2),

@@ -114,7 +114,7 @@ def test_what_a_search_does_not_see_is_counted_and_said(retriever: Retriever, tm
     again = Index.open(index.path).meta
     assert (again.sources, again.skipped) == (index.meta.sources, index.meta.skipped)
     grown = index.add(retriever, ["Mary " * 40, *SENTENCES])
-    assert capsys.readouterr().out.startswith("cut: 1 of 3 chunks are longer than what is embedded; 26 of 57 tokens lie outside; give")
+    assert capsys.readouterr().out.startswith("cut: 1 of 3 chunks are longer than what is embedded; 26 of 57 tokens lie outside; build")
     assert SourceRecord.total(grown.meta.sources).outside == 26
     assert grown.meta.skipped == index.meta.skipped
 

@@ -140,7 +140,7 @@ def test_a_run_never_resumes_from_a_broken_file(two, tmp_path, capsys, harm, nam
             if name == "last/20":
                 assert same(found, 10)
             else:  # which both last ones name
-                assert f"none of its checkpoints [20, 10] can be read; restore a complete copy, or remove {run_dir}" in refused
+                assert "none of its checkpoints [20, 10] can be read; restore a complete copy, use the version" in refused
             assert f"skipping checkpoint 20: {run_dir / 'checkpoints' / name}" in said
             assert file.name in said
     assert skipped >= len(files) - 4  # those of orbax that are empty anyway

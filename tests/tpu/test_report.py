@@ -159,7 +159,7 @@ def test_bad_settings_are_refused(tpu, tmp_path, capsys, words, expected):
 def test_a_folder_that_cannot_be_made_is_refused(tpu, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert tpu.report.main(["--out", str(tmp_path / "file")]) == 64
-    assert "is a file, not a folder" in capsys.readouterr().err
+    assert "is a file; name a folder" in capsys.readouterr().err
     assert tpu.report.main(["--out", str(tmp_path / "file" / "below")]) == 74
     assert "cannot be written to (Not a directory)" in capsys.readouterr().err
 

@@ -77,7 +77,7 @@ def test_a_damaged_last_line_of_the_metrics_is_dropped(tmp_path):
         log.rewind(1)
         assert log.path.read_bytes() == whole
     log.path.write_bytes(b"\0\n" + whole)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not JSON .*restore a copy"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not JSON: .*restore a copy"):
         log.read()
 
 

@@ -93,7 +93,7 @@ def assert_raw_gradients(kind, count):
     assert_close(raw_gradients(kind, count), expected, 1e-7)
 
 
-@pytest.mark.parametrize("kind", ["shard_map", "full"])
+@pytest.mark.parametrize("kind", ["shard_map", pytest.param("full", marks=pytest.mark.slow)])
 def test_parameters_and_metrics_are_those_of_one_device(kind):
     assert_same_updates(kind, 4, "sgd")
 

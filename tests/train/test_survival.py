@@ -201,6 +201,7 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path, monkeypatch, c
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path / 'run'}")
 
 
+@pytest.mark.slow
 def test_other_random_numbers_of_jax_change_nothing(whole, tmp_path):
     """JAX_DEFAULT_PRNG_IMPL and its like."""
     before = jax.config.jax_default_prng_impl

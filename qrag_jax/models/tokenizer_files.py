@@ -43,11 +43,11 @@ def check_tokenizer_file(path: Path) -> None:
 
 @contextmanager
 def no_panic(what: str) -> Iterator[None]:
-    """Turns a panic of the tokenizers library, which is not an Exception, into a ValueError that begins with ``what``."""
+    """Turns a failure of the tokenizers library (a bare Exception; a panic, which is none) into a ValueError that begins with ``what``."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"{what}: the tokenizers library fails on it: {' '.join(str(error).split())[:200]}") from None
 

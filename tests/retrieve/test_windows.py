@@ -89,9 +89,9 @@ def test_nor_of_a_book(kind: str) -> None:
 @ALL_KINDS
 @BY
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the books of shared/")
-def test_nor_of_all_books(kind: str, by) -> None:
-    for book in (SHARED / "test").glob("*.txt"):
-        check(book.read_text(encoding="utf-8"), kind, 24, by)
+def test_nor_of_a_long_part_of_a_book(kind: str, by) -> None:
+    book = min((SHARED / "test").glob("*.txt"), key=lambda path: path.stat().st_size)
+    check(book.read_text(encoding="utf-8")[:300_000], kind, 24, by)
 
 
 def test_a_word_that_wordpiece_cannot_read_is_broken_until_it_can() -> None:

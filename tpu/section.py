@@ -91,10 +91,11 @@ def speed(name: str, job: Job) -> Iterator[Values]:
         "tile_tokens": config.model.tile_tokens,
     }
     start = jax.eval_shape(it.start)
+    plans, began = [], time.perf_counter()
     with ThreadPoolExecutor(2) as threads:
-        began = time.perf_counter()
-        plans = list(threads.map(partial(planned_bytes, start, batch), ways))
-        yield {"compile_seconds": time.perf_counter() - began}
+        for one, plan in zip(subjects, threads.map(partial(planned_bytes, start, batch), ways), strict=True):
+            plans.append(plan)
+            yield {f"{one.learner.config.model.compute_dtype}_compile_seconds": time.perf_counter() - began}
     for one, way, plan in zip(subjects, ways, plans, strict=True):
         # The peak is the process's: a later one may be hidden by an earlier, larger one, which is said in docs/tpu.md.
         found = bench.speed_of(one, bench.time_training(one, way, job.sizes.updates), job.sizes.updates, work)

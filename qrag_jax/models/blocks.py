@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,8 @@ from qrag_jax.types import Array
 
 NEGATIVE = -1e9  # finite, so that a row of padding only stays free of NaN
 INIT = nn.initializers.normal(0.02)
+# Added to what a token must not see. cuDNN takes differences of such numbers; those of much larger ones overflow to NaN.
+UNSEEN = -1e4
 CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
 CUDNN_HEAD = 128  # widest head that every generation of GPUs has a kernel for
 
@@ -60,14 +62,13 @@ def attend(
     mask: Bool[Array, "R #L L"],
     attention: Attention = "auto",
 ) -> Float[Array, "R L heads H"]:
-    """softmax(Q K^T / sqrt H) V over the tokens that each token sees (``mask``), softmax in float32. A token that sees none gets a mean.
+    """softmax(Q K^T / sqrt H) V over the tokens that each token sees (``mask``), softmax in float32. A token that sees none gets some mean.
 
     ``attention``: ``ModelConfig.attention``.
     """
-    length, width = query.shape[1], query.shape[-1]
+    width = query.shape[-1]
     if attention == "fused" or (attention == "auto" and jax.default_backend() != "cpu"):
-        sees = jnp.broadcast_to(mask, (len(mask), length, length))[:, None]  # cuDNN needs the full mask
-        return jax.nn.dot_product_attention(query, key, value, mask=sees, implementation=_implementation(query))
+        return attend_fused(query, key, value, mask, _implementation(query))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     logits = jnp.einsum("rhqd,rhkd->rhqk", query, key) / jnp.sqrt(jnp.asarray(width, query.dtype))
     logits = jnp.where(mask[:, None], logits.astype(jnp.float32), NEGATIVE)
@@ -75,7 +76,20 @@ def attend(
     return jnp.einsum("rhqk,rhkd->rhqd", weights, value).swapaxes(1, 2)
 
 
-def _implementation(query: Float[Array, "R L heads H"]) -> Any:
+def attend_fused(
+    query: Float[Array, "R L heads H"],
+    key: Float[Array, "R L heads H"],
+    value: Float[Array, "R L heads H"],
+    mask: Bool[Array, "R #L L"],
+    implementation: Literal["xla", "cudnn"] | None,
+) -> Float[Array, "R L heads H"]:
+    """:func:`attend` by ``jax.nn.dot_product_attention``."""
+    bias = jnp.where(mask, 0, UNSEEN).astype(query.dtype)
+    whole = jnp.broadcast_to(bias, (len(mask), query.shape[1], key.shape[1]))[:, None]  # cuDNN does not broadcast
+    return jax.nn.dot_product_attention(query, key, value, bias=whole, implementation=implementation)
+
+
+def _implementation(query: Float[Array, "R L heads H"]) -> Literal["cudnn"] | None:
     """ "cudnn" if its flash kernel supports these queries, with a mask and gradients; None leaves the choice to JAX."""
     length, width = query.shape[1], query.shape[-1]
     suits = query.dtype in CUDNN_TYPES and width % 8 == 0 and width <= CUDNN_HEAD and length % 2 == 0

@@ -1,10 +1,9 @@
 """Token rows go through an encoder in tiles: short rows share a bin, several bins make a tile, and empty tiles are skipped.
 
-The texts of a batch differ widely in length, and the picks are not known in advance, so rows are packed on the device. First-fit decreasing
-puts them into bins. The encoder gets the segments of each bin and keeps them apart, so a row's embedding is the same as without packing.
-Equal rows (a question that starts several episodes, a text that was picked twice) are read once. Shapes are static; the number of tiles is
-not: the loop ends after the last tile that holds tokens. Values and gradients equal those of unpacked rows. A gradient needs the memory of
-one tile.
+The texts of a batch differ widely in length, and the picks are not known in advance, so rows are packed on the device, the longest first.
+The encoder gets the segments of each bin and keeps them apart, so a row's embedding is the same as without packing. Equal rows (a question
+that starts several episodes, a text that was picked twice) are read once. Shapes are static; the number of tiles is not: the loop ends with
+the last tile that holds tokens. Values and gradients equal those of unpacked rows. A gradient needs the memory of one tile.
 """
 
 from __future__ import annotations
@@ -59,10 +58,51 @@ class Tiles:
     count: Int[Array, ""]
 
 
-def make_tiles(ids: Int[Array, "R L"], shape: Shape) -> Tiles:
-    """First-fit decreasing. A bin is skipped only when it already holds as many rows as fit unpacked, so ``shape`` always suffices.
+# (sizes [R] of rows, the longest first; 0 for one that needs no room) -> for each row: its bin, its first token there, its segment there.
+# A bin is left only when it holds as many rows as fit unpacked, so the bins of a shape suffice.
+Packer = Callable[[Array, Shape], tuple[Array, Array, Array]]
 
-    Equal rows share a place. Sorting makes them neighbours unless another row has the same length and checksum; then they are read twice.
+
+def first_fit(sizes: Int[Array, " R"], shape: Shape) -> tuple[Array, Array, Array]:
+    """Each row goes into the first bin with room. It is a loop over rows: cheap on a CPU; on a GPU as slow as a small network."""
+
+    def put(state: tuple[Array, Array], size: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+        used, held = state
+        where = jnp.argmax((used + size <= shape.width) & (held < shape.segments))
+        return (used.at[where].add(size), held.at[where].add(size > 0)), (where, used[where], held[where])
+
+    empty = jnp.zeros_like(sizes, shape=shape.tiles * shape.bins)
+    return jax.lax.scan(put, (empty, empty), sizes)[1]
+
+
+def next_fit(sizes: Int[Array, " R"], shape: Shape) -> tuple[Array, Array, Array]:
+    """Each row goes into the last bin, or opens another. It needs some bins more than :func:`first_fit`, and log2(R) steps."""
+    row = jnp.arange(len(sizes))
+    tokens, rows = jnp.cumsum(sizes), jnp.cumsum(sizes > 0)
+    before, number = tokens - sizes, rows - (sizes > 0)
+    # If a bin begins with row i, the next one begins with the first row after which it would hold too much.
+    ends = [
+        jnp.searchsorted(sums, first + most, side="right", method="compare_all")
+        for sums, first, most in ((tokens, before, shape.width), (rows, number, shape.segments))
+    ]
+    jump = jnp.minimum(*ends).astype(row.dtype)
+    begins = row == 0
+    for _ in range(len(sizes).bit_length()):  # each step follows twice as many jumps
+        begins = begins.at[jump].max(begins, mode="drop")
+        jump = jump.at[jump].get(mode="fill", fill_value=len(sizes))
+    first = jax.lax.cummax(jnp.where(begins, row, 0))
+    return jnp.cumsum(begins) - 1, before - before[first], number - number[first]
+
+
+def pack(sizes: Int[Array, " R"], shape: Shape) -> tuple[Array, Array, Array]:
+    """What suits the device for which this is compiled."""
+    return jax.lax.platform_dependent(sizes, cpu=partial(first_fit, shape=shape), default=partial(next_fit, shape=shape))
+
+
+def make_tiles(ids: Int[Array, "R L"], shape: Shape, pack: Packer = pack) -> Tiles:
+    """Packs rows. Equal ones share a place.
+
+    Sorting makes them neighbours unless another row has the same length and checksum; then they are read twice.
     """
     lengths = (ids >= 0).sum(1)
     bins = shape.tiles * shape.bins
@@ -71,13 +111,8 @@ def make_tiles(ids: Int[Array, "R L"], shape: Shape) -> Tiles:
     ordered = ids[order]
     new = jnp.ones_like(lengths, bool).at[1:].set((ordered[1:] != ordered[:-1]).any(1))
 
-    def put(state: tuple[Array, Array], size: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
-        used, held = state
-        where = jnp.argmax((used + size <= shape.width) & (held < shape.segments))
-        return (used.at[where].add(size), held.at[where].add(size > 0)), (where, used[where], held[where])
-
-    empty = jnp.zeros_like(lengths, shape=bins)
-    (used, _), found = jax.lax.scan(put, (empty, empty), jnp.where(new, lengths[order], 0))
+    sizes = jnp.where(new, lengths[order], 0)
+    found = pack(sizes, shape)
     same = jax.lax.cummax(jnp.where(new, jnp.arange(len(lengths)), 0))
     where, start, segment = (jnp.zeros_like(lengths).at[order].set(x[same]) for x in found)
 
@@ -90,7 +125,8 @@ def make_tiles(ids: Int[Array, "R L"], shape: Shape) -> Tiles:
         return flat.reshape(shape.tiles, shape.bins, shape.width)
 
     slot = jnp.where(lengths > 0, where * shape.segments + segment, bins * shape.segments)
-    count = -(-(used > 0).sum() // shape.bins)
+    used = jnp.where(sizes > 0, found[0] + 1, 0).max()
+    count = -(-used // shape.bins)
     return Tiles(lay(ids), lay(jnp.broadcast_to(segment[:, None], ids.shape)), slot, count)
 
 

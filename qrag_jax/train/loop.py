@@ -24,7 +24,7 @@ from qrag_jax.train.answer_update import AnswerUpdate
 from qrag_jax.train.batches import Batches
 from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
-from qrag_jax.train.parallel import Parallel, make_parallel, make_phases
+from qrag_jax.train.parallel import Parallel, make_parallel, make_phases, on_host
 from qrag_jax.train.plan import check_state, plan_update
 from qrag_jax.train.sharding import choose_shard_state
 from qrag_jax.train.validation import Validation
@@ -150,12 +150,8 @@ def make_updates(
 
 def first_state(learner: Learner, seed: int, params: Params) -> TrainState:
     """The state before update 1, on the host: no device may have room for all of it."""
-    try:
-        host = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        host = None
     key = jax.random.key(seed)
-    with jax.default_device(host):
+    with on_host():
         return replace(jax.device_get(learner.init(key, params)), key=key)
 
 

@@ -18,6 +18,7 @@ from qrag_jax.models.pretrained import load_pretrained, scratch_backbone
 from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from qrag_jax.rl.learner import Params
+from qrag_jax.train.parallel import on_host
 from qrag_jax.types import QAExample
 
 VOCABULARY_EXAMPLES = 2000  # number of training documents from which the vocabulary of a from-scratch run is made
@@ -71,7 +72,8 @@ def random_model(config: RunConfig, backbone: BackboneConfig, tokenizer: TextTok
     """Random weights, the same in both encoders, as with pretrained ones: so equal words are alike from the first update."""
     embedder = make_embedder(config, backbone)
     ids = jnp.zeros((1, 4), jnp.int32)
-    start = jax.device_get(jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids))
+    with on_host():  # compiled for a GPU, the random numbers of twelve layers take over a minute
+        start = jax.device_get(jax.jit(embedder.init)(jax.random.key(config.train.seed), ids, ids))
     return Model(backbone, embedder, tokenizer, pair(encoders(start)[0], None, config.model.tied))
 
 

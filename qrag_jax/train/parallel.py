@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -51,6 +52,15 @@ class Parallel:
     On attached devices, a later ``update`` of these shapes uses what was compiled."""
     parts: int = 1
     """Into how many parts the state is split over the devices; 1: every device holds all of it."""
+
+
+def on_host() -> AbstractContextManager[Any]:
+    """Inside it JAX computes on this machine's CPU, unless JAX_PLATFORMS leaves it out."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        host = None
+    return jax.default_device(host)
 
 
 def choose_devices(config: TrainConfig, batch: int) -> tuple[jax.Device, ...]:

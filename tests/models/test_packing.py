@@ -16,7 +16,7 @@ from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.blocks import attend
 from qrag_jax.models.embedder import Embedder, RowEmbedder
 from qrag_jax.models.gte import GteConfig
-from qrag_jax.models.packing import Shape, make_tiles
+from qrag_jax.models.packing import Shape, first_fit, make_tiles, next_fit
 from qrag_jax.models.qwen3 import Qwen3Config
 from qrag_jax.types import PAD
 
@@ -49,15 +49,43 @@ def test_first_fit_decreasing_by_hand():
     np.testing.assert_array_equal(tiles.ids[1, 0], [*ids[5][:6], *ids[0][:2], *[PAD] * 8])
 
 
-place = jax.jit(make_tiles, static_argnums=1)
+def test_next_fit_by_hand():
+    # As above, but 2 is too much for bin 1 after it holds 6 and 8 more: rows never go back to bin 0.
+    shape = Shape(tiles=3, bins=1, width=16, segments=4)
+    tiles = make_tiles(rows((2, 8, 0, 7, 1, 6), length=8), shape, next_fit)
+    assert tiles.count == 2
+    assert tiles.slot.tolist() == [4 + 1, 0, 12, 1, 4 + 2, 4]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=24, max_size=24), st.sampled_from([2, 3, 24]))
+def test_next_fit_is_a_loop_over_rows(sizes, segments):
+    sizes = sorted(sizes, reverse=True)
+    expected, bin_, used, held = [], 0, 0, 0
+    for size in sizes:
+        if used + size > 16 or held + (size > 0) > segments:
+            bin_, used, held = bin_ + 1, 0, 0
+        expected.append((bin_, used, held))
+        used, held = used + size, held + (size > 0)
+    found = next_fit_jit(jnp.asarray(sizes), Shape(12, 1, 16, segments))
+    assert list(zip(*map(np.ndarray.tolist, map(np.asarray, found)), strict=True)) == expected
+
+
+next_fit_jit = jax.jit(next_fit, static_argnums=1)
+place = jax.jit(make_tiles, static_argnums=(1, 2))
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 20), min_size=30, max_size=30), st.sampled_from([1, 70, 1000]), st.booleans())
-def test_every_row_finds_a_place_whole_and_only_equal_ones_share_it(lengths, tile_tokens, packs):
+@given(
+    st.lists(st.integers(0, 20), min_size=30, max_size=30),
+    st.sampled_from([1, 70, 1000]),
+    st.booleans(),
+    st.sampled_from([first_fit, next_fit]),
+)
+def test_every_row_finds_a_place_whole_and_only_equal_ones_share_it(lengths, tile_tokens, packs, pack):
     ids = np.asarray(rows(lengths))
     shape = Shape.make(*ids.shape, tile_tokens, packs)
-    tiles = jax.tree.map(np.asarray, place(ids, shape))
+    tiles = jax.tree.map(np.asarray, place(ids, shape, pack))
     assert (tiles.ids[tiles.count :] == PAD).all()
     places = {(slot, tuple(row)) for row, slot, size in zip(ids, tiles.slot, lengths, strict=True) if size}
     assert len(places) == len({slot for slot, _ in places})
@@ -88,8 +116,9 @@ def test_another_row_with_their_checksum_parts_equal_ones():
 
 def test_short_rows_share_bins():
     shape = Shape.make(96, 24, 64, True)
-    tiles = make_tiles(rows([8] * 96, length=24), shape)
-    assert tiles.count * shape.bins * shape.width <= 1.15 * 96 * 8
+    for pack in (first_fit, next_fit):
+        tiles = make_tiles(rows([8] * 96, length=24), shape, pack)
+        assert tiles.count * shape.bins * shape.width <= 1.15 * 96 * 8
 
 
 @cache

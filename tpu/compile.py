@@ -1,8 +1,9 @@
 """Whether a run fits, before a machine is rented: python tpu/compile.py --topology v5e:2x4 --preset e5 --benchmark hotpotqa --out DIR
 
-The update of a preset is compiled ahead of time for the devices of a TPU slice by libtpu, which needs no TPU (pip install 'jax[tpu]').
+The update of a preset is compiled ahead of time for devices that need not be here: by libtpu for a TPU slice (pip install 'jax[tpu]'), by
+XLA's compiler for GPUs for h100:N (pip install 'jax[cuda12]'). cpu:N compiles for CPUs, code not optimised.
 Nothing is allocated or downloaded; only shapes are used. It prints what each device needs (parameters, moving average, Adam, temporaries)
-and what it has, FLOP, bytes moved, and what devices send each other. h100:N and cpu:N compile for N CPUs instead: h100 is an estimate.
+and what it has, FLOP, bytes moved, and what devices send each other.
 A compilation takes one core, and minutes: about half a minute for two layers, many for 24.
 DIR gets memory.json, all records so far, and memory-table.md, a table of them; the same update replaces its record.
 Exit codes: 0 it fits (or, with cpu:N, it compiles), 1 it does not fit, 64 bad settings, 74 DIR cannot be written to, 130 Ctrl-C.
@@ -59,8 +60,8 @@ def settings(options: argparse.Namespace, topology: Topology) -> RunConfig:
     if config.rl.reward != "support":
         raise ValueError(f"rl.reward = {config.rl.reward!r}: the update of this reward is not one program; use a preset with support")
     attention = config.model.attention
-    if attention == "auto" and not topology.name.startswith("cpu") and BACKBONES[backbone_of(network(config))].fuses:
-        attention = "fused"  # what auto means on an accelerator
+    if attention == "auto" and topology.is_tpu and BACKBONES[backbone_of(network(config))].fuses:
+        attention = "fused"  # what auto means on a TPU
     return replace(
         config,
         data=replace(config.data, data_dir=options.data_dir or config.data.data_dir),
@@ -84,7 +85,7 @@ def compile_update(options: argparse.Namespace) -> Found:
         "kind": topology.kind,
         "devices": count,
         "compiler": topology.compiler,
-        "effort": f"effort {options.effort:g}" if topology.is_tpu else "code not optimised",
+        "effort": f"effort {options.effort:g}" if topology.is_tpu else "code not optimised" if topology.is_cpu else "not tuned on a device",
         "jax": jax.__version__,
         "date": datetime.date.today().isoformat(),
         "preset": options.preset,
@@ -107,13 +108,19 @@ def compile_update(options: argparse.Namespace) -> Found:
     lowered = parallel.lower(state, batch)
     began = time.perf_counter()
     try:
-        compiled = lowered.compile({"exec_time_optimization_effort": options.effort} if topology.is_tpu else CPU_OPTIONS)
+        compiled = lowered.compile(compiler_options(topology, options.effort))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         text = str(error).strip().split("\n")[0]
         return Found(**known, seconds=time.perf_counter() - began, fits=False, needs=refused_bytes(text), refused=text)
     return Found(**known, seconds=time.perf_counter() - began, **analysis(compiled, state, parallel.parts, topology))
+
+
+def compiler_options(topology: Topology, effort: float) -> dict[str, Any]:
+    if topology.is_tpu:
+        return {"exec_time_optimization_effort": effort}
+    return CPU_OPTIONS if topology.is_cpu else {}
 
 
 def analysis(compiled: jax.stages.Compiled, state: TrainState, parts: int, topology: Topology) -> dict[str, Any]:

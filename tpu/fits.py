@@ -72,11 +72,6 @@ class Found:
         return self.preset, self.benchmark, self.task, self.topology, self.mode, self.layers
 
     @property
-    def estimate(self) -> bool:
-        """Whether another device's compiler said it."""
-        return self.topology.startswith("h100")
-
-    @property
     def verdict(self) -> str:
         if self.fits is None:
             return "unknown"
@@ -96,8 +91,7 @@ def describe(found: Found) -> str:
         f"{run['model.compute_dtype']}, {'remat, ' if run['model.remat'] else ''}tiles of {run['model.tile_tokens']} tokens",
         "network": f"{found.parameters / 1e6:.1f} M parameters in all"
         + (f"; ONLY {found.layers} of its {found.of_layers} layers" if found.layers < found.of_layers else f", {found.layers} layers"),
-        "compiled for": f"{found.devices} x {found.kind}, state {found.mode}, by {found.compiler} in {found.seconds:.0f} s"
-        + ("; an ESTIMATE for that device" if found.estimate else ""),
+        "compiled for": f"{found.devices} x {found.kind}, state {found.mode}, by {found.compiler} in {found.seconds:.0f} s",
         "each device": f"{found.verdict}: {found.at_least * 'more than '}{gib(found.needs)} GiB of {has}"
         + (f" ({found.refused})" if found.refused else ""),
     }
@@ -108,7 +102,9 @@ def describe(found: Found) -> str:
             "  other": f"{gib(part['other'])} GiB (batch, results, program)",
             "  XLA's figures": f"arguments {gib(found.argument_bytes)} GiB, results {gib(found.output_bytes)}, in place of arguments "
             f"{gib(found.alias_bytes)}, temporaries {gib(found.temporary_bytes)}, program {gib(found.code_bytes)}",
-            "work": f"{(found.flops or 0) / 1e12:.3f} TFLOP, {(found.bytes_accessed or 0) / 1e9:.1f} GB moved (a loop's body counts once)",
+            "work": f"{found.flops / 1e12:.3f} TFLOP, {(found.bytes_accessed or 0) / 1e9:.1f} GB moved (a loop's body counts once)"
+            if found.flops
+            else "the compiler does not say",
             "collectives": "; ".join(told(Collective(**one)) for one in found.collectives) or "none",
         }
     width = max(map(len, rows))
@@ -150,7 +146,7 @@ def table(rows: Sequence[Found]) -> str:
         work = [f"{row.flops / 1e12:.2f}" if row.flops else "-", f"{row.bytes_accessed / 1e9:.1f}" if row.bytes_accessed else "-"]
         sent = "; ".join(f"{one['count']} {one['kind']} ({one['bytes'] / 2**20:.0f})" for one in row.collectives)
         fits = {None: "-", True: "yes", False: "**no**"}[row.fits]
-        where = f"{row.devices} x {row.kind}" + (" (estimate)" if row.estimate else "")
+        where = f"{row.devices} x {row.kind}"
         by = "not compiled" if row.at_least else f"{row.compiler}, {row.effort}, {row.seconds:.0f} s"
         cells = (
             name,

@@ -1,4 +1,4 @@
-"""Devices to compile for: those of a TPU slice, which need not be here, or simulated ones, for which XLA compiles as for CPUs."""
+"""Devices to compile for: TPUs and GPUs, which need not be here, or simulated ones, for which XLA compiles as for CPUs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ GIB = 2**30
 # Memory of one device. For a TPU, what its compiler lets a program use.
 TPU_BYTES = {"TPU v4": 15.25 * GIB, "TPU v5 lite": 15.75 * GIB, "TPU v5": 95.74 * GIB, "TPU v6 lite": 31.25 * GIB}
 H100_BYTES = 80 * GIB
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 85899345920 clock_rate_ghz: 1.98
+  cuda_compute_capability { major: 9 }
+}
+runtime_version { major: 12 minor: 9 }
+dnn_version_info { major: 9 minor: 10 }
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""  # for XLA: what nvidia-smi and the data sheet say of the device
+CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 KNOWN = "a TPU slice such as v5e:2x4, v6e:2x4 or v5p:2x2x2; h100:N; or cpu:N"
 WITHOUT_HOST = {
     "TPU_SKIP_MDS_QUERY": "1",  # no TPU machine to ask for its place in a slice
@@ -42,18 +57,36 @@ class Topology:
     def is_tpu(self) -> bool:
         return self.kind.startswith("TPU")
 
+    @property
+    def is_cpu(self) -> bool:
+        return self.kind == "CPU"
+
 
 def find_topology(name: str) -> Topology:
-    """Must be called before anything uses a device. Raises ValueError on a name that is not known, and without libtpu for a TPU."""
+    """Must be called before anything uses a device. Raises ValueError on a name that is not known, and where the compiler is missing."""
     match = re.fullmatch(r"(?P<chip>h100|cpu):(?P<count>[1-9]\d{0,2})", name)
     jax.config.update("jax_platforms", "cpu")
+    if match and match["chip"] == "h100":
+        return h100_topology(name, int(match["count"]))
     if match:
         jax.config.update("jax_num_cpu_devices", int(match["count"]))
-        kind, memory = ("NVIDIA H100", H100_BYTES) if match["chip"] == "h100" else ("CPU", None)
-        return Topology(name, tuple(jax.devices()), kind, memory, f"XLA for CPUs, jaxlib {importlib.metadata.version('jaxlib')}")
+        return Topology(name, tuple(jax.devices()), "CPU", None, f"XLA for CPUs, jaxlib {importlib.metadata.version('jaxlib')}")
     if not re.fullmatch(r"v\d\w*:\d+(x\d+){1,2}", name):
         raise ValueError(f"--topology = {name}: not known; use {KNOWN}")
     return tpu_topology(name)
+
+
+def h100_topology(name: str, count: int) -> Topology:
+    """GPUs of one machine. Raises ValueError without JAX's plugin for CUDA."""
+    plugins = [found for found in CUDA_PLUGINS if found in {one.name for one in importlib.metadata.distributions()}]
+    if not plugins:
+        raise ValueError(f"--topology = {name}: compiling for GPUs needs JAX's plugin for CUDA (and no GPU); pip install 'jax[cuda12]'")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it asks a GPU
+    from jax.experimental import topologies
+
+    found = topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x1x{count}")
+    compiler = f"XLA for GPUs, {plugins[0]} {importlib.metadata.version(plugins[0])}"
+    return Topology(name, tuple(found.devices), "NVIDIA H100", H100_BYTES, compiler)
 
 
 def tpu_topology(name: str) -> Topology:

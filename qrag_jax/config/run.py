@@ -102,8 +102,9 @@ class ModelConfig:
     """About how many tokens an encoder reads at once in training; short texts share rows. The results do not depend on it.
     A CPU is fastest with few (512), an accelerator with as many as its memory holds (16384)."""
     attention: Attention = "auto"
-    """How attention is computed. The results do not depend on it. auto: plain on a CPU, fused elsewhere. plain: three operations.
-    fused: jax.nn.dot_product_attention, which is cuDNN's flash kernel on a GPU in bfloat16. A Qwen3 embedder has only plain."""
+    """How attention is computed. The results do not depend on it. plain: three operations.
+    fused: jax.nn.dot_product_attention, which is cuDNN's flash kernel on a GPU in bfloat16.
+    auto: fused on a TPU and for long rows on a GPU with that kernel, else plain. A Qwen3 embedder has only plain."""
     remat: bool = False
     """Recompute each layer in the backward pass (jax.checkpoint): less memory, more time."""
 

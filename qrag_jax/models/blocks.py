@@ -18,6 +18,7 @@ INIT = nn.initializers.normal(0.02)
 # Added to what a token must not see. cuDNN takes differences of such numbers; those of much larger ones overflow to NaN.
 UNSEEN = -1e4
 CUDNN_TYPES = (jnp.bfloat16, jnp.float16)
+CUDNN_LENGTH = 256  # shorter rows take longer than with plain operations
 CUDNN_HEAD = 128  # widest head that every generation of GPUs has a kernel for
 
 
@@ -67,7 +68,7 @@ def attend(
     ``attention``: ``ModelConfig.attention``.
     """
     width = query.shape[-1]
-    if attention == "fused" or (attention == "auto" and jax.default_backend() != "cpu"):
+    if attention == "fused" or (attention == "auto" and _fuses(query)):
         return attend_fused(query, key, value, mask, _implementation(query))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     logits = jnp.einsum("rhqd,rhkd->rhqk", query, key) / jnp.sqrt(jnp.asarray(width, query.dtype))
@@ -87,6 +88,12 @@ def attend_fused(
     bias = jnp.where(mask, 0, UNSEEN).astype(query.dtype)
     whole = jnp.broadcast_to(bias, (len(mask), query.shape[1], key.shape[1]))[:, None]  # cuDNN does not broadcast
     return jax.nn.dot_product_attention(query, key, value, bias=whole, implementation=implementation)
+
+
+def _fuses(query: Float[Array, "R L heads H"]) -> bool:
+    """Whether the fused attention is the faster one (docs/results/h100.md; not measured on TPUs)."""
+    device = jax.default_backend()
+    return device == "tpu" or (device == "gpu" and query.shape[1] >= CUDNN_LENGTH and _implementation(query) is not None)
 
 
 def _implementation(query: Float[Array, "R L heads H"]) -> Literal["cudnn"] | None:

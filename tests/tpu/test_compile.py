@@ -135,7 +135,7 @@ def options(**values):
 
 
 def devices(count, name="v5e:2x4"):
-    return SimpleNamespace(name=name, devices=(None,) * count)
+    return SimpleNamespace(name=name, devices=(None,) * count, is_tpu=name.startswith("v"))
 
 
 def test_settings_that_do_not_go_together_are_refused(tpu):

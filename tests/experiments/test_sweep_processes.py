@@ -40,6 +40,7 @@ def use_best(run_dir: Path, best: Path) -> None:
     assert "checkpoint_step" in row
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_real_trial_is_trained_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial is a process of its own, with 8 updates; the sweep is this one."""

@@ -40,6 +40,7 @@ def call(monkeypatch, module, *words):
     return module.main(module.__doc__, module.run, updates=3)
 
 
+@pytest.mark.slow
 def test_check(tpu, monkeypatch, tmp_path, capsys):
     assert call(monkeypatch, tpu["check"], "--out", str(tmp_path / "check.json")) == 0
     found = json.loads((tmp_path / "check.json").read_text())

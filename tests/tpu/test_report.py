@@ -268,14 +268,26 @@ def test_another_type_has_the_same_weights(tpu):
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_the_whole_report_on_a_cpu(tmp_path):
-    command = [sys.executable, str(ROOT / "tpu" / "report.py"), "--cpu-smoke", "--minutes", "30", "--out", str(tmp_path)]
+def test_a_report_on_a_cpu(tmp_path):
+    # One section of each kind: at the smallest sizes, those left out are the same networks once more.
+    sections = ["machine", "speed-tiny", "attention", "index", "train-tiny", "speed-e5"]
+    command = [
+        sys.executable,
+        str(ROOT / "tpu" / "report.py"),
+        "--cpu-smoke",
+        "--minutes",
+        "30",
+        "--out",
+        str(tmp_path),
+        "--only",
+        *sections,
+    ]
     done = subprocess.run(command, env=environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, capture_output=True, text=True)
     found = json.loads((tmp_path / "report.json").read_text())
     parts = {part["name"]: part for part in found["sections"]}
     assert done.returncode == 0, [(name, part["reason"]) for name, part in parts.items()]
-    assert {part["status"] for part in parts.values()} == {"done"}
-    for name in ("tiny", "minilm", "contriever", "e5"):
+    assert [(name, part["status"]) for name, part in parts.items()] == [(name, "done") for name in sections]
+    for name in ("tiny", "e5"):
         for dtype in ("bfloat16", "float32"):
             speed = parts[f"speed-{name}"]["values"][dtype]
             assert speed["transitions_per_second"] > 0
@@ -287,11 +299,10 @@ def test_the_whole_report_on_a_cpu(tmp_path):
     assert {row["attention"] for row in parts["attention"]["values"]["attention"]} == {"plain", "xla"}
     assert parts["index"]["values"]["index_chunks"] == 300
     assert parts["index"]["values"]["search_chunks"] == 1000
-    for name in ("tiny", "contriever"):
-        training = parts[f"train-{name}"]["values"]
-        assert training["updates"] >= 2
-        assert (tmp_path / training["curves"]).read_bytes().startswith(b"\x89PNG")
-        assert (tmp_path / training["metrics"]).read_text().count('"validation"') >= 2
+    training = parts["train-tiny"]["values"]
+    assert training["updates"] >= 2
+    assert (tmp_path / training["curves"]).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / training["metrics"]).read_text().count('"validation"') >= 2
     assert "qa2 from random weights" in (tmp_path / "report.md").read_text()
 
 

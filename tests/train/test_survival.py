@@ -96,6 +96,7 @@ def killed(run_dir: Path, until: Callable[[subprocess.Popen[str]], None]) -> boo
     return bool(half_saved(run_dir))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_killed_in_a_save_equals_uninterrupted(whole, tmp_path, capsys):
     """tests/rundir/test_checkpoint.py looks at every moment of a save; here is a real kill of a real run."""
@@ -151,6 +152,7 @@ def test_a_second_run_in_the_same_folder_exits_75_and_changes_nothing(tmp_path, 
     assert "is writing to it; run the same command again when it has ended" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at_13", [signal.SIGINT], indirect=True)
 def test_a_run_that_ctrl_c_ended_can_be_exported_resumed_extended_and_tested_again(tmp_path, stop_at_13, capsys):
     run_dir = tmp_path / "run"
@@ -252,6 +254,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run(small_disk, tmp_path, capsys):
     assert here(small_disk / "run", "--steps", "15") == 74
     error = capsys.readouterr().err

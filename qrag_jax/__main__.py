@@ -21,8 +21,8 @@ from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchan
 from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.retriever import Retriever
-from qrag_jax.retrieve.sources import SourceRecord, notices
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.bucket import is_url
@@ -63,9 +63,10 @@ class Build:
 
 @dataclass(frozen=True)
 class Add:
-    """Add text to an index.
+    """Add documents to an index.
 
-    If the command is stopped, the old index is unchanged; run it again to resume.
+    Documents that it has already are not added again. If the command is
+    stopped, the old index is unchanged; run it again to resume.
 
     Example: qrag index add more.txt book.index
     """
@@ -74,8 +75,43 @@ class Add:
     """Text file, or folder of .txt and .md files at any depth."""
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
+    replace: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace documents of the same name whose text or metadata have changed."""
     retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
     """The retriever that the index was built with; needed only if it has moved."""
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Bring an index up to date with a folder.
+
+    New files are added, changed ones replaced, and documents that are no
+    longer in the folder removed. Only texts that the index does not have are
+    embedded. If the command is stopped, the old index is unchanged; run it
+    again to resume.
+
+    Example: qrag index sync docs docs.index
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of .txt and .md files at any depth, or a text file."""
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
+    """The retriever that the index was built with; needed only if it has moved."""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Remove documents from an index.
+
+    Example: qrag index remove docs.index reports/2023.md
+    """
+
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Names of the documents, as `qrag index info` lists them."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +152,9 @@ class Ask:
     """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
 
 
-Command = Build | Add | Info | Ask | Exchange
-COMMANDS = {"index build": Build, "index add": Add, "index info": Info, "ask": Ask, "import": Import, "export": ToTorch, "push": Push}
+Command = Build | Add | Sync | Remove | Info | Ask | Exchange
+COMMANDS = {"index build": Build, "index add": Add, "index sync": Sync, "index remove": Remove, "index info": Info, "ask": Ask}
+COMMANDS |= {"import": Import, "export": ToTorch, "push": Push}
 
 
 def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_line) -> int:
@@ -146,11 +183,11 @@ def _refuse_three_places(words: Sequence[str]) -> None:
         return
     places: list[str] = []
     options: list[str] = []
-    takes_value = False  # every option of build and add has a value
+    takes_value = False
     for word in words[2:]:
         is_option = word.startswith("-")
         (options if is_option or takes_value else places).append(word)
-        takes_value = is_option and "=" not in word
+        takes_value = is_option and "=" not in word and word != "--replace"  # every other option of build and add has a value
     if len(places) != 3 or any(word.partition("=")[0] == "--retriever" for word in options):
         return
     retriever, *rest = places
@@ -170,11 +207,22 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
     elif isinstance(command, Build):
         _build(command, say)
     else:
-        index = Index.open(command.index)
-        grown = index.add(Retriever.from_pretrained(_home(index, command.retriever)), command.source)
-        say(f"{grown.path}: {len(grown):,} chunks, {len(grown) - len(index):,} of them new")
-        say(_coverage(grown))
+        _change(command, say)
     return DONE
+
+
+def _change(command: Add | Sync | Remove, say: Callable[[str], None]) -> None:
+    index = Index.open(command.index)
+    if isinstance(command, Remove):
+        index = index.remove(command.names)
+    else:
+        retriever = Retriever.from_pretrained(_home(index, command.retriever))
+        if isinstance(command, Add):
+            index = index.add(retriever, command.source, replace=command.replace)
+        else:
+            index = index.sync(retriever, command.source)
+    say(f"{index.path}: {len(index):,} chunks; {index.changes}")
+    say(_coverage(index))
 
 
 def _export_unfinished(run: str, say: Callable[[str], None]) -> None:

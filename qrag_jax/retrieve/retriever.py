@@ -18,9 +18,10 @@ from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embed import embed_texts
+from qrag_jax.retrieve.records import notices
 from qrag_jax.retrieve.scan import HostScorer, runs
 from qrag_jax.retrieve.search import Scorer, SearchPath, check_budget, search, stopped
-from qrag_jax.retrieve.sources import ChunkStream, check_encodable, notices
+from qrag_jax.retrieve.sources import ChunkStream, check_encodable
 from qrag_jax.retrieve.types import Candidate, Document, MemoryDocument, Pick, PoolRows, Step, Trajectory
 from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import say

@@ -6,6 +6,7 @@ Example: qrag index build book.txt book.index --retriever runs/babilong-qa2-tiny
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -148,6 +149,8 @@ class Ask:
     """Stop at the first pick whose Q is below the calibrated threshold."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """HTML page to write, with every step and its scores."""
+    filter: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")] = ()
+    """Pick only from documents of this name or metadata, such as 'source=reports/*' year=2024. All must match; * is any text."""
     support: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none)")] = ()
     """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
 
@@ -281,7 +284,9 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
     bins = min(CURVE, len(index)) if command.trace else 0
     steps = []
     with SearchClock() as clock:
-        for step in retriever.stream(command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins):
+        for step in retriever.stream(
+            command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins, filter=command.filter
+        ):
             steps.append(step)
             say(_line(step, step.pick.chunk in command.support))
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
@@ -321,7 +326,12 @@ def _line(step: Step, support: bool) -> str:
     below = "  below the stop threshold" if step.stop else ""
     mark = "  support" if support else ""
     text = printable(" ".join(pick.text.split()))
-    return f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}\n     {text}"
+    lines = [f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}", f"     {text}"]
+    if pick.metadata:
+        lines.append(printable(f"     {json.dumps(pick.metadata, ensure_ascii=False)}"))
+    if pick.also:
+        lines.append("     also in " + printable(", ".join(f"{one.source or 'given chunks'}:{one.start}-{one.end}" for one in pick.also)))
+    return "\n".join(lines)
 
 
 def _ending(steps: Sequence[Step], threshold: float | None) -> str:

@@ -214,9 +214,8 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         refuse(capsys, "index", "bild")
         == "error: qrag index bild: no such command; known: build, add, sync, remove, info; did you mean build?"
     )
-    option = (
-        "error: qrag ask --bugdet: no such option; known: --retriever, --budget, --beam, --stop, --trace, --support; did you mean --budget?"
-    )
+    known = "--retriever, --budget, --beam, --stop, --trace, --filter, --support"
+    option = f"error: qrag ask --bugdet: no such option; known: {known}; did you mean --budget?"
     assert refuse(capsys, "ask", "x", "y", "--bugdet=3") == option
     assert refuse(capsys, "ask", "x").startswith("error: Missing from qrag ask: QUESTION The question")
     assert refuse(capsys, "ask", "x", "y", "--budget", "z").startswith("error: Error parsing --budget: ")

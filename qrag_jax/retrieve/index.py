@@ -26,10 +26,11 @@ from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
-from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta, Positions
+from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.sources import ChunkStream, Text
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, StoredRows, check_dtype
+from qrag_jax.retrieve.types import others
 from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import progress, say
@@ -87,7 +88,6 @@ class Index:
         dtype: Dtype = "float32",
         shard_chunks: int = 16384,
         chunk_by: ChunkBy | None = None,
-        positions: Positions = "index",
         retriever_path: str | Path | None = None,
     ) -> Index:
         """Cuts a source into chunks, embeds each distinct chunk once, and writes an index.
@@ -103,7 +103,6 @@ class Index:
             dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter. errors: see :func:`~qrag_jax.retrieve.storage.pack`.
             shard_chunks: chunks per shard. A killed build loses at most one shard.
             chunk_by: how a text is cut (:func:`~qrag_jax.data.text.chunker.chunk_spans`); None: as in training, ``data.chunk_by``.
-            positions: "index": the positions of chunks run through the whole index; "document": they begin anew with every document.
             retriever_path: written to meta.json, so that later commands find the retriever.
 
         Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when it holds a finished index of another
@@ -120,7 +119,7 @@ class Index:
             home = str(here.resolve() if here.exists() else retriever_path)  # a URL or a hub name stays as it is
         by = chunk_by or data.chunk_by
         model = IndexModel(model_hash(retriever), data.chunk_tokens, by, home)
-        meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks, positions)
+        meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks)
         stream, changes = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, by), Changes()
         with only_writer(path):
             _check_place(path)
@@ -189,11 +188,6 @@ class Index:
         """The documents, in the order of their chunks."""
         return self.meta.sources
 
-    @property
-    def restarts(self) -> bool:
-        """Whether positions begin anew with every document."""
-        return self.meta.positions == "document"
-
     @cached_property
     def _starts(self) -> tuple[int, ...]:
         return self.meta.starts
@@ -211,9 +205,7 @@ class Index:
             start + np.flatnonzero((one.keys[:, 0] == first) & (one.keys[:, 1] == second))
             for one, start in zip(self.rows.shards, starts, strict=True)
         ]
-        own = self._source(i)
-        other = lambda number: number != own and (self.sources[own].name is None or self.sources[number].name != self.sources[own].name)
-        return tuple(j for j in np.concatenate(same).tolist() if other(self._source(j)))
+        return tuple(others(self.sources, self._starts, i, np.concatenate(same).tolist()))
 
     def check(self, retriever: ChunkEmbedder) -> None:
         """Raises ValueError, naming both models, unless the retriever has the model that embedded this index's chunks."""
@@ -251,7 +243,7 @@ def _unchanged(path: Path, meta: Meta, stream: ChunkStream) -> Index:
     index = Index.open(path)
     found = index.meta
     _check_model(path, found.model.hash, meta.model.hash)
-    pairs = [(name, getattr(found, name), getattr(meta, name)) for name in ("dtype", "shard_chunks", "positions")]
+    pairs = [(name, getattr(found, name), getattr(meta, name)) for name in ("dtype", "shard_chunks")]
     pairs += [(name, getattr(found.model, name), getattr(meta.model, name)) for name in ("chunk_by", "chunk_tokens")]
     for name, old, new in pairs:
         if old != new:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from qrag_jax.config.parse import LARGEST, decode
 from qrag_jax.data.text.chunker import ChunkBy
@@ -19,13 +19,9 @@ from qrag_jax.rundir.files import read_json, write_json
 
 FORMAT, VERSION = "qrag-jax-index", 3
 READABLE = (1, 2, 3)
-"""1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts, and their positions
-run through the whole index."""
+"""1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts."""
 META, JOURNAL = "meta.json", "building.json"
 AGAIN = "build the index again in another folder"
-
-Positions = Literal["index", "document"]
-"""Where positions begin: once, at the first chunk of the index, or at the first chunk of every document."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,6 @@ class Meta:
     dtype: Dtype
     width: int
     shard_chunks: int
-    positions: Positions = "index"
     shards: tuple[Shard, ...] = ()
     sources: tuple[SourceRecord, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -63,7 +58,7 @@ class Meta:
 
     def write(self, path: Path) -> None:
         tree = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
-        tree |= {"shard_chunks": self.shard_chunks, "positions": self.positions, "written": self.written}
+        tree |= {"shard_chunks": self.shard_chunks, "written": self.written}
         tree |= {"chunks": sum(shard.chunks for shard in self.shards)}
         tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [source.tree() for source in self.sources]}
         tree |= {"skipped": dict(sorted(self.skipped.items()))}
@@ -95,7 +90,7 @@ class Meta:
         chunks = sum(shard.chunks for shard in shards)
         if path.name == META and sum(source.chunks for source in sources) != chunks:
             raise ValueError(f"{path}: its sources do not have the {chunks} chunks of its shards; it is damaged: {AGAIN}")
-        settings = (tree["dtype"], tree["width"], tree["shard_chunks"], tree.get("positions", "index"))
+        settings = (tree["dtype"], tree["width"], tree["shard_chunks"])
         written = max([tree.get("written", 0), *(shard.number + 1 for shard in shards)])
         return cls(model, *settings, shards, sources, tree.get("skipped", {}), written)
 
@@ -116,7 +111,6 @@ _FIELDS: tuple[tuple[str, int, Callable[[Any], bool], str], ...] = (
     ("sources", 1, lambda value: isinstance(value, list), "a list"),
     ("model", 1, lambda value: isinstance(value, dict), "an object"),
     ("skipped", 2, lambda value: isinstance(value, dict) and all(_whole(count, 1) for count in value.values()), "counts of files by kind"),
-    ("positions", 3, lambda value: value in get_args(Positions), f"one of {', '.join(get_args(Positions))}"),
     ("written", 3, lambda value: _whole(value, 0), "a whole number"),
 )
 """The fields of meta.json that its checksum does not prove: field, the version it came with, whether a value is valid, what is."""

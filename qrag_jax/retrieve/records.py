@@ -51,12 +51,10 @@ class SourceRecord:
         """The sums over all records; None where one of them has None."""
         records = tuple(records)
         every = lambda counts: None if None in counts else sum(counts)
-        return cls(
-            None,
-            sum(record.characters for record in records),
-            sum(record.chunks for record in records),
-            *(every([getattr(record, name) for record in records]) for name in ("tokens", "outside", "cut", "unknown")),
-        )
+        counted: dict[str, Any] = {
+            name: every([getattr(record, name) for record in records]) for name in ("tokens", "outside", "cut", "unknown")
+        }
+        return cls(None, sum(record.characters for record in records), sum(record.chunks for record in records), **counted)
 
     def followed_by(self, rest: SourceRecord) -> SourceRecord:
         """The record of a document that was read in two blocks; the digest of ``rest`` covers both."""

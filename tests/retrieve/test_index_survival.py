@@ -1,4 +1,4 @@
-"""An index survives a kill at any moment of a build or an addition."""
+"""An index survives a kill at any moment of a build, an addition, a synchronisation or a removal."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ module.model_hash = lambda retriever: "0" * 64
 vector = lambda text: np.frombuffer(text.encode().ljust(16, b"."), "u1")[:16].astype(np.float32)
 embed = lambda texts: np.stack([vector(text) for text in texts])
 config = SimpleNamespace(data=SimpleNamespace(chunk_tokens=16, chunk_by="tokens"))
-tokenizer = SimpleNamespace(room=lambda length: length, lookup=lambda texts: [[0]] * len(texts), unknown=lambda texts: [0] * len(texts))
+tokenizer = SimpleNamespace(reads=lambda text: True)
+vars(tokenizer).update(room=lambda length: length, lookup=lambda texts: [[0]] * len(texts), unknown=lambda texts: [0] * len(texts))
 retriever = SimpleNamespace(
     config=config, embedder=SimpleNamespace(config=SimpleNamespace(width=16)), tokenizer=tokenizer, params=None, embed_chunks=embed
 )
@@ -69,6 +70,13 @@ root = Path(sys.argv[1])
 os.chdir(root)
 build = lambda: module.Index.build(retriever, texts, "index", dtype="int8", shard_chunks=4)
 add = lambda: module.Index.open("index").add(retriever, more)
+Text = module.Text
+named = [Text(f"text {i}. more {i}.", f"{i}.txt") for i in range(6)]
+other = [named[5], Text("text 1. new.", "1.txt"), *named[2:4], Text("quite new.", "7.txt")]
+begin = lambda: module.Index.build(retriever, named, "index", dtype="int8", shard_chunks=4)
+sync = lambda: module.Index.open("index").sync(retriever, other)
+remove = lambda: module.Index.open("index").remove(["1.txt", "4.txt"])
+texts_of = lambda index: [index.chunk(i) for i in range(len(index))]
 content = lambda: {path.name: path.read_bytes() for path in Path("index").iterdir()}
 kinds = [("rename", Path.replace, "replace"), ("write", Path.write_bytes, "write_bytes"), ("unlink", Path.unlink, "unlink")]
 
@@ -102,7 +110,17 @@ built = content()
 add()
 added = content()
 moments = 0
-for work, before, after in ((build, None, built), (add, built, added)):
+shutil.rmtree("index")
+begun = texts_of(begin())
+grown = content()
+results = {}
+for work in (sync, remove):
+    results[work] = (texts_of(work()), content())
+    shutil.rmtree("index")
+    begin()
+for work, before, after in (
+    (build, None, built), (add, built, added), (sync, grown, results[sync][1]), (remove, grown, results[remove][1])
+):
     moment = 0
     while True:
         shutil.rmtree("index")
@@ -114,8 +132,10 @@ for work, before, after in ((build, None, built), (add, built, added)):
             break
         if before is not None:
             valid = module.Index.open("index", verify=True)
-            assert len(valid) in (10, 15), len(valid)
-        if before is None or len(module.Index.open("index")) == 10:
+            now = texts_of(valid)
+            whole = (len(valid) in (10, 15)) if work is add else now in (begun, results[work][0])
+            assert whole, (moment, now)
+        if before is None or (len(module.Index.open("index")) == 10 if work is add else now == begun):
             work()
             assert content() == after, (moment, sorted(content()), sorted(after))
         moment += 1
@@ -131,6 +151,6 @@ def test_killed_at_every_change_of_the_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    # A build of 3 shards writes and renames 4 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
+    # A build of 3 shards writes and renames 5 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
     # meta.json and journals are written aside and renamed, two changes each. The lock's two files are removed at the end.
-    assert int(done.stdout) == (3 * 4 * 2 + 4 * 2 + 2 + 1 + 2) + (2 * 4 * 2 + 3 * 2 + 2 + 1 + 2)
+    assert int(done.stdout) > (3 * 5 * 2 + 4 * 2 + 2 + 1 + 2) + (2 * 5 * 2 + 3 * 2 + 2 + 1 + 2), "and those of sync and remove"

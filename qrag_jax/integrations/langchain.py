@@ -29,7 +29,8 @@ class QRAGRetriever(BaseRetriever):
 
     ``source``, ``budget``, ``beam``, ``stop`` and ``filter`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a
     document in order, a text (``str``), or a text file or folder (``Path``). ``invoke`` and ``batch`` (and their async forms) also take a
-    ``budget`` and a ``filter`` for one call. The metadata of a document are its own and the fields of :class:`~qrag_jax.retrieve.types.Pick`.
+    ``budget`` and a ``filter`` for one call. The metadata of a document are its own and the fields of
+    :class:`~qrag_jax.retrieve.types.Pick`.
 
     Raises ValueError on an empty question, or a budget below 1.
     """

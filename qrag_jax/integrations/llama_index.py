@@ -23,8 +23,8 @@ class QRAGRetriever(BaseRetriever):
     """Chunks picked in several steps, in document order; the score of a node is its Q when it was picked.
 
     ``source``, ``budget``, ``beam``, ``stop`` and ``filter`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a
-    document in order, a text (``str``), or a text file or folder (``Path``). The metadata of a node are those of its document and the fields
-    of :class:`~qrag_jax.retrieve.types.Pick`; prompts and embeddings made from the node contain only its source.
+    document in order, a text (``str``), or a text file or folder (``Path``). The metadata of a node are those of its document and the
+    fields of :class:`~qrag_jax.retrieve.types.Pick`; prompts and embeddings made from the node contain only its source.
 
     Raises ValueError on an empty question, or a budget below 1.
     """

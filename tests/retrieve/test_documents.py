@@ -111,14 +111,14 @@ def test_a_text_of_several_documents_is_picked_once(retriever: Retriever, tmp_pa
     assert (index.equals(0), index.equals(3), index.equals(4)) == ((3, 4), (0,), (0,))
     for source in (index, retriever.document(documents)):
         for picks in (
-            retriever.search("Where is John?", source, 5, beam=beam),
-            [step.pick for step in retriever.stream("Where is John?", source, 5, beam=beam)],
+            retriever.search("Where is John?", source, 4, beam=beam),
+            [step.pick for step in retriever.stream("Where is John?", source, 4, beam=beam)],
         ):
             slept = [pick for pick in picks if pick.text == "John slept."]
             assert len({pick.source for pick in slept}) == 1
             assert {other.source for other in slept[0].also} == {"a.txt", "b.txt"} - {slept[0].source}
             assert sorted(metadata(slept[0])["sources"]) == ["a.txt", "b.txt"]
-            assert {"Mary went to the garden.", "Sandra stayed."} < {pick.text for pick in picks}
+            assert len(slept) == (1 if slept[0].source == "a.txt" else 2), "both places in b.txt are its own"
 
 
 def test_documents_of_frameworks_keep_their_metadata(retriever: Retriever, tmp_path: Path) -> None:

@@ -154,3 +154,84 @@ def test_killed_at_every_change_of_the_folder(tmp_path: Path) -> None:
     # A build of 3 shards writes and renames 5 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
     # meta.json and journals are written aside and renamed, two changes each. The lock's two files are removed at the end.
     assert int(done.stdout) > (3 * 5 * 2 + 4 * 2 + 2 + 1 + 2) + (2 * 5 * 2 + 3 * 2 + 2 + 1 + 2), "and those of sync and remove"
+
+
+READERS = (
+    FORKS.partition('texts = [f"text')[0]
+    + """
+import threading, time
+from qrag_jax.config import QHeadConfig
+from qrag_jax.retrieve.scan import HostScorer
+os.chdir(sys.argv[1])
+Text = module.Text
+document = lambda n: Text(f"stays {n}." if n % 3 == 0 else f"comes {n}. and goes {n}.", f"{n}.txt")
+module.Index.build(retriever, [document(n) for n in range(0, 30, 3)], "index", shard_chunks=4)
+question = vector("stays 9.")
+plain = QHeadConfig(positions="none")
+end = time.monotonic() + 60
+
+def check(index):
+    # Every vector is that of its text, every name that of its text, and the best chunk is the best of the texts.
+    chunks = [index.chunk(i) for i in range(len(index))]
+    vectors = embed([chunk.text for chunk in chunks])
+    assert (index.rows.block(0, len(index)) == vectors).all()
+    assert all(chunk.text in document(int(chunk.source[:-4])).text for chunk in chunks)
+    found = HostScorer(index.rows, plain)(question[None], [()], 1)[0].chunks[0]
+    assert found == int((vectors @ question).argmax())
+    return len(chunks)
+
+def read(done):
+    held, count = module.Index.open("index"), 0
+    size = check(held)
+    while not done() and time.monotonic() < end:
+        check(module.Index.open("index"))
+        assert check(held) == size
+        count += 1
+    return count
+
+children = []
+for _ in range(4):
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if read(lambda: Path("done").exists()) else 2)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    children.append(child)
+counts, errors = [], []
+
+def thread():
+    try:
+        counts.append(read(lambda: Path("done").exists()))
+    except BaseException as error:
+        errors.append(repr(error))
+
+threads = [threading.Thread(target=thread) for _ in range(8)]
+for one in threads:
+    one.start()
+for turn in range(20):
+    index = module.Index.open("index").add(retriever, [document(3 * turn + 1), document(3 * turn + 2)])
+    index.remove([f"{3 * turn + 1}.txt"])
+    time.sleep(0.1)
+Path("done").touch()
+for one in threads:
+    one.join()
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+assert not errors, errors
+assert codes == [0] * 4, codes
+print(len(counts), min(counts))
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_readers_see_right_answers_through_20_additions_and_removals(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", READERS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    threads, fewest = map(int, done.stdout.split())
+    assert threads == 8
+    assert fewest > 0

@@ -66,8 +66,7 @@ class Build:
 class Add:
     """Add documents to an index.
 
-    Documents that it has already are not added again. If the command is
-    stopped, the old index is unchanged; run it again to resume.
+    If the command is stopped, the old index is unchanged; run it again to resume.
 
     Example: qrag index add more.txt book.index
     """
@@ -86,10 +85,9 @@ class Add:
 class Sync:
     """Bring an index up to date with a folder.
 
-    New files are added, changed ones replaced, and documents that are no
-    longer in the folder removed. Only texts that the index does not have are
-    embedded. If the command is stopped, the old index is unchanged; run it
-    again to resume.
+    Adds new files, replaces changed ones, and removes what is gone.
+
+    If the command is stopped, the old index is unchanged; run it again to resume.
 
     Example: qrag index sync docs docs.index
     """
@@ -111,7 +109,7 @@ class Remove:
 
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
-    names: tyro.conf.Positional[tuple[str, ...]]
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")] = ()
     """Names of the documents, as `qrag index info` lists them."""
 
 
@@ -149,8 +147,11 @@ class Ask:
     """Stop at the first pick whose Q is below the calibrated threshold."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """HTML page to write, with every step and its scores."""
-    filter: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")] = ()
-    """Pick only from documents of this name or metadata, such as 'source=reports/*' year=2024. All must match; * is any text."""
+    filter: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="KEY=VALUE", help_behavior_hint="(default: none; may be repeated)"),
+    ] = ()
+    """Pick only from documents of this name or metadata, such as 'source=reports/*' or year=2024; * is any text. All filters must match."""
     support: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none)")] = ()
     """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
 
@@ -217,6 +218,8 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
 def _change(command: Add | Sync | Remove, say: Callable[[str], None]) -> None:
     index = Index.open(command.index)
     if isinstance(command, Remove):
+        if not command.names:
+            raise ValueError(f"NAME is missing: give the names of the documents to remove; `qrag index info {command.index}` lists them")
         index = index.remove(command.names)
     else:
         retriever = Retriever.from_pretrained(_home(index, command.retriever))

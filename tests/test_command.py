@@ -158,6 +158,11 @@ def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], plac
     (tmp_path / "new/story.txt").write_text("Another story.")
     assert "has 'story.txt' already, with another content" in refuse(capsys, "index", "add", tmp_path / "new/story.txt", place / "index")
     assert "no document 'story.tx'; did you mean 'story.txt'?" in refuse(capsys, "index", "remove", place / "index", "story.tx")
+    assert "NAME is missing: give the names" in refuse(capsys, "index", "remove", place / "index")
+    assert "filter = 'year': unknown; known: source" in refuse(capsys, "ask", place / "index", QUESTION, "--filter", "year=2024")
+    assert "filter source=x: no document has that; source is story.txt" in refuse(
+        capsys, "ask", place / "index", QUESTION, "--filter", "source=story.*", "--filter", "source=x"
+    )
     assert "nothing to search would be left" in refuse(capsys, "index", "remove", place / "index", "story.txt")
     assert "not an index" in refuse(capsys, "index", "add", story, out)
     assert "not an index" in refuse(capsys, "index", "info", out)

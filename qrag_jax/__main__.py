@@ -6,6 +6,7 @@ Example: qrag index build book.txt book.index --retriever runs/babilong-qa2-tiny
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchan
 from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.retriever import Retriever
-from qrag_jax.retrieve.sources import SourceRecord, notices
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.bucket import is_url
@@ -63,7 +64,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Add:
-    """Add text to an index.
+    """Add documents to an index.
 
     If the command is stopped, the old index is unchanged; run it again to resume.
 
@@ -74,8 +75,42 @@ class Add:
     """Text file, or folder of .txt and .md files at any depth."""
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
+    replace: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace documents of the same name whose text or metadata have changed."""
     retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
     """The retriever that the index was built with; needed only if it has moved."""
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Bring an index up to date with a folder.
+
+    Adds new files, replaces changed ones, and removes what is gone.
+
+    If the command is stopped, the old index is unchanged; run it again to resume.
+
+    Example: qrag index sync docs docs.index
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of .txt and .md files at any depth, or a text file."""
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
+    """The retriever that the index was built with; needed only if it has moved."""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Remove documents from an index.
+
+    Example: qrag index remove docs.index reports/2023.md
+    """
+
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")] = ()
+    """Names of the documents, as `qrag index info` lists them."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +147,18 @@ class Ask:
     """Stop at the first pick whose Q is below the calibrated threshold."""
     trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """HTML page to write, with every step and its scores."""
+    filter: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="KEY=VALUE", help_behavior_hint="(default: none; may be repeated)"),
+    ] = ()
+    """Pick only from documents of this name or metadata, such as 'source=reports/*' or year=2024; * is any text. All filters must match."""
     support: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none)")] = ()
     """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
 
 
-Command = Build | Add | Info | Ask | Exchange
-COMMANDS = {"index build": Build, "index add": Add, "index info": Info, "ask": Ask, "import": Import, "export": ToTorch, "push": Push}
+Command = Build | Add | Sync | Remove | Info | Ask | Exchange
+COMMANDS = {"index build": Build, "index add": Add, "index sync": Sync, "index remove": Remove, "index info": Info, "ask": Ask}
+COMMANDS |= {"import": Import, "export": ToTorch, "push": Push}
 
 
 def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_line) -> int:
@@ -146,11 +187,11 @@ def _refuse_three_places(words: Sequence[str]) -> None:
         return
     places: list[str] = []
     options: list[str] = []
-    takes_value = False  # every option of build and add has a value
+    takes_value = False
     for word in words[2:]:
         is_option = word.startswith("-")
         (options if is_option or takes_value else places).append(word)
-        takes_value = is_option and "=" not in word
+        takes_value = is_option and "=" not in word and word != "--replace"  # every other option of build and add has a value
     if len(places) != 3 or any(word.partition("=")[0] == "--retriever" for word in options):
         return
     retriever, *rest = places
@@ -170,11 +211,24 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
     elif isinstance(command, Build):
         _build(command, say)
     else:
-        index = Index.open(command.index)
-        grown = index.add(Retriever.from_pretrained(_home(index, command.retriever)), command.source)
-        say(f"{grown.path}: {len(grown):,} chunks, {len(grown) - len(index):,} of them new")
-        say(_coverage(grown))
+        _change(command, say)
     return DONE
+
+
+def _change(command: Add | Sync | Remove, say: Callable[[str], None]) -> None:
+    index = Index.open(command.index)
+    if isinstance(command, Remove):
+        if not command.names:
+            raise ValueError(f"NAME is missing: give the names of the documents to remove; `qrag index info {command.index}` lists them")
+        index = index.remove(command.names)
+    else:
+        retriever = Retriever.from_pretrained(_home(index, command.retriever))
+        if isinstance(command, Add):
+            index = index.add(retriever, command.source, replace=command.replace)
+        else:
+            index = index.sync(retriever, command.source)
+    say(f"{index.path}: {len(index):,} chunks; {index.changes}")
+    say(_coverage(index))
 
 
 def _export_unfinished(run: str, say: Callable[[str], None]) -> None:
@@ -233,7 +287,9 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
     bins = min(CURVE, len(index)) if command.trace else 0
     steps = []
     with SearchClock() as clock:
-        for step in retriever.stream(command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins):
+        for step in retriever.stream(
+            command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins, filter=command.filter
+        ):
             steps.append(step)
             say(_line(step, step.pick.chunk in command.support))
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
@@ -273,7 +329,12 @@ def _line(step: Step, support: bool) -> str:
     below = "  below the stop threshold" if step.stop else ""
     mark = "  support" if support else ""
     text = printable(" ".join(pick.text.split()))
-    return f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}\n     {text}"
+    lines = [f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}", f"     {text}"]
+    if pick.metadata:
+        lines.append(printable(f"     {json.dumps(pick.metadata, ensure_ascii=False)}"))
+    if pick.also:
+        lines.append("     also in " + printable(", ".join(f"{one.source or 'given chunks'}:{one.start}-{one.end}" for one in pick.also)))
+    return "\n".join(lines)
 
 
 def _ending(steps: Sequence[Step], threshold: float | None) -> str:

@@ -88,7 +88,8 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     count = len(Index.open(index))
     said = run("index", "add", write_files(tmp_path / "text"), index)
     total = len(Index.open(index))
-    assert said[0] == f"{index}: {total} chunks, {total - count} of them new"
+    assert total > count
+    assert re.fullmatch(rf"{index}: {total} chunks; documents: 4 added, 0 replaced, 0 removed, 0 unchanged; \d+ texts embedded", said[0])
     assert said[1].endswith("tokens, 31 of them outside the embedded windows")
     said = run("index", "info", index, "--verify")
     assert said[0].startswith(f"{index}: {total} chunks by sentence, 16 tokens of each embedded, ")
@@ -99,8 +100,26 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     assert said[-4].endswith("tokens, 31 of them outside the embedded windows")
     assert said[-3].startswith("cut: ")
     assert said[-2] == "skipped: .pdf 1, hidden 1; only .txt and .md files are read; hidden ones and links out of the folder are not"
-    assert said[-1] == "verified: the checksums of 8 files are right"
+    assert said[-1] == "verified: the checksums of 10 files are right"
     assert len(run("index", "info", index)) == len(said) - 1
+
+
+def test_documents_come_change_and_go(place: Path, tmp_path: Path) -> None:
+    folder, index = tmp_path / "texts", tmp_path / "index"
+    folder.mkdir()
+    for name, text in (("a.txt", "Mary left."), ("b.txt", "John slept."), ("c.txt", "Sandra stayed.")):
+        (folder / name).write_text(text)
+    run("index", "build", folder, index, "--retriever", place / "run")
+    (folder / "a.txt").write_text("Mary left. Then she slept.")
+    (folder / "b.txt").unlink()
+    (folder / "d.txt").write_text("John slept.")
+    said = run("index", "sync", folder, index)
+    assert said[0] == f"{index}: 4 chunks; documents: 1 added, 1 replaced, 1 removed, 1 unchanged; 1 texts embedded"
+    said = run("index", "remove", index, "a.txt", "c.txt")
+    assert said[0] == f"{index}: 1 chunks; documents: 0 added, 0 replaced, 2 removed, 1 unchanged; 0 texts embedded"
+    (folder / "d.txt").write_text("John woke up.")
+    said = run("index", "add", "--replace", folder, index)
+    assert said[0] == f"{index}: 4 chunks; documents: 2 added, 1 replaced, 0 removed, 0 unchanged; 4 texts embedded"
 
 
 def test_documents_send_nothing_to_the_terminal(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +154,16 @@ def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], plac
     )
     assert "other: not an export" in refuse(capsys, "index", "build", story, out, "--retriever", tmp_path / "other")
     assert "exists and is not an index" in refuse(capsys, "index", "build", story, tmp_path / "other", *retriever)
-    assert "has 'story.txt' already" in refuse(capsys, "index", "add", story, place / "index")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/story.txt").write_text("Another story.")
+    assert "has 'story.txt' already, with another content" in refuse(capsys, "index", "add", tmp_path / "new/story.txt", place / "index")
+    assert "no document 'story.tx'; did you mean 'story.txt'?" in refuse(capsys, "index", "remove", place / "index", "story.tx")
+    assert "NAME is missing: give the names" in refuse(capsys, "index", "remove", place / "index")
+    assert "filter = 'year': unknown; known: source" in refuse(capsys, "ask", place / "index", QUESTION, "--filter", "year=2024")
+    assert "filter source=x: no document has that; source is story.txt" in refuse(
+        capsys, "ask", place / "index", QUESTION, "--filter", "source=story.*", "--filter", "source=x"
+    )
+    assert "nothing to search would be left" in refuse(capsys, "index", "remove", place / "index", "story.txt")
     assert "not an index" in refuse(capsys, "index", "add", story, out)
     assert "not an index" in refuse(capsys, "index", "info", out)
     assert "not an index" in refuse(capsys, "ask", out, QUESTION)
@@ -157,7 +185,7 @@ def test_a_retriever_that_has_gone_is_asked_for(capsys: pytest.CaptureFixture[st
     assert "name it with --retriever" in refuse(capsys, "index", "add", tmp_path / "more.txt", tmp_path / "index")
     assert run("ask", tmp_path / "index", QUESTION, "--retriever", tmp_path / "elsewhere")[-1] == "stop threshold: this retriever has none"
     said = run("index", "add", tmp_path / "more.txt", tmp_path / "index", "--retriever", tmp_path / "elsewhere")
-    assert said[0].endswith(" 1 of them new")
+    assert ": 1 added, 0 replaced, 0 removed, 0 unchanged; 1 texts embedded" in said[0]
     Index.build(Retriever.from_pretrained(tmp_path / "elsewhere"), CHUNKS, tmp_path / "given")
     assert "does not say where its retriever is" in refuse(capsys, "ask", tmp_path / "given", QUESTION)
 
@@ -184,13 +212,15 @@ def test_a_retriever_in_third_place_is_answered_with_the_command_that_was_meant(
 
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export, push; `qrag --help` says what each does"
-    assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, info;")
+    assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, sync, remove, info;")
     assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export, push; did you mean export?"
     assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, import, export, push"
-    assert refuse(capsys, "index", "bild") == "error: qrag index bild: no such command; known: build, add, info; did you mean build?"
-    option = (
-        "error: qrag ask --bugdet: no such option; known: --retriever, --budget, --beam, --stop, --trace, --support; did you mean --budget?"
+    assert (
+        refuse(capsys, "index", "bild")
+        == "error: qrag index bild: no such command; known: build, add, sync, remove, info; did you mean build?"
     )
+    known = "--retriever, --budget, --beam, --stop, --trace, --filter, --support"
+    option = f"error: qrag ask --bugdet: no such option; known: {known}; did you mean --budget?"
     assert refuse(capsys, "ask", "x", "y", "--bugdet=3") == option
     assert refuse(capsys, "ask", "x").startswith("error: Missing from qrag ask: QUESTION The question")
     assert refuse(capsys, "ask", "x", "y", "--budget", "z").startswith("error: Error parsing --budget: ")
@@ -213,7 +243,7 @@ def test_help_shows_an_example_that_can_be_read(name: str, capsys: pytest.Captur
 
 
 def test_the_overviews_list_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, names in (([], COMMANDS), (["index"], ("build", "add", "info"))):
+    for words, names in (([], COMMANDS), (["index"], ("build", "add", "sync", "remove", "info"))):
         assert main([*words, "--help"]) == 0
         shown = capsys.readouterr().out
         assert re.findall(r"^  (\w+(?: \w+)?)  +\w", shown, re.MULTILINE) == list(names)

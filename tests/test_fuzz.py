@@ -129,7 +129,7 @@ def test_index(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """Without the checksums, which a hostile writer computes too, and without reading the whole first (verify)."""
     retriever, folder = small_retriever(), tmp_path / "index"
     Index.build(retriever, CHUNKS, folder)
-    monkeypatch.setattr("qrag_jax.retrieve.index._checksum", lambda tree: tree.get("sha256"))
+    monkeypatch.setattr("qrag_jax.retrieve.meta.checksum", lambda tree: tree.get("sha256"))
     tree = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({key: value for key, value in tree.items() if key != "sha256"}))
 

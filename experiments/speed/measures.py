@@ -25,6 +25,7 @@ from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.scan import HostScorer, look, rotations, scan
 from qrag_jax.retrieve.storage import Dtype, Shard, StoredRows, pack
@@ -160,8 +161,15 @@ class FirstChunks:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def sources(self) -> tuple[SourceRecord, ...]:
+        return ()
+
     def chunk(self, i: int) -> Chunk:
         return self.index.chunk(i)
+
+    def equals(self, i: int) -> tuple[int, ...]:
+        return ()
 
     def check(self, retriever: ChunkEmbedder) -> None:
         self.index.check(retriever)
@@ -332,7 +340,7 @@ def _converted(index: Index, dtype: Dtype, folder: Path) -> StoredRows:
         return index.rows
     folder.mkdir()
     shards = [
-        Shard.write(folder, number, [b"\n"] * shard.chunks, *pack(shard.vectors, dtype), dtype)
+        Shard.write(folder, number, [b"\n"] * shard.chunks, [key.tobytes() for key in shard.keys], *pack(shard.vectors, dtype), dtype)
         for number, shard in enumerate(index.meta.shards)
     ]
     return StoredRows(shards, index.rows.width)

@@ -6,7 +6,6 @@ In all three, a retrieved chunk has its text, an id that depends only on the chu
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,5 +31,8 @@ def identity(pick: Pick) -> str:
 
 
 def metadata(pick: Pick) -> dict[str, Any]:
-    """All fields of :class:`~qrag_jax.retrieve.types.Pick` except the text; ready-made chunks have None for source and characters."""
-    return {name: value for name, value in asdict(pick).items() if name != "text"}
+    """The metadata of the document, and all fields of :class:`~qrag_jax.retrieve.types.Pick` except the text; these win over
+    metadata of the same name. Ready-made chunks have None for characters. ``sources``: the names of all documents with this text."""
+    own = {name: getattr(pick, name) for name in ("chunk", "q", "position", "start", "end", "source", "step")}
+    sources = [pick.source, *(other.source for other in pick.also)]
+    return {**pick.metadata, **own, "sources": [name for name in dict.fromkeys(sources) if name is not None]}

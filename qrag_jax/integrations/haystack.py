@@ -16,20 +16,22 @@ class QRAGRetriever:
     """Chunks picked in several steps, in document order; the score of a document is its Q when it was picked.
 
     ``retriever_dir``: a run directory or an export folder. ``index_dir``: a folder written by ``Index``. Both are opened by
-    :meth:`warm_up`, which a pipeline calls by itself. ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`.
-    ``meta`` are the fields of :class:`~qrag_jax.retrieve.types.Pick`.
+    :meth:`warm_up`, which a pipeline calls by itself. ``budget``, ``beam``, ``stop`` and ``filter`` are those of
+    :meth:`qrag_jax.Retriever.search`.
+    ``meta`` are the metadata of the document and the fields of :class:`~qrag_jax.retrieve.types.Pick`.
     """
 
-    def __init__(self, retriever_dir: str, index_dir: str, budget: int = 4, beam: int = 1, stop: bool = False) -> None:
+    def __init__(self, retriever_dir: str, index_dir: str, budget: int = 4, beam: int = 1, stop: bool = False, filter: Any = None) -> None:
         self.retriever_dir = retriever_dir
         self.index_dir = index_dir
         self.budget = budget
         self.beam = beam
         self.stop = stop
+        self.filter = filter
         self._opened: tuple[Retriever, Index] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("retriever_dir", "index_dir", "budget", "beam", "stop")
+        names = ("retriever_dir", "index_dir", "budget", "beam", "stop", "filter")
         return default_to_dict(self, **{name: getattr(self, name) for name in names})
 
     @classmethod
@@ -42,16 +44,17 @@ class QRAGRetriever:
             self._opened = load(self.retriever_dir, self.index_dir)
 
     @component.output_types(documents=list[Document])
-    def run(self, query: str, budget: int | None = None) -> dict[str, list[Document]]:
+    def run(self, query: str, budget: int | None = None, filter: Any = None) -> dict[str, list[Document]]:
         """Raises ValueError on an empty query, or a budget below 1."""
         self.warm_up()
         assert self._opened is not None
         retriever, index = self._opened
-        picks = retriever.search(query, index, self.budget if budget is None else budget, beam=self.beam, stop=self.stop)
+        budget, filter = self.budget if budget is None else budget, self.filter if filter is None else filter
+        picks = retriever.search(query, index, budget, beam=self.beam, stop=self.stop, filter=filter)
         documents = [Document(id=identity(pick), content=pick.text, score=pick.q, meta=metadata(pick)) for pick in picks]
         return {"documents": documents}
 
     @component.output_types(documents=list[Document])
-    async def run_async(self, query: str, budget: int | None = None) -> dict[str, list[Document]]:
+    async def run_async(self, query: str, budget: int | None = None, filter: Any = None) -> dict[str, list[Document]]:
         """:meth:`run` in a thread."""
-        return await asyncio.to_thread(self.run, query, budget)
+        return await asyncio.to_thread(self.run, query, budget, filter)

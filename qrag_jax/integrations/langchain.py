@@ -27,9 +27,10 @@ Configs = RunnableConfig | list[RunnableConfig] | None
 class QRAGRetriever(BaseRetriever):
     """Chunks picked in several steps, in document order.
 
-    ``source``, ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a document in
-    order, a text (``str``), or a text file or folder (``Path``). ``invoke`` and ``batch`` (and their async forms) also take a ``budget``
-    for one call. The metadata of a document are the fields of :class:`~qrag_jax.retrieve.types.Pick`.
+    ``source``, ``budget``, ``beam``, ``stop`` and ``filter`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a
+    document in order, a text (``str``), or a text file or folder (``Path``). ``invoke`` and ``batch`` (and their async forms) also take a
+    ``budget`` and a ``filter`` for one call. The metadata of a document are its own and the fields of
+    :class:`~qrag_jax.retrieve.types.Pick`.
 
     Raises ValueError on an empty question, or a budget below 1.
     """
@@ -41,6 +42,7 @@ class QRAGRetriever(BaseRetriever):
     budget: int = 4
     beam: int = 1
     stop: bool = False
+    filter: Any = None
 
     def model_post_init(self, context: Any) -> None:
         """Chunks and texts are embedded here, once."""
@@ -54,44 +56,78 @@ class QRAGRetriever(BaseRetriever):
         return cls(retriever=retriever, source=index, **fields)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, budget: int | None = None, found: Found | None = None
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        budget: int | None = None,
+        filter: Any = None,
+        found: Found | None = None,
     ) -> list[Document]:
-        return self._documents(query, budget, found)
+        return self._documents(query, budget, filter, found)
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, budget: int | None = None, found: Found | None = None
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        budget: int | None = None,
+        filter: Any = None,
+        found: Found | None = None,
     ) -> list[Document]:
-        return await asyncio.to_thread(self._documents, query, budget, found)
+        return await asyncio.to_thread(self._documents, query, budget, filter, found)
 
     def batch(
-        self, inputs: list[str], config: Configs = None, *, return_exceptions: bool = False, budget: int | None = None, **kwargs: Any
+        self,
+        inputs: list[str],
+        config: Configs = None,
+        *,
+        return_exceptions: bool = False,
+        budget: int | None = None,
+        filter: Any = None,
+        **kwargs: Any,
     ) -> list[Any]:
         """Documents for each question, or with ``return_exceptions`` its exception. One pass over the source serves all questions; each
         question still has its own run, with its configuration and callbacks."""
-        found = self._search_together(inputs, budget)
-        return super().batch(inputs, config, return_exceptions=return_exceptions, budget=budget, found=found, **kwargs)
+        found = self._search_together(inputs, budget, filter)
+        return super().batch(inputs, config, return_exceptions=return_exceptions, budget=budget, filter=filter, found=found, **kwargs)
 
     async def abatch(
-        self, inputs: list[str], config: Configs = None, *, return_exceptions: bool = False, budget: int | None = None, **kwargs: Any
+        self,
+        inputs: list[str],
+        config: Configs = None,
+        *,
+        return_exceptions: bool = False,
+        budget: int | None = None,
+        filter: Any = None,
+        **kwargs: Any,
     ) -> list[Any]:
         """:meth:`batch`, searching in a thread."""
-        found = await asyncio.to_thread(self._search_together, inputs, budget)
-        return await super().abatch(inputs, config, return_exceptions=return_exceptions, budget=budget, found=found, **kwargs)
+        found = await asyncio.to_thread(self._search_together, inputs, budget, filter)
+        return await super().abatch(
+            inputs, config, return_exceptions=return_exceptions, budget=budget, filter=filter, found=found, **kwargs
+        )
 
-    def _search_together(self, questions: Sequence[str], budget: int | None) -> Found:
+    def _search_together(self, questions: Sequence[str], budget: int | None, filter: Any) -> Found:
         """The picks of each question. A question that is missing here is searched in its own run, which then reports its error."""
         usable = [question for question in dict.fromkeys(questions) if question.strip()]
         if len(usable) < 2:
             return {}
-        budget = self.budget if budget is None else budget
+        budget, filter = self.budget if budget is None else budget, self.filter if filter is None else filter
         try:
-            return dict(zip(usable, self.retriever.search_batch(usable, self.source, budget, beam=self.beam, stop=self.stop), strict=True))
+            return dict(
+                zip(
+                    usable,
+                    self.retriever.search_batch(usable, self.source, budget, beam=self.beam, stop=self.stop, filter=filter),
+                    strict=True,
+                )
+            )
         except ValueError:
             return {}
 
-    def _documents(self, question: str, budget: int | None, found: Found | None) -> list[Document]:
+    def _documents(self, question: str, budget: int | None, filter: Any, found: Found | None) -> list[Document]:
         picks = (found or {}).get(question)
         if picks is None:
-            budget = self.budget if budget is None else budget
-            picks = self.retriever.search(question, self.source, budget, beam=self.beam, stop=self.stop)
+            budget, filter = self.budget if budget is None else budget, self.filter if filter is None else filter
+            picks = self.retriever.search(question, self.source, budget, beam=self.beam, stop=self.stop, filter=filter)
         return [Document(page_content=pick.text, id=identity(pick), metadata=metadata(pick)) for pick in picks]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.integrations import identity, load, metadata, missing
+from qrag_jax.retrieve.filters import Filter
 from qrag_jax.retrieve.retriever import Retriever, Source
 from qrag_jax.retrieve.types import Pick
 
@@ -21,9 +22,9 @@ except ImportError as error:
 class QRAGRetriever(BaseRetriever):
     """Chunks picked in several steps, in document order; the score of a node is its Q when it was picked.
 
-    ``source``, ``budget``, ``beam`` and ``stop`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a document in
-    order, a text (``str``), or a text file or folder (``Path``). The metadata of a node are the fields of
-    :class:`~qrag_jax.retrieve.types.Pick`; prompts and embeddings made from the node contain only its source.
+    ``source``, ``budget``, ``beam``, ``stop`` and ``filter`` are those of :meth:`qrag_jax.Retriever.search`: an ``Index``, the chunks of a
+    document in order, a text (``str``), or a text file or folder (``Path``). The metadata of a node are those of its document and the
+    fields of :class:`~qrag_jax.retrieve.types.Pick`; prompts and embeddings made from the node contain only its source.
 
     Raises ValueError on an empty question, or a budget below 1.
     """
@@ -36,6 +37,7 @@ class QRAGRetriever(BaseRetriever):
         budget: int = 4,
         beam: int = 1,
         stop: bool = False,
+        filter: Filter | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         super().__init__(callback_manager)
@@ -44,6 +46,7 @@ class QRAGRetriever(BaseRetriever):
         self.budget = budget
         self.beam = beam
         self.stop = stop
+        self.filter = filter
 
     @classmethod
     def from_pretrained(cls, retriever_dir: str | Path, index_dir: str | Path, **fields: Any) -> QRAGRetriever:
@@ -51,7 +54,7 @@ class QRAGRetriever(BaseRetriever):
         return cls(*load(retriever_dir, index_dir), **fields)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        picks = self.retriever.search(query_bundle.query_str, self.source, self.budget, beam=self.beam, stop=self.stop)
+        picks = self.retriever.search(query_bundle.query_str, self.source, self.budget, beam=self.beam, stop=self.stop, filter=self.filter)
         return [NodeWithScore(node=_node(pick), score=pick.q) for pick in picks]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qrag_jax.data.text.chunker import ChunkBy, chunk_spans
 from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.retrieve.metadata import Metadata
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """``text`` is characters ``start`` to ``end`` of ``source``, the name of a file. All three are None for a chunk given ready-made."""
+    """``text`` is characters ``start`` to ``end`` of ``source``, the name of a document, which has the ``metadata``. All three are None for
+    a chunk given ready-made without a name."""
 
     text: str
     start: int | None = None
     end: int | None = None
     source: str | None = None
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
 
 def chunk_text(text: str, tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy = "tokens") -> list[Chunk]:

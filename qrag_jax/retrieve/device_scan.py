@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qrag_jax.config import QHeadConfig
-from qrag_jax.retrieve.scan import runs, stretches
+from qrag_jax.retrieve.scan import Hidden, runs, stretches
 from qrag_jax.retrieve.types import Look, Rows
 from qrag_jax.rl.qhead import q_halves, rotate
 
@@ -34,7 +34,9 @@ class DeviceScorer:
         *,
         block: int = BLOCK,
         resident: bool | None = None,
+        hidden: Hidden | None = None,
     ) -> None:
+        self._hidden = hidden or Hidden()
         self._rows, self._config = rows, config
         self._mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
         self._block = block * self._mesh.size
@@ -61,8 +63,11 @@ class DeviceScorer:
         fill = lambda values, empty: np.pad(values, (0, size - len(values)), constant_values=empty)
         starts = np.stack([fill(found.start, length) for found in cut]).astype(np.int32)
         first, grows = (np.stack([fill(getattr(found, name), 0) for found in cut]).astype(np.float32) for name in ("first", "step"))
-        taken = np.full((len(picked), max(1, *(len(picks) for picks in picked))), length, np.int32)
-        for row, picks in enumerate(picked):
+        gone = [self._hidden.of(picks) for picks in picked]
+        longest = max(len(hidden) for hidden in gone)
+        longest = longest if longest == max(map(len, picked)) else 2 ** int(np.ceil(np.log2(longest)))  # few shapes here, too
+        taken = np.full((len(picked), max(1, longest)), length, np.int32)
+        for row, picks in enumerate(gone):
             taken[row, : len(picks)] = picks
         edges = jnp.asarray(stretches(length, bins) if bins else np.zeros(1), jnp.int32)
         best = (
@@ -71,20 +76,33 @@ class DeviceScorer:
             jnp.full((len(picked), len(edges)), -jnp.inf),
         )
         for number, block in enumerate(self._kept or self._blocks()):
-            best = self._step(block, number * self._block, length, jnp.asarray(states), starts, first, grows, taken, edges, best)
+            allowed = self._allowed(number * self._block)
+            best = self._step(block, allowed, number * self._block, length, jnp.asarray(states), starts, first, grows, taken, edges, best)
         q, chunks, curve = jax.device_get(best)
         curve = np.where(np.isneginf(curve), np.nan, curve)
-        return [Look(tuple(c.tolist()), tuple(v.tolist()), row if bins else None) for c, v, row in zip(chunks, q, curve, strict=True)]
+        found = []
+        for chunk, value, row in zip(chunks, q, curve, strict=True):
+            left = ~np.isneginf(value)
+            found.append(Look(tuple(chunk[left].tolist()), tuple(value[left].tolist()), row if bins else None))
+        return found
+
+    def _allowed(self, start: int) -> np.ndarray:
+        """Which rows of the block from ``start`` on may be picked."""
+        allowed = self._hidden.allowed
+        part = np.ones(self._block, bool) if allowed is None else allowed[start : start + self._block]
+        return np.pad(part, (0, self._block - len(part)))
 
 
 def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
-    """One block for B states: (block, its first row, N, states, runs, picks, edges of the curve, best so far) -> best so far."""
+    """One block for B states: (block, its rows that may be picked, its first row, N, states, runs, picks, edges of the curve,
+    best so far) -> best so far."""
     constant = config.positions == "none" or (config.positions == "relative" and config.position_resolution == "integer")
 
     @jax.jit
-    @partial(jax.shard_map, mesh=mesh, in_specs=(P(AXIS), *[P()] * 9), out_specs=P(), check_vma=False)
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(AXIS), P(AXIS), *[P()] * 9), out_specs=P(), check_vma=False)
     def step(
         block: Float[Array, "R D"],
+        allowed: Bool[Array, " R"],
         begin: Int[Array, ""],
         length: Int[Array, ""],
         states: Float[Array, "B D"],
@@ -109,7 +127,7 @@ def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
                 q = jnp.take_along_axis(every, run[:, None], axis=1)[:, 0]
             else:
                 q = q_halves(state, block, at[run] + grow[run] * (row - start[run]), config).sum(-1)
-            q = jnp.where((row < length) & (row[:, None] != picks).all(1), q, -jnp.inf)
+            q = jnp.where(allowed & (row < length) & (row[:, None] != picks).all(1), q, -jnp.inf)
             value, place = jax.lax.top_k(q, min(top, count))
             return value, row[place], jnp.full(edges.shape, -jnp.inf).at[stretch].max(q)
 

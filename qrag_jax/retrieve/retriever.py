@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embed import embed_texts
-from qrag_jax.retrieve.scan import HostScorer, runs
+from qrag_jax.retrieve.filters import Filter, allowed_chunks
+from qrag_jax.retrieve.records import notices
+from qrag_jax.retrieve.scan import Hidden, HostScorer, runs
 from qrag_jax.retrieve.search import Scorer, SearchPath, check_budget, search, stopped
-from qrag_jax.retrieve.sources import ChunkStream, check_encodable, notices
+from qrag_jax.retrieve.sources import ChunkStream, check_encodable
 from qrag_jax.retrieve.types import Candidate, Document, MemoryDocument, Pick, PoolRows, Step, Trajectory
 from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import say
@@ -81,7 +84,9 @@ class Retriever:
         params = jax.device_put(export.params)  # once, not at every call
         return cls(export.config, export.embedder(), params, export.tokenizer, export.threshold, export.step)
 
-    def search(self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False) -> list[Pick]:
+    def search(
+        self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False, filter: Filter | None = None
+    ) -> list[Pick]:
         """The ``budget`` chunks picked for a question, in document order.
 
         Args:
@@ -91,20 +96,21 @@ class Retriever:
             budget: how many chunks to pick.
             beam: how many paths to keep at each step ("Plan Q-RAG"); 1 is greedy.
             stop: pick fewer when the best Q falls below the calibrated threshold.
+            filter: pick only from documents whose name and metadata match (:data:`~qrag_jax.retrieve.filters.Filter`).
 
         Raises ValueError when the question or the source is empty, the budget is below 1, the index was built with another
         model, or ``stop`` is set but the retriever has no threshold.
         """
-        return self.search_batch([question], source, budget, beam=beam, stop=stop)[0]
+        return self.search_batch([question], source, budget, beam=beam, stop=stop, filter=filter)[0]
 
     def search_batch(
-        self, questions: Sequence[str], source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False
+        self, questions: Sequence[str], source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False, filter: Filter | None = None
     ) -> list[list[Pick]]:
         """:meth:`search` for many questions over one source, which is read once per step for all of them."""
         if isinstance(questions, str):
             raise ValueError(f"questions = {questions!r}: must be a list of questions; search takes one")
         document = self.document(source)
-        *_, paths = self._paths(questions, [document] * len(questions), budget, beam=beam, stop=stop)
+        *_, paths = self._paths(questions, [document] * len(questions), budget, beam=beam, stop=stop, filter=filter)
         found = []
         for path, *_rest in paths:
             kept = stopped(path.picked, path.q, self.threshold) if stop and self.threshold is not None else path.picked
@@ -112,7 +118,16 @@ class Retriever:
         return found
 
     def stream(
-        self, question: str, source: Source, budget: int = 4, *, beam: int = 1, stop: bool = False, runners_up: int = 4, bins: int = 0
+        self,
+        question: str,
+        source: Source,
+        budget: int = 4,
+        *,
+        beam: int = 1,
+        stop: bool = False,
+        runners_up: int = 4,
+        bins: int = 0,
+        filter: Filter | None = None,
     ) -> Iterator[Step]:
         """Yields each step of a search as soon as it is made; with ``beam`` above 1, all steps of the best path at the end.
 
@@ -120,27 +135,26 @@ class Retriever:
         that number of stretches. Raises ValueError as :meth:`search` does, before the first step.
         """
         document = self.document(source)
-        last = min(budget, len(document))
-        found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins)
+        found = self._paths([question], [document], budget, beam=beam, stop=stop, runners_up=runners_up, bins=bins, filter=filter)
 
         def steps() -> Iterator[Step]:
-            spent = 0.0
+            spent, shown, path = 0.0, 0, SearchPath()
             while True:
                 with SearchClock() as clock:
                     paths = next(found, None)
-                if paths is None:
-                    return
-                spent += clock.searching
-                ((path, *_rest),) = paths
-                t = len(path.picked) - 1
-                if beam > 1 and t + 1 < last:
-                    continue
-                for number in range(t + 1) if beam > 1 else (t,):
-                    step = self._step(document, path, number, spent / (t + 1 if beam > 1 else 1), beam + runners_up)
+                if paths is not None:
+                    spent += clock.searching
+                    ((path, *_rest),) = paths
+                ready = len(path.picked) if beam == 1 or paths is None else 0
+                for number in range(shown, ready):
+                    step = self._step(document, path, number, spent / (ready - shown), beam + runners_up)
                     yield step
                     if stop and step.stop:
                         return
-                spent = 0.0
+                if ready > shown:
+                    spent, shown = 0.0, ready
+                if paths is None:
+                    return
 
         return steps()
 
@@ -167,7 +181,7 @@ class Retriever:
         chunks = tuple(stream)
         for notice in notices(stream.read, stream.skipped):
             self._tell_once(notice)
-        return self._embedded([chunks])[0]
+        return replace(self._embedded([chunks])[0], sources=tuple(stream.read))
 
     def _embedded(self, documents: Sequence[Sequence[Chunk]], label: str | None = None) -> list[MemoryDocument]:
         """Documents in memory; each distinct text of all of them is embedded once."""
@@ -228,6 +242,7 @@ class Retriever:
         stop: bool = False,
         runners_up: int = 0,
         bins: int = 0,
+        filter: Filter | None = None,
     ) -> Iterator[list[list[SearchPath]]]:
         """The engine behind every search: checks the arguments, then calls :func:`qrag_jax.retrieve.search.search`."""
         self._check_questions(questions)
@@ -236,7 +251,9 @@ class Retriever:
             raise ValueError(f"beam = {beam}: must be >= 1, the paths kept at each step")
         if stop and self.threshold is None:
             raise ValueError("stop = True: this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
-        picks = min(budget, max(map(len, documents), default=budget))
+        allowed = None if not filter else allowed_chunks(filter, documents[0].sources)
+        most = max(map(len, documents), default=budget) if allowed is None else int(allowed.sum())
+        picks = min(budget, most)
         states = picks if beam == 1 else picks + 1  # a beam also looks at the states after its last picks
         layout = StateLayout.make(self.config.data, states, self.tokenizer)
         if layout.tokens > self.embedder.config.max_tokens:
@@ -250,7 +267,7 @@ class Retriever:
             texts = [[documents[number].chunk(i).text for i in order(picks)] for number, picks in paths]
             return self.embed_states([questions[number] for number, _ in paths], texts, states)
 
-        scorers = {id(document): self.scorer(document) for document in documents}
+        scorers = {id(document): self.scorer(document, allowed) for document in documents}
         return search(encode, [scorers[id(document)] for document in documents], picks, beam=beam, runners_up=runners_up, bins=bins)
 
     def _check_questions(self, questions: Sequence[str]) -> None:
@@ -279,17 +296,31 @@ class Retriever:
             raise ValueError("this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
         return any(pick.q >= self.threshold for pick in picks)
 
-    def scorer(self, document: Document) -> Scorer:
+    def scorer(self, document: Document, allowed: Bool[np.ndarray, " N"] | None = None) -> Scorer:
         """The scorer of a document: on a CPU it reads the rows in place; elsewhere rows are split over the local devices."""
-        on_host = jax.default_backend() == "cpu"
-        return HostScorer(document.rows, self.config.qhead) if on_host else DeviceScorer(document.rows, self.config.qhead)
+        hidden = Hidden(allowed, document.equals)
+        if jax.default_backend() == "cpu":
+            return HostScorer(document.rows, self.config.qhead, hidden)
+        return DeviceScorer(document.rows, self.config.qhead, hidden=hidden)
 
     def _position(self, document: Document, path: SearchPath, t: int) -> float:
         return runs(path.picked[:t], len(document), self.config.qhead).position(path.picked[t])
 
     def _pick(self, document: Document, path: SearchPath, t: int) -> Pick:
         chunk = document.chunk(path.picked[t])
-        return Pick(path.picked[t], chunk.text, path.q[t], self._position(document, path, t), chunk.start, chunk.end, chunk.source, t)
+        also = tuple(map(document.chunk, document.equals(path.picked[t])))
+        return Pick(
+            path.picked[t],
+            chunk.text,
+            path.q[t],
+            self._position(document, path, t),
+            chunk.start,
+            chunk.end,
+            chunk.source,
+            t,
+            chunk.metadata,
+            also,
+        )
 
     def _step(self, document: Document, path: SearchPath, t: int, seconds: float, kept: int) -> Step:
         seen = path.looks[t]

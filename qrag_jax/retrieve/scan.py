@@ -6,12 +6,13 @@ interval with continuous ones. A run of constant position is one matrix product 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Complex64, Float, Int
+from jaxtyping import Bool, Complex64, Float, Int
 
 from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.types import Look, Rows
@@ -121,24 +122,42 @@ def _graded(
         np.einsum("rd,rd->r", rows, (begin * tables[step][: len(rows)]).view(np.float32), out=out[a : a + TURNED])
 
 
+class Hidden:
+    """What a search may not pick: chunks outside ``allowed`` (None: all are allowed), picked chunks, and their ``equals``."""
+
+    def __init__(self, allowed: Bool[np.ndarray, " N"] | None = None, equals: Callable[[int], Sequence[int]] | None = None) -> None:
+        self.allowed = allowed
+        self._equals = lru_cache(maxsize=4096)(equals) if equals else lambda chunk: ()
+
+    def of(self, picks: Sequence[int]) -> list[int]:
+        """The picks and the chunks that are equal to one of them, each once."""
+        return list(dict.fromkeys([*picks, *(same for pick in picks for same in self._equals(pick))]))
+
+
 class HostScorer:
     """Scores a document on the CPU and reads its rows in place."""
 
-    def __init__(self, rows: Rows, config: QHeadConfig) -> None:
-        self._rows, self._config = rows, config
+    def __init__(self, rows: Rows, config: QHeadConfig, hidden: Hidden | None = None) -> None:
+        self._rows, self._config, self._hidden = rows, config, hidden or Hidden()
 
     def __call__(self, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], top: int, bins: int = 0) -> list[Look]:
         """The ``top`` best chunks for each of B states with the given picks; fewer if fewer are left."""
         q = scan(self._rows, states, picked, self._config)
-        return [look(row, picks, top, bins) for row, picks in zip(q, picked, strict=True)]
+        allowed, found = self._hidden.allowed, []
+        for row, picks in zip(q, picked, strict=True):
+            if allowed is not None:
+                row[~allowed] = -np.inf
+            found.append(look(row, self._hidden.of(picks), top, bins))
+        return found
 
 
-def look(q: Float[np.ndarray, " N"], picked: Sequence[int], top: int, bins: int) -> Look:
-    """The best chunks that are not picked; of equal ones, the first. Overwrites Q of the picked ones. Raises ValueError on NaN."""
+def look(q: Float[np.ndarray, " N"], hidden: Sequence[int], top: int, bins: int) -> Look:
+    """The best chunks that are neither hidden nor of Q minus infinity; of equal ones, the first. Overwrites Q of the hidden ones.
+    Raises ValueError on NaN."""
     if np.isnan(q.min(initial=np.inf)):  # NaN is never among the best, so it would hide
         raise ValueError("Q is not finite: the model or the index gives NaN; its weights or vectors are unusable")
-    q[list(picked)] = -np.inf
-    top = min(top, len(q) - len(picked))
+    q[list(hidden)] = -np.inf
+    top = min(top, len(q) - len(hidden))
     if top == 0:
         best = np.zeros(0, int)
     elif top == 1:
@@ -146,6 +165,7 @@ def look(q: Float[np.ndarray, " N"], picked: Sequence[int], top: int, bins: int)
     else:
         best = np.argpartition(-q, top - 1)[:top]
         best = best[np.lexsort((best, -q[best]))]
+    best = best[~np.isneginf(q[best])]
     curve = None
     if bins:
         curve = np.maximum.reduceat(q, stretches(len(q), bins))

@@ -5,23 +5,22 @@ One rule holds everywhere: a ``str`` is a text, a ``pathlib.Path`` is a file or 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.retrieve.chunks import Chunk, chunk_text
+from qrag_jax.retrieve.metadata import SIDECAR, Metadata, file_metadata, plain
+from qrag_jax.retrieve.records import SUFFIXES, SourceRecord
 from qrag_jax.rundir.log import say
 
-SUFFIXES = (".txt", ".md")
 LONGEST_PATH = 4096
-BLOCK = 2048  # ready-made chunks that are counted at once
+BLOCK = 2048  # ready-made chunks of a document that are counted at once
 BYTE_ORDER_MARK = "\ufeff"
 DOCUMENTS = (("page_content", "metadata"), ("text", "metadata"), ("content", "meta"))
 """The text and the metadata of a document of LangChain, LlamaIndex and Haystack."""
@@ -30,84 +29,62 @@ ORIGINS = ("source", "file_path", "file_name")
 
 
 @dataclass(frozen=True)
-class SourceRecord:
-    """A source that was read.
+class Text:
+    """A text with its name and its metadata, as one document of a source: it is cut into chunks. Raises ValueError on anything else."""
 
-    ``name``: the file, relative to the folder (None for a text or ready-made chunks). Then numbers: of its characters, its chunks and
-    their ``tokens`` (without special ones); of the chunks that are ``cut`` because they are longer than what is embedded, and of their
-    tokens that lie ``outside``; of the chunks that are mostly ``unknown``: half of their tokens or more are not in the vocabulary. The last
-    four are None in an index that was written before they were counted.
-    """
+    text: str
+    name: str | None = None
+    metadata: Metadata = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not (self.name is None or (isinstance(self.name, str) and self.name.strip())):
+            raise ValueError(f"Text(name = {self.name!r}): its text and its name must be texts, and the name not empty (or None)")
+        if not isinstance(self.metadata, Mapping):
+            raise ValueError(f"Text(name = {self.name!r}): metadata must be a dict, such as {{'year': 2024}}")
+
+
+class SourceFile(NamedTuple):
+    """A text file, its name in the index, and the JSON file with its metadata, if there is one."""
+
+    name: str
+    path: Path
+    sidecar: Path | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A document, read but not yet cut. ``goes_on``: it is the next block of the one before it; ``digest`` covers all blocks so far."""
 
     name: str | None
-    characters: int
-    chunks: int
-    tokens: int | None = None
-    outside: int | None = None
-    cut: int | None = None
-    unknown: int | None = None
-
-    @classmethod
-    def count(cls, name: str | None, characters: int, texts: Sequence[str], tokenizer: TextTokenizer, max_tokens: int) -> SourceRecord:
-        """Of chunks that are embedded with at most ``max_tokens`` tokens, special ones included."""
-        sizes = np.array([len(ids) for ids in tokenizer.lookup(texts)], int)
-        outside = np.maximum(sizes - tokenizer.room(max_tokens), 0)
-        unknown = 2 * np.array(tokenizer.unknown(texts), int) >= sizes
-        return cls(name, characters, len(texts), int(sizes.sum()), int(outside.sum()), int((outside > 0).sum()), int(unknown.sum()))
-
-    @classmethod
-    def total(cls, records: Iterable[SourceRecord]) -> SourceRecord:
-        """The sums over all records; None where one of them has None."""
-        records = tuple(records)
-        every = lambda counts: None if None in counts else sum(counts)
-        return cls(
-            None,
-            sum(record.characters for record in records),
-            sum(record.chunks for record in records),
-            *(every([getattr(record, name) for record in records]) for name in ("tokens", "outside", "cut", "unknown")),
-        )
-
-
-def notices(records: Iterable[SourceRecord], skipped: Mapping[str, int]) -> list[str]:
-    """One line for each thing that a search does not see: tokens that are not embedded, chunks it cannot read, files that were skipped."""
-    found = []
-    total = SourceRecord.total(records)
-    if total.cut:
-        found.append(
-            f"cut: {total.cut:,} of {total.chunks:,} chunks are longer than what is embedded; {total.outside:,} of {total.tokens:,} tokens "
-            "lie outside; build with --chunk-by parts to embed all of a text, or give shorter chunks"
-        )
-    if total.unknown:
-        found.append(
-            f"unknown: {total.unknown:,} of {total.chunks:,} chunks are mostly tokens that the retriever's vocabulary does not have "
-            "([UNK]); it cannot tell them apart: use a retriever for this language"
-        )
-    if skipped:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
-        found.append(f"skipped: {kinds}; only {' and '.join(SUFFIXES)} files are read; hidden ones and links out of the folder are not")
-    return found
+    digest: str
+    metadata: Metadata
+    cut: Callable[[], tuple[SourceRecord, list[Chunk]]]
+    goes_on: bool = False
 
 
 class ChunkStream:
-    """The chunks of a source in order, one file in memory at a time; ``read`` grows as its files are finished.
+    """The chunks of a source in order, one file in memory at a time; ``read`` grows as its documents are cut.
 
     A ``str`` is a text, which is cut into chunks. A ``Path`` is a file or a folder. In a folder, the .txt and .md files at any depth are
     read, sorted by relative name; names that begin with a dot are left out. ``skipped`` has the number of other files by suffix. Files are
-    UTF-8 with universal newlines: a chunk's characters count in ``Path.read_text(encoding="utf-8")``; a byte-order mark is in no chunk. A
-    file of white space has no chunks. Any other source gives ready-made chunks: texts (a list, a generator, a NumPy array), or documents of
-    LangChain, LlamaIndex or Haystack. If a text is the name of an existing file, a message says that it is used as a text.
+    UTF-8 with universal newlines: a chunk's characters count in ``Path.read_text(encoding="utf-8")``; a byte-order mark and front matter
+    are in no chunk. A file of white space has no chunks. The metadata of a file are those of
+    :func:`~qrag_jax.retrieve.metadata.file_metadata`. Any other source gives documents in order (a list, a generator, a NumPy array): a
+    :class:`Text` is cut; a ``str``, or a document of LangChain, LlamaIndex or Haystack, is one ready-made chunk, and consecutive ones with
+    the same source and metadata are one document. If a text is the name of an existing file, a message says that it is used as a text.
 
     Raises ValueError on a source that is missing, empty, or not UTF-8 (naming file and byte), and on empty chunks.
     """
 
-    def __init__(self, source: str | Path | Iterable[Any], tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy) -> None:
-        self.source, self.tokenizer, self.max_tokens, self.by = source, tokenizer, max_tokens, by
+    def __init__(self, source: str | Path | Text | Iterable[Any], tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy) -> None:
+        self.source = [source] if isinstance(source, Text) else source
+        self.tokenizer, self.max_tokens, self.by = tokenizer, max_tokens, by
         self.files, self.skipped = _files(source) if isinstance(source, Path) else ([], {})
         self.read: list[SourceRecord] = []
-        self._bytes, self._total = 0, sum(path.stat().st_size for _, path in self.files)
+        self._bytes, self._total = 0, sum(file.path.stat().st_size for file in self.files)
         if isinstance(source, str) and _names_a_file(source):
             say(f"source = {source!r}: taken as a text, because it is a str; to read that file or folder, give pathlib.Path({source!r})")
-        if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, str | Path | Iterable):
+        if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, str | Path | Text | Iterable):
             raise ValueError(
                 f"source is of type {type(source).__name__}: must be a text (str), a file or folder (Path), chunks, or an index"
             )
@@ -122,59 +99,110 @@ class ChunkStream:
         return len(self.source) if isinstance(self.source, Sized) else None
 
     def __iter__(self) -> Iterator[Chunk]:
+        for reading in self.readings():
+            yield from reading.cut()[1]
+
+    def readings(self) -> Iterator[Reading]:
+        """The documents in order. Raises ValueError at the end if all were cut and none has a chunk."""
+        count = 0
+        for reading in self._readings():
+            count += not reading.goes_on
+            yield reading
+        if len(self.read) == count and not any(record.chunks for record in self.read):
+            if isinstance(self.source, Path):
+                raise ValueError(f"{self.source}: no text; it is empty or only white space")
+            if isinstance(self.source, str):
+                raise ValueError("the text has nothing to search; it is empty or only white space")
+            raise ValueError("source holds no chunks: nothing to index")
+
+    def _readings(self) -> Iterator[Reading]:
         if isinstance(self.source, Path):
-            yield from self._from_files()
+            yield from map(self.reading, self.files)
         elif isinstance(self.source, str):
             check_encodable(self.source, "source")
-            chunks = self._cut(None, self.source)
-            if not chunks:
-                raise ValueError("the text has nothing to search; it is empty or only white space")
-            yield from chunks
+            yield self._text(None, self.source, {}, 0)
         else:
             yield from self._given(self.source)
 
-    def _from_files(self) -> Iterator[Chunk]:
-        for name, path in self.files:
-            chunks = self._cut(name, _read(path))
-            self._bytes += path.stat().st_size
-            yield from (replace(chunk, source=name) for chunk in chunks)
-        if not any(file.chunks for file in self.read):
-            raise ValueError(f"{self.source}: no text; it is empty or only white space")
+    def reading(self, file: SourceFile) -> Reading:
+        """One of the files of a folder."""
+        text = _read(file.path)
+        found, front = file_metadata(file.path, text, file.sidecar)
+        return self._text(file.name, text, found, front, file.path.stat().st_size)
 
-    def _cut(self, name: str | None, text: str) -> list[Chunk]:
-        # A space in place of a byte-order mark keeps the places of all characters.
-        body = " " + text[1:] if text.startswith(BYTE_ORDER_MARK) else text
-        chunks = chunk_text(body, self.tokenizer, self.max_tokens, self.by)
-        self.read.append(SourceRecord.count(name, len(text), [chunk.text for chunk in chunks], self.tokenizer, self.max_tokens))
-        return chunks
+    def _text(self, name: str | None, text: str, found: Metadata, front: int, size: int = 0) -> Reading:
+        """A text that is to be cut; its first ``front`` characters, and a byte-order mark, are in no chunk."""
+        digest = hashlib.sha256(text.encode()).hexdigest()
 
-    def _given(self, items: Iterable[Any]) -> Iterator[Chunk]:
-        numbered = enumerate(items)
-        records: list[SourceRecord] = []
-        while block := [_given_chunk(number, item) for number, item in islice(numbered, BLOCK)]:
-            texts = [chunk.text for chunk in block]
-            records.append(SourceRecord.count(None, sum(map(len, texts)), texts, self.tokenizer, self.max_tokens))
-            yield from block
-        if not records:
-            raise ValueError("source holds no chunks: nothing to index")
-        self.read.append(SourceRecord.total(records))
+        def cut() -> tuple[SourceRecord, list[Chunk]]:
+            # Spaces in place of a byte-order mark and front matter keep the places of all characters.
+            hidden = max(front, int(text.startswith(BYTE_ORDER_MARK)))
+            chunks = chunk_text(" " * hidden + text[hidden:], self.tokenizer, self.max_tokens, self.by)
+            self._bytes += size
+            chunks = [replace(chunk, source=name, metadata=found) for chunk in chunks]
+            return self._counted(name, len(text), chunks, digest, found, False), chunks
+
+        return Reading(name, digest, found, cut)
+
+    def _given(self, items: Iterable[Any]) -> Iterator[Reading]:
+        """Documents from Python; a long one comes in several blocks."""
+        chunks: list[Chunk] = []
+        hasher, goes_on = hashlib.sha256(), False
+        for number, item in enumerate(items):
+            one = None if isinstance(item, Text) else _given_chunk(number, item)
+            last = chunks[-1] if chunks else None
+            same = last is not None and one is not None and (last.source, last.metadata) == (one.source, one.metadata)
+            if chunks and (not same or len(chunks) == BLOCK):
+                yield self._ready(tuple(chunks), hasher.hexdigest(), goes_on)
+                chunks, goes_on = [], same
+            if not same:
+                hasher = hashlib.sha256(b"chunks")
+            if one is not None:
+                hasher.update(f" {len(one.text)} {one.text}".encode())
+                chunks.append(one)
+            elif isinstance(item, Text):
+                check_encodable(item.text, f"Text {number}")
+                name = None if item.name is None else printable_name(item.name)
+                yield self._text(name, item.text, plain(item.metadata, f"Text {number}"), 0)
+        if chunks:
+            yield self._ready(tuple(chunks), hasher.hexdigest(), goes_on)
+
+    def _ready(self, chunks: tuple[Chunk, ...], digest: str, goes_on: bool) -> Reading:
+        name, found = chunks[0].source, chunks[0].metadata
+        characters = sum(len(chunk.text) for chunk in chunks)
+        return Reading(
+            name, digest, found, lambda: (self._counted(name, characters, chunks, digest, found, goes_on), list(chunks)), goes_on
+        )
+
+    def _counted(
+        self, name: str | None, characters: int, chunks: Sequence[Chunk], digest: str, found: Metadata, goes_on: bool
+    ) -> SourceRecord:
+        record = SourceRecord.count(name, characters, [chunk.text for chunk in chunks], self.tokenizer, self.max_tokens)
+        record = replace(record, digest=digest, metadata=found)
+        if goes_on:
+            self.read[-1] = self.read[-1].followed_by(record)
+        else:
+            self.read.append(record)
+        return record
 
 
 def _given_chunk(number: int, item: Any) -> Chunk:
     origin: str | None = None
-    text = item
+    text, found = item, {}
     for text_name, metadata_name in DOCUMENTS:
         metadata = getattr(item, metadata_name, None)
         if isinstance(metadata, Mapping) and hasattr(item, text_name):
             text = getattr(item, text_name)
-            origin = next((str(metadata[name]) for name in ORIGINS if metadata.get(name)), None)
+            key = next((name for name in ORIGINS if metadata.get(name)), None)
+            origin = None if key is None else str(metadata[key])
+            found = plain({name: value for name, value in metadata.items() if name != key}, f"chunk {number}")
             break
     if isinstance(text, Path):
         raise ValueError(f"chunk {number} = {str(text)!r} is a Path: give one file or one folder as the source, or the texts of the files")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"chunk {number} = {text!r}: must be a text that is not empty, or a document with such a text")
     check_encodable(text, f"chunk {number}")
-    return Chunk(str(text), source=None if origin is None else printable_name(origin))
+    return Chunk(str(text), source=None if origin is None else printable_name(origin), metadata=found)
 
 
 def printable_name(name: str) -> str:
@@ -197,30 +225,35 @@ def _names_a_file(text: str) -> bool:
         return False
 
 
-def _files(source: Path) -> tuple[list[tuple[str, Path]], dict[str, int]]:
-    """The files to read with their names, and the number of the others by suffix."""
+def _files(source: Path) -> tuple[list[SourceFile], dict[str, int]]:
+    """The files to read, and the number of the others by suffix."""
     if source.is_file():
-        return [(printable_name(source.name), source)], {}
+        sidecar = source.with_name(source.name + SIDECAR)
+        return [SourceFile(printable_name(source.name), source, sidecar if sidecar.is_file() else None)], {}
     if not source.is_dir():
         raise ValueError(f"{source}: no such file or folder; expected a text file or a folder of {' and '.join(SUFFIXES)} files")
-    files: list[tuple[str, Path]] = []
     skipped: Counter[str] = Counter()
+    seen: list[Path] = []
     root = source.resolve()
     for path in source.rglob("*"):
-        name = path.relative_to(source)
         if not path.is_file():
             continue
-        if any(part.startswith(".") for part in name.parts):
+        if any(part.startswith(".") for part in path.relative_to(source).parts):
             skipped["hidden"] += 1
         elif not path.resolve().is_relative_to(root):
             skipped["link out of the folder"] += 1
-        elif path.suffix.lower() in SUFFIXES:
-            files.append((printable_name(name.as_posix()), path))
         else:
-            skipped[printable_name(path.suffix.lower()) or "no suffix"] += 1
+            seen.append(path)
+    texts = {path for path in seen if path.suffix.lower() in SUFFIXES}
+    sidecars = {path for path in seen if path.suffix == SIDECAR and path.with_suffix("") in texts}
+    skipped.update(printable_name(path.suffix.lower()) or "no suffix" for path in seen if path not in texts | sidecars)
+    files = []
+    for path in texts:
+        sidecar = path.with_name(path.name + SIDECAR)
+        files.append(SourceFile(printable_name(path.relative_to(source).as_posix()), path, sidecar if sidecar in sidecars else None))
     if not files:
         raise ValueError(f"{source}: holds no {' or '.join(SUFFIXES)} file")
-    return sorted(files), dict(skipped)
+    return sorted(files, key=lambda file: (file.name, file.path)), dict(skipped)
 
 
 def _read(path: Path) -> str:

@@ -4,8 +4,10 @@
     scales-00000.bin    [n] float32, with int8 only: a row is its integers times its scale
     texts-00000.jsonl   {"text", "start", "end", "source"}, one line per chunk
     offsets-00000.bin   [n + 1] int64: chunk i is the bytes from offset i to offset i + 1 of the texts
+    keys-00000.bin      [n, 2] uint64: a hash of the text of each chunk; equal texts have equal keys (not in shards before version 3)
 
-Numbers are little-endian. Everything is memory-mapped read-only, so only the requested parts are read.
+Numbers are little-endian. Everything is memory-mapped read-only, so only the requested parts are read. A file that is mapped can still be
+read after it was removed from the folder (on systems where it can be removed at all).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Float, Int, Num, UInt8, UInt64
 
 from qrag_jax.config.parse import decode
 from qrag_jax.config.trees import parse_json
@@ -79,11 +82,17 @@ def unpack(raw: Num[np.ndarray, "R D"], scales: Float[np.ndarray, " R"] | None, 
 
 def record(chunk: Chunk) -> bytes:
     """The line of a chunk in the file of texts."""
-    return json.dumps(dataclasses.asdict(chunk), ensure_ascii=False).encode() + b"\n"
+    line = {"text": chunk.text, "start": chunk.start, "end": chunk.end, "source": chunk.source}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that are equal for equal texts, and differ for others."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class Shard:
-    """Consecutive chunks of an index: ``files`` by kind (vectors, scales, texts, offsets), mapped when first read."""
+    """Consecutive chunks of an index: ``files`` by kind (vectors, scales, texts, offsets, keys), mapped by :meth:`map` or when read."""
 
     def __init__(self, folder: Path, chunks: int, width: int, dtype: Dtype, files: dict[str, StoredFile]) -> None:
         self.folder, self.chunks, self.width, self.dtype, self.files = folder, chunks, width, dtype, files
@@ -94,43 +103,59 @@ class Shard:
         folder: Path,
         number: int,
         lines: Sequence[bytes],
+        keys: Sequence[bytes],
         raw: Num[np.ndarray, "R D"],
         scales: Float[np.ndarray, " R"] | None,
         dtype: Dtype,
     ) -> Shard:
-        """Writes a shard. :func:`record` makes ``lines``; :func:`pack` makes ``raw`` and ``scales``."""
+        """Writes a shard. :func:`record` makes ``lines``, :func:`text_key` ``keys``; :func:`pack` makes ``raw`` and ``scales``."""
         content: dict[str, bytes | np.ndarray] = {"vectors": raw}
         if scales is not None:
             content["scales"] = scales
-        content |= {"texts": b"".join(lines), "offsets": np.cumsum([0, *map(len, lines)], dtype="<i8")}
+        content |= {"texts": b"".join(lines), "offsets": np.cumsum([0, *map(len, lines)], dtype="<i8"), "keys": b"".join(keys)}
         files = {kind: store(folder / _name(kind, number), data) for kind, data in content.items()}
         return cls(folder, len(lines), raw.shape[1], dtype, files)
 
     @classmethod
-    def from_tree(cls, folder: Path, tree: Any, number: int, width: int, dtype: Dtype) -> Shard:
-        """The inverse of :meth:`tree`. Raises ValueError on wrong fields, on names and sizes that contradict each other, and, naming the
-        file and both sizes, when a file is missing or has another size than when it was written."""
+    def from_tree(cls, folder: Path, tree: Any, place: int, width: int, dtype: Dtype) -> Shard:
+        """The inverse of :meth:`tree`, of shard ``place``. Raises ValueError on wrong fields, on names and sizes that contradict
+        each other, and, naming the file and both sizes, when a file is missing or has another size than when it was written."""
         kinds = {"vectors", "texts", "offsets"} | ({"scales"} if dtype == "int8" else set())
-        if not isinstance(tree, dict) or set(tree) != {"chunks", *kinds} or type(tree["chunks"]) is not int or tree["chunks"] < 1:
-            raise ValueError(f"shards[{number}]: must be an object with a whole number of chunks and the files {', '.join(sorted(kinds))}")
+        allowed = isinstance(tree, dict) and set(tree) - {"keys"} == {"chunks", *kinds}
+        if not allowed or type(tree["chunks"]) is not int or tree["chunks"] < 1:
+            raise ValueError(f"shards[{place}]: must be an object with a whole number of chunks and the files {', '.join(sorted(kinds))}")
         try:
-            files = {kind: decode(StoredFile, tree[kind], f"shards[{number}].{kind}") for kind in tree if kind != "chunks"}
+            files = {kind: decode(StoredFile, tree[kind], f"shards[{place}].{kind}") for kind in tree if kind != "chunks"}
         except TypeError as error:
-            raise ValueError(f"shards[{number}]: {error}") from error
-        n = tree["chunks"]
-        sizes = {"vectors": n * width * RAW[dtype].itemsize, "scales": 4 * n, "offsets": 8 * (n + 1)}
+            raise ValueError(f"shards[{place}]: {error}") from error
+        n, number = tree["chunks"], shard_number(files["vectors"].name)
+        sizes = {"vectors": n * width * RAW[dtype].itemsize, "scales": 4 * n, "offsets": 8 * (n + 1), "keys": 16 * n}
         for kind, file in files.items():
-            if file.name != _name(kind, number) or sizes.get(kind, file.bytes) != file.bytes:
-                raise ValueError(f"shards[{number}].{kind}: {file.name} of {file.bytes} bytes does not hold {n} chunks of width {width}")
+            if number is None or file.name != _name(kind, number) or sizes.get(kind, file.bytes) != file.bytes:
+                raise ValueError(f"shards[{place}].{kind}: {file.name} of {file.bytes} bytes does not hold {n} chunks of width {width}")
             path = folder / file.name
             if not path.is_file():
-                raise ValueError(f"{path}: no such file; the index is incomplete: build it again")
+                raise ValueError(f"{path}: no such file; the index is incomplete: build it again in another folder")
             if (size := path.stat().st_size) != file.bytes:
-                raise ValueError(f"{path}: has {size} bytes, was written with {file.bytes}; the index is damaged: build it again")
+                raise ValueError(
+                    f"{path}: has {size} bytes, was written with {file.bytes}; the index is damaged: build it again in another folder"
+                )
         return cls(folder, n, width, dtype, files)
 
     def tree(self) -> dict[str, Any]:
         return {"chunks": self.chunks} | {kind: dataclasses.asdict(file) for kind, file in self.files.items()}
+
+    @property
+    def number(self) -> int:
+        """The number in the names of its files."""
+        number = shard_number(self.files["vectors"].name)
+        assert number is not None
+        return number
+
+    def map(self) -> None:
+        """Maps all files, so that the shard can be read until the end of this process, even if another process removes the files."""
+        for kind in ("vectors", "scales", "texts", "offsets") + (("keys",) if "keys" in self.files else ()):
+            getattr(self, kind)
 
     def verify(self) -> None:
         """Raises ValueError, naming the file, when a checksum differs."""
@@ -140,7 +165,8 @@ class Shard:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != file.sha256:
                 raise ValueError(
-                    f"{path}: SHA-256 {found[:12]}..., was written with {file.sha256[:12]}...; it is damaged: build the index again"
+                    f"{path}: SHA-256 {found[:12]}..., was written with {file.sha256[:12]}...; it is damaged: "
+                    "build the index again in another folder"
                 )
         if not (self.offsets[0] == 0 and self.offsets[-1] == len(self.texts) and (np.diff(self.offsets) > 0).all()):
             raise self._damaged("offsets", "do not ascend from 0 to the end of the texts")
@@ -161,6 +187,20 @@ class Shard:
     def offsets(self) -> Int[np.ndarray, " edges"]:
         return self._map("offsets", "<i8")
 
+    @cached_property
+    def keys(self) -> UInt64[np.ndarray, "R 2"]:
+        if "keys" in self.files:
+            return self._map("keys", "<u8").reshape(self.chunks, 2)
+        made = b"".join(text_key(self.chunk(i).text) for i in range(self.chunks))
+        return np.frombuffer(made, "<u8").reshape(self.chunks, 2)
+
+    def line(self, i: int) -> bytes:
+        """The line of chunk ``i``, as :func:`record` made it."""
+        start, end = map(int, self.offsets[i : i + 2])
+        if not 0 <= start < end <= len(self.texts):
+            raise self._damaged("offsets", f"chunk {i} is said to be bytes {start} to {end} of {len(self.texts)}")
+        return self.texts[start:end].tobytes()
+
     def _map(self, kind: str, dtype: Any) -> np.ndarray:
         return np.asarray(np.memmap(self.folder / self.files[kind].name, dtype, mode="r"))
 
@@ -170,16 +210,14 @@ class Shard:
 
     def chunk(self, i: int) -> Chunk:
         """Raises ValueError, naming the file, when the offsets or the line are not those of a chunk."""
-        start, end = map(int, self.offsets[i : i + 2])
-        if not 0 <= start < end <= len(self.texts):
-            raise self._damaged("offsets", f"chunk {i} is said to be bytes {start} to {end} of {len(self.texts)}")
+        line = self.line(i)
         try:
-            return decode(Chunk, parse_json(self.texts[start:end].tobytes()))
+            return decode(Chunk, parse_json(line))
         except (ValueError, TypeError) as error:
             raise self._damaged("texts", f"chunk {i}: {error}") from error
 
     def _damaged(self, kind: str, reason: str) -> ValueError:
-        return ValueError(f"{self.folder / self.files[kind].name}: {reason}; it is damaged: build the index again")
+        return ValueError(f"{self.folder / self.files[kind].name}: {reason}; it is damaged: build the index again in another folder")
 
 
 class StoredRows:
@@ -252,6 +290,16 @@ def merge(
 def check_dtype(value: str) -> None:
     if value not in RAW:
         raise ValueError(f"dtype = {value!r}: must be one of {', '.join(get_args(Dtype))}")
+
+
+KINDS = ("vectors", "scales", "texts", "offsets", "keys")
+_FILE = re.compile(rf"({'|'.join(KINDS)})-(\d{{5,9}})\.(bin|jsonl)")
+
+
+def shard_number(name: str) -> int | None:
+    """The number of the shard that a file belongs to; None: it is no file of a shard."""
+    found = _FILE.fullmatch(name)
+    return int(found[2]) if found and name == _name(found[1], int(found[2])) else None
 
 
 def _name(kind: str, number: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +13,8 @@ from jaxtyping import Float, Int
 
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder
+from qrag_jax.retrieve.metadata import Metadata
+from qrag_jax.retrieve.records import SourceRecord
 
 GATHERED = 2048  # rows gathered from a pool at once: they fit a core's cache
 
@@ -42,8 +46,15 @@ class Document(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def sources(self) -> Sequence[SourceRecord]:
+        """The documents, in the order of their chunks; empty if they are not known."""
+
     def chunk(self, i: int) -> Chunk:
-        """Text, characters and source of chunk ``i``."""
+        """Text, characters, source and metadata of chunk ``i``."""
+
+    def equals(self, i: int) -> Sequence[int]:
+        """The chunks of other documents that have the text of chunk ``i``."""
 
     def check(self, retriever: ChunkEmbedder) -> None:
         """Raises ValueError when the rows come from another model."""
@@ -64,7 +75,8 @@ class Candidate:
 @dataclass(frozen=True)
 class Pick:
     """One retrieved chunk: its index in the document and its text; its Q and its position (eq. 6) when it was picked; its characters in
-    the source, if that was a text; and the step at which it was picked, counted from 0."""
+    the source, if that was a text; the step at which it was picked, counted from 0; the metadata of its document; and in ``also`` the
+    same text in other documents, which is not picked again."""
 
     chunk: int
     text: str
@@ -74,6 +86,8 @@ class Pick:
     end: int | None = None
     source: str | None = None
     step: int = 0
+    metadata: Metadata = field(default_factory=dict, hash=False)
+    also: tuple[Chunk, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,7 @@ class MemoryDocument:
     chunks: Sequence[Chunk]
     rows: PoolRows
     owner: ChunkEmbedder
+    sources: tuple[SourceRecord, ...] = ()
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -148,6 +163,18 @@ class MemoryDocument:
     def chunk(self, i: int) -> Chunk:
         return self.chunks[i]
 
+    def equals(self, i: int) -> tuple[int, ...]:
+        same = np.flatnonzero(self.rows.index == self.rows.index[i]).tolist() if len(self.sources) > 1 else []
+        return tuple(others(self.sources, tuple(accumulate((one.chunks for one in self.sources), initial=0)), i, same))
+
     def check(self, retriever: ChunkEmbedder) -> None:
         if retriever is not self.owner:
             raise ValueError("this document was embedded by another retriever; make it with the retriever that searches it")
+
+
+def others(sources: Sequence[SourceRecord], starts: Sequence[int], i: int, chunks: Sequence[int]) -> list[int]:
+    """Those of ``chunks`` that are in another document than chunk ``i``. ``starts``: the first chunk of each record."""
+    at = lambda chunk: bisect_right(starts, chunk) - 1
+    own = at(i)
+    name = sources[own].name if sources else None
+    return [j for j in chunks if at(j) != own and (name is None or sources[at(j)].name != name)]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qrag_jax.retrieve.index import Index, _checksum
+from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.meta import checksum
 from qrag_jax.retrieve.sources import ChunkStream
 from tests.support.index import CHUNKS, small_retriever
 from tests.support.small import small_tokenizer
@@ -30,7 +31,7 @@ def rewritten(good: Path, folder: Path, change: Callable[[dict[str, Any]], Any])
     shutil.copytree(good, folder)
     tree = json.loads((folder / "meta.json").read_text())
     change(tree)
-    tree["sha256"] = _checksum({name: value for name, value in tree.items() if name != "sha256"})
+    tree["sha256"] = checksum({name: value for name, value in tree.items() if name != "sha256"})
     (folder / "meta.json").write_text(json.dumps(tree))
     return folder
 
@@ -40,7 +41,7 @@ def read(folder: Path) -> list[str]:
     return [shard.chunk(row).text for shard, row in map(index.rows.place, range(len(index.rows)))]
 
 
-@pytest.mark.parametrize("name", ["model", "dtype", "width", "shard_chunks", "shards", "sources", "kept"])
+@pytest.mark.parametrize("name", ["model", "dtype", "width", "shard_chunks", "shards", "sources", "written"])
 @pytest.mark.parametrize("value", ["missing", None, -1, "x", [[]], [None], 2**70, {}], ids=str)
 def test_meta_json(good: Path, tmp_path: Path, name: str, value: Any) -> None:
     folder = rewritten(good, tmp_path / "index", lambda tree: tree.pop(name) if value == "missing" else tree.update({name: value}))

@@ -23,7 +23,7 @@ from tests.support.index import CHUNKS, content, small_retriever, write_files, w
 from tests.support.small import SMALL, changed
 
 SHARD = 32  # shards of 32, 32 and 16 chunks
-KINDS = (("vectors", "bin"), ("texts", "jsonl"), ("offsets", "bin"))
+KINDS = (("vectors", "bin"), ("texts", "jsonl"), ("offsets", "bin"), ("keys", "bin"))
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_folders_that_are_something_else_are_left_alone(retriever: Retriever, wh
     for chunks in (CHUNKS[:-1], [*CHUNKS, "one more"], ["other", *CHUNKS[1:]]):
         with pytest.raises(ValueError, match="holds an index of another source"):
             Index.build(retriever, chunks, whole, shard_chunks=SHARD)
-    with pytest.raises(ValueError, match="begun with dtype = float32, now int8"):
+    with pytest.raises(ValueError, match="built with dtype = float32, now int8; build with float32, or into another folder"):
         Index.build(retriever, CHUNKS, whole, dtype="int8", shard_chunks=SHARD)
     assert content(whole) == before
 
@@ -246,7 +246,7 @@ def test_damage_is_found_and_named(copy: Path, name: str) -> None:
 
 def test_other_formats_and_versions_are_refused(copy: Path) -> None:
     tree = json.loads((copy / "meta.json").read_text())
-    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 3}, "version = 3.*update")):
+    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 4}, "version = 4.*update")):
         (copy / "meta.json").write_text(json.dumps(tree | change))
         with pytest.raises(ValueError, match=message):
             Index.open(copy)
@@ -303,7 +303,9 @@ def test_add_goes_on_in_new_shards(retriever: Retriever, copy: Path, tmp_path: P
     folder = write_files(tmp_path / "text")
     grown = grown.add(retriever, folder)
     assert [source.name for source in grown.meta.sources][:3] == [None, None, "a/deep/one.md"]
-    with pytest.raises(ValueError, match=r"has 'b\.txt' already"):
+    assert str(grown.add(retriever, folder / "b.txt").changes).startswith("documents: 0 added, 0 replaced, 0 removed, 1 unchanged; 0 texts")
+    (folder / "b.txt").write_text("Now another text.")
+    with pytest.raises(ValueError, match=r"has 'b\.txt' already, with another content \(1 such documents\); add --replace"):
         grown.add(retriever, folder / "b.txt")
     Index.open(copy, verify=True)
 
@@ -321,26 +323,38 @@ def test_one_writer_at_a_time(retriever: Retriever, copy: Path) -> None:
     assert len(old.add(retriever, ["newer"])) == len(CHUNKS) + 2  # an object that does not know the addition loses nothing
 
 
-def test_a_changed_source_is_refused_on_resuming(retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "index"
+@pytest.mark.parametrize("change", ["nothing", "a text", "fewer texts", "settings", "model", "damage"])
+def test_a_build_that_was_stopped_goes_on_whatever_has_changed(
+    change: str, retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts, shard, now = tmp_path / "index", CHUNKS, 16, retriever
     with monkeypatch.context() as patch:
         fail_after(patch, retriever, 2)
         with pytest.raises(RuntimeError, match="stop here"):
             Index.build(retriever, CHUNKS, path, shard_chunks=16)
-    with pytest.raises(ValueError, match="the build was not finished"):
+    with pytest.raises(ValueError, match="the build was not finished; run the same build command again"):
         Index.open(path)
-    with pytest.raises(ValueError, match=r"source has changed since building\.json was written \(at chunk 16 .* remove .*index$"):
-        Index.build(retriever, [*CHUNKS[:20], "changed", *CHUNKS[21:]], path, shard_chunks=16)
-    with pytest.raises(ValueError, match="source has changed"):
-        Index.build(retriever, CHUNKS[:16], path, shard_chunks=16)
-    with pytest.raises(ValueError, match="begun with shard_chunks = 16, now 32"):
-        Index.build(retriever, CHUNKS, path, shard_chunks=SHARD)
-    with pytest.raises(ValueError, match="was built with model"):
-        Index.build(small_retriever(1), CHUNKS, path, shard_chunks=16)
-    vectors = path / "vectors-00000.bin"
-    vectors.write_bytes(bytes(vectors.stat().st_size))
-    with pytest.raises(ValueError, match=r"vectors-00000\.bin: SHA-256"):
-        Index.build(retriever, CHUNKS, path, shard_chunks=16)
+    if change == "a text":
+        texts = [*CHUNKS[:20], "changed", *CHUNKS[21:]]
+    elif change == "fewer texts":
+        texts = CHUNKS[:16]
+    elif change == "settings":
+        shard = SHARD
+    elif change == "model":
+        now = small_retriever(1)
+    elif change == "damage":
+        vectors = path / "vectors-00000.bin"
+        vectors.write_bytes(bytes(vectors.stat().st_size))
+    embedded = {"nothing": 28, "a text": 29, "fewer texts": 0, "settings": 28, "model": 60, "damage": 44}[change]
+    index = Index.build(now, texts, path, shard_chunks=shard)
+    assert index.changes is not None
+    assert index.changes.embedded == embedded
+    expected = Index.build(now, texts, tmp_path / "expected", shard_chunks=shard)
+    assert [index.chunk(i) for i in range(len(index))] == [expected.chunk(i) for i in range(len(expected))]
+    np.testing.assert_allclose(index.rows.block(0, len(texts)), expected.rows.block(0, len(texts)), atol=1e-6)
+    Index.open(path, verify=True)
+    if change == "nothing":
+        assert content(path) == content(expected.path)
 
 
 def test_vectors_that_are_not_finite_are_refused(retriever: Retriever, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An index survives a kill at any moment of a build or an addition."""
+"""An index survives a kill at any moment of a build, an addition, a synchronisation or a removal."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ module.model_hash = lambda retriever: "0" * 64
 vector = lambda text: np.frombuffer(text.encode().ljust(16, b"."), "u1")[:16].astype(np.float32)
 embed = lambda texts: np.stack([vector(text) for text in texts])
 config = SimpleNamespace(data=SimpleNamespace(chunk_tokens=16, chunk_by="tokens"))
-tokenizer = SimpleNamespace(room=lambda length: length, lookup=lambda texts: [[0]] * len(texts), unknown=lambda texts: [0] * len(texts))
+tokenizer = SimpleNamespace(reads=lambda text: True)
+vars(tokenizer).update(room=lambda length: length, lookup=lambda texts: [[0]] * len(texts), unknown=lambda texts: [0] * len(texts))
 retriever = SimpleNamespace(
     config=config, embedder=SimpleNamespace(config=SimpleNamespace(width=16)), tokenizer=tokenizer, params=None, embed_chunks=embed
 )
@@ -69,6 +70,13 @@ root = Path(sys.argv[1])
 os.chdir(root)
 build = lambda: module.Index.build(retriever, texts, "index", dtype="int8", shard_chunks=4)
 add = lambda: module.Index.open("index").add(retriever, more)
+Text = module.Text
+named = [Text(f"text {i}. more {i}.", f"{i}.txt") for i in range(6)]
+other = [named[5], Text("text 1. new.", "1.txt"), *named[2:4], Text("quite new.", "7.txt")]
+begin = lambda: module.Index.build(retriever, named, "index", dtype="int8", shard_chunks=4)
+sync = lambda: module.Index.open("index").sync(retriever, other)
+remove = lambda: module.Index.open("index").remove(["1.txt", "4.txt"])
+texts_of = lambda index: [index.chunk(i) for i in range(len(index))]
 content = lambda: {path.name: path.read_bytes() for path in Path("index").iterdir()}
 kinds = [("rename", Path.replace, "replace"), ("write", Path.write_bytes, "write_bytes"), ("unlink", Path.unlink, "unlink")]
 
@@ -102,7 +110,17 @@ built = content()
 add()
 added = content()
 moments = 0
-for work, before, after in ((build, None, built), (add, built, added)):
+shutil.rmtree("index")
+begun = texts_of(begin())
+grown = content()
+results = {}
+for work in (sync, remove):
+    results[work] = (texts_of(work()), content())
+    shutil.rmtree("index")
+    begin()
+for work, before, after in (
+    (build, None, built), (add, built, added), (sync, grown, results[sync][1]), (remove, grown, results[remove][1])
+):
     moment = 0
     while True:
         shutil.rmtree("index")
@@ -114,8 +132,10 @@ for work, before, after in ((build, None, built), (add, built, added)):
             break
         if before is not None:
             valid = module.Index.open("index", verify=True)
-            assert len(valid) in (10, 15), len(valid)
-        if before is None or len(module.Index.open("index")) == 10:
+            now = texts_of(valid)
+            whole = (len(valid) in (10, 15)) if work is add else now in (begun, results[work][0])
+            assert whole, (moment, now)
+        if before is None or (len(module.Index.open("index")) == 10 if work is add else now == begun):
             work()
             assert content() == after, (moment, sorted(content()), sorted(after))
         moment += 1
@@ -131,6 +151,87 @@ def test_killed_at_every_change_of_the_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    # A build of 3 shards writes and renames 4 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
+    # A build of 3 shards writes and renames 5 files a shard, a journal 1 + 3 times and meta.json, and removes the journal.
     # meta.json and journals are written aside and renamed, two changes each. The lock's two files are removed at the end.
-    assert int(done.stdout) == (3 * 4 * 2 + 4 * 2 + 2 + 1 + 2) + (2 * 4 * 2 + 3 * 2 + 2 + 1 + 2)
+    assert int(done.stdout) > (3 * 5 * 2 + 4 * 2 + 2 + 1 + 2) + (2 * 5 * 2 + 3 * 2 + 2 + 1 + 2), "and those of sync and remove"
+
+
+READERS = (
+    FORKS.partition('texts = [f"text')[0]
+    + """
+import threading, time
+from qrag_jax.config import QHeadConfig
+from qrag_jax.retrieve.scan import HostScorer
+os.chdir(sys.argv[1])
+Text = module.Text
+document = lambda n: Text(f"stays {n}." if n % 3 == 0 else f"comes {n}. and goes {n}.", f"{n}.txt")
+module.Index.build(retriever, [document(n) for n in range(0, 30, 3)], "index", shard_chunks=4)
+question = vector("stays 9.")
+plain = QHeadConfig(positions="none")
+end = time.monotonic() + 60
+
+def check(index):
+    # Every vector is that of its text, every name that of its text, and the best chunk is the best of the texts.
+    chunks = [index.chunk(i) for i in range(len(index))]
+    vectors = embed([chunk.text for chunk in chunks])
+    assert (index.rows.block(0, len(index)) == vectors).all()
+    assert all(chunk.text in document(int(chunk.source[:-4])).text for chunk in chunks)
+    found = HostScorer(index.rows, plain)(question[None], [()], 1)[0].chunks[0]
+    assert found == int((vectors @ question).argmax())
+    return len(chunks)
+
+def read(done):
+    held, count = module.Index.open("index"), 0
+    size = check(held)
+    while not done() and time.monotonic() < end:
+        check(module.Index.open("index"))
+        assert check(held) == size
+        count += 1
+    return count
+
+children = []
+for _ in range(4):
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if read(lambda: Path("done").exists()) else 2)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    children.append(child)
+counts, errors = [], []
+
+def thread():
+    try:
+        counts.append(read(lambda: Path("done").exists()))
+    except BaseException as error:
+        errors.append(repr(error))
+
+threads = [threading.Thread(target=thread) for _ in range(8)]
+for one in threads:
+    one.start()
+for turn in range(20):
+    index = module.Index.open("index").add(retriever, [document(3 * turn + 1), document(3 * turn + 2)])
+    index.remove([f"{3 * turn + 1}.txt"])
+    time.sleep(0.1)
+Path("done").touch()
+for one in threads:
+    one.join()
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+assert not errors, errors
+assert codes == [0] * 4, codes
+print(len(counts), min(counts))
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_readers_see_right_answers_through_20_additions_and_removals(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", READERS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    threads, fewest = map(int, done.stdout.split())
+    assert threads == 8
+    assert fewest > 0

@@ -12,8 +12,9 @@ import pytest
 
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.retriever import Retriever
-from qrag_jax.retrieve.sources import ChunkStream, SourceRecord, notices
+from qrag_jax.retrieve.sources import ChunkStream
 from qrag_jax.rundir.log import say
 from qrag_jax.rundir.printable import printable
 from tests.support.index import CHUNKS, small_retriever
@@ -47,7 +48,11 @@ def test_texts_in_any_container_are_chunks(source: object) -> None:
 def test_documents_of_frameworks_are_read_by_their_text_and_origin(text: str, metadata: str) -> None:
     documents = [SimpleNamespace(**{text: sentence, metadata: {"source": f"{i}.txt", "page": i}}) for i, sentence in enumerate(SENTENCES)]
     documents.append(SimpleNamespace(**{text: "Sandra stayed.", metadata: {}}))
-    assert chunks(documents) == [Chunk(SENTENCES[0], source="0.txt"), Chunk(SENTENCES[1], source="1.txt"), Chunk("Sandra stayed.")]
+    assert chunks(documents) == [
+        Chunk(SENTENCES[0], source="0.txt", metadata={"page": 0}),
+        Chunk(SENTENCES[1], source="1.txt", metadata={"page": 1}),
+        Chunk("Sandra stayed."),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,8 @@ def test_the_embedded_data_is_the_trace_with_gaps_as_null():
         "end": 1061,
         "source": "docs/story.txt",
         "step": 0,
+        "metadata": {},
+        "also": [],
     }
     assert first["curve"] == [0.0, 1.0, 0.5, -0.5, 0.25]
     assert second["curve"] == [0.0, None, 0.5, -0.5, 0.25]

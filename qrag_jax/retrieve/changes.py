@@ -1,0 +1,202 @@
+"""Which documents stay, come and go when an index is built, extended or brought up to date: the plans that ``writing`` carries out.
+
+A document is known by its name; all records with one name are one document. It has changed if the digest of its text or its metadata have.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from qrag_jax.retrieve.meta import Meta
+from qrag_jax.retrieve.sources import ChunkStream, Reading
+from qrag_jax.retrieve.storage import StoredRows, record
+from qrag_jax.retrieve.writing import Kept, New
+
+
+@dataclass
+class Changes:
+    """What a change did: numbers of documents, and of the texts that were embedded for it."""
+
+    added: int = 0
+    replaced: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    embedded: int = 0
+
+    def __str__(self) -> str:
+        counts = f"{self.added:,} added, {self.replaced:,} replaced, {self.removed:,} removed, {self.unchanged:,} unchanged"
+        return f"documents: {counts}; {self.embedded:,} texts embedded"
+
+
+class Documents:
+    """The documents of an index by name, with their records and chunks."""
+
+    def __init__(self, path: Path, meta: Meta) -> None:
+        self.path, self.meta = path, meta
+        self.rows = StoredRows(meta.shards, meta.width)
+        self.kept = [Kept(held, start, start + held.chunks) for held, start in zip(meta.sources, meta.starts, strict=False)]
+        self.named: dict[str, list[Kept]] = {}
+        for part in self.kept:
+            if part.record.name is not None:
+                self.named.setdefault(part.record.name, []).append(part)
+
+    def same(self, held: Sequence[Kept], readings: Sequence[Reading]) -> list[Kept] | None:
+        """The chunks of a document, if a text that was read has the same, with its metadata as they are now; None if it has others."""
+        read = _whole(readings)
+        if len(held) != len(read):
+            return None
+        found = []
+        for old, (now, blocks) in zip(held, read, strict=True):
+            if old.record.digest is None:  # before version 3: compare the chunks
+                cut = [block.cut() for block in blocks]
+                lines = [record(chunk) for _, chunks in cut for chunk in chunks]
+                if len(lines) != old.end - old.start or any(line != self._line(i) for i, line in enumerate(lines, old.start)):
+                    return None
+            elif old.record.digest != now.digest:
+                return None
+            found.append(replace(old, record=replace(old.record, digest=now.digest, metadata=now.metadata)))
+        return found
+
+    def _line(self, i: int) -> bytes:
+        shard, row = self.rows.place(i)
+        return shard.line(row)
+
+
+def building(stream: ChunkStream, changes: Changes) -> Iterator[New]:
+    """Every document of the source."""
+    for reading in stream.readings():
+        changes.added += not reading.goes_on
+        yield New(*reading.cut(), reading.goes_on)
+
+
+def is_index_of(documents: Documents, stream: ChunkStream) -> bool:
+    """Whether the index has exactly the documents of the source, with their metadata."""
+    place = 0
+    for readings in _blocks(stream.readings()):
+        held = documents.kept[place : place + 1]
+        same = documents.same(held, readings)
+        if same is None or (same[0].record.metadata, same[0].record.name) != (held[0].record.metadata, readings[0].name):
+            return False
+        place += 1
+    return place == len(documents.kept)
+
+
+def adding(documents: Documents, stream: ChunkStream, changes: Changes, *, replacing: bool) -> Iterator[Kept | New]:
+    """The documents of the index, then those of the source; those that the index has already stay where they are.
+
+    Raises ValueError, before anything is written, on a document that the index has with another content, unless ``replacing``: then the
+    old one is left out.
+    """
+    stay = _clashes(documents, stream)
+    changed = [name for name, kept in stay.items() if kept is None or _metadata(kept) != _metadata(documents.named[name])]
+    if changed and not replacing:
+        raise ValueError(
+            f"{documents.path}: has {changed[0]!r} already, with another content ({len(changed)} such documents); "
+            "add --replace replaces them"
+        )
+    changes.replaced, changes.unchanged = len(changed), len(stay) - len(changed)
+    for part in documents.kept:
+        name = part.record.name
+        if name is None or name not in stay:
+            yield part
+        elif (kept := stay[name]) is not None:
+            yield kept[documents.named[name].index(part)]
+    new: set[str] = set()
+    for reading in stream.readings():
+        if reading.name is None:
+            changes.added += not reading.goes_on
+        elif stay.get(reading.name) is not None:
+            continue
+        elif reading.name not in stay and reading.name not in new:
+            new.add(reading.name)
+            changes.added += 1
+        yield New(*reading.cut(), reading.goes_on)
+
+
+def syncing(documents: Documents, stream: ChunkStream, changes: Changes) -> Iterator[Kept | New]:
+    """The documents of the source, in its order; those that the index has already are not read again.
+
+    Raises ValueError when the index or the source has documents without a name.
+    """
+    if any(part.record.name is None for part in documents.kept):
+        raise ValueError(
+            f"{documents.path}: holds texts that were given without a name, which sync would remove; build another index for the folder"
+        )
+    changes.removed = len(documents.named)
+    for name, readings in _by_name(stream):
+        if name is None:
+            raise ValueError("sync needs a name for every document of the source: give Text(text, name=...), or metadata with a source")
+        held = documents.named.get(name, [])
+        kept = documents.same(held, readings) if held else None
+        changes.removed -= bool(held)
+        if kept is not None:
+            changes.replaced += _metadata(kept) != _metadata(held)
+            changes.unchanged += _metadata(kept) == _metadata(held)
+            yield from kept
+            continue
+        changes.replaced += bool(held)
+        changes.added += not held
+        for reading in readings:
+            yield New(*reading.cut(), reading.goes_on)
+
+
+def removing(documents: Documents, names: Sequence[str], changes: Changes) -> Iterator[Kept]:
+    """All documents but those of ``names``. Raises ValueError on a name that the index does not have."""
+    for name in names:
+        if name not in documents.named:
+            near = difflib.get_close_matches(name, documents.named, 1)
+            raise ValueError(
+                f"{documents.path}: has no document {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "; `qrag index info` lists them")
+            )
+    gone = set(names)
+    changes.removed = len(gone)
+    changes.unchanged = len(documents.named) - len(gone) + sum(part.record.name is None for part in documents.kept)
+    yield from (part for part in documents.kept if part.record.name not in gone)
+
+
+def _clashes(documents: Documents, stream: ChunkStream) -> dict[str, list[Kept] | None]:
+    """The documents of the source that the index has, too: its chunks, or None if the text has changed."""
+    if isinstance(stream.source, Path):
+        clashing: Iterable[tuple[str, list[Reading]]] = (
+            (file.name, [stream.reading(file)]) for file in stream.files if file.name in documents.named
+        )
+    else:
+        clashing = ((name, readings) for name, readings in _by_name(stream) if name is not None and name in documents.named)
+    return {name: documents.same(documents.named[name], readings) for name, readings in clashing}
+
+
+def _by_name(stream: ChunkStream) -> Iterator[tuple[str | None, list[Reading]]]:
+    """The documents of a source, each with all its readings. Files come one by one; other sources are in memory anyway."""
+    if isinstance(stream.source, Path):
+        yield from ((reading.name, [reading]) for reading in stream.readings())
+        return
+    found: dict[str | None, list[Reading]] = {}
+    for reading in stream.readings():
+        found.setdefault(reading.name, []).append(reading)
+    yield from found.items()
+
+
+def _blocks(readings: Iterable[Reading]) -> Iterator[list[Reading]]:
+    """Readings in groups of those that go on with the first."""
+    number = -1
+
+    def count(reading: Reading) -> int:
+        nonlocal number
+        number += not reading.goes_on
+        return number
+
+    yield from (list(group) for _, group in groupby(readings, count))
+
+
+def _whole(readings: Sequence[Reading]) -> list[tuple[Reading, list[Reading]]]:
+    """Each part of a document: its last block, whose digest covers all of them, and all blocks."""
+    return [(blocks[-1], blocks) for blocks in _blocks(readings)]
+
+
+def _metadata(parts: Sequence[Kept]) -> list[object]:
+    return [part.record.metadata for part in parts]

@@ -1,0 +1,116 @@
+"""meta.json of an index: its model, settings, shards and documents."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from qrag_jax.config.parse import LARGEST, decode
+from qrag_jax.data.text.chunker import ChunkBy
+from qrag_jax.retrieve.records import SourceRecord
+from qrag_jax.retrieve.storage import Dtype, Shard, check_dtype
+from qrag_jax.rundir.files import read_json, write_json
+
+FORMAT, VERSION = "qrag-jax-index", 3
+READABLE = (1, 2, 3)
+"""1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts."""
+META, JOURNAL = "meta.json", "building.json"
+AGAIN = "build the index again in another folder"
+
+
+@dataclass(frozen=True)
+class IndexModel:
+    """The model that embedded the chunks: its :func:`~qrag_jax.retrieve.embed.model_hash`, and the folder of its retriever, if known."""
+
+    hash: str
+    chunk_tokens: int
+    chunk_by: ChunkBy
+    retriever: str | None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The content of meta.json and building.json.
+
+    ``shards`` in order, and the documents whose chunks they hold, in the same order. ``skipped``: how many files of each suffix were not
+    read. ``written``: the number of the next shard; it grows with every change, so no name of a file is used twice.
+    """
+
+    model: IndexModel
+    dtype: Dtype
+    width: int
+    shard_chunks: int
+    shards: tuple[Shard, ...] = ()
+    sources: tuple[SourceRecord, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    written: int = 0
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first chunk of each of ``sources``, and at the end the number of chunks."""
+        return tuple(accumulate((record.chunks for record in self.sources), initial=0))
+
+    def write(self, path: Path) -> None:
+        tree = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
+        tree |= {"shard_chunks": self.shard_chunks, "written": self.written}
+        tree |= {"chunks": sum(shard.chunks for shard in self.shards)}
+        tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [source.tree() for source in self.sources]}
+        tree |= {"skipped": dict(sorted(self.skipped.items()))}
+        write_json(path, tree | {"sha256": checksum(tree)})
+
+    @classmethod
+    def read(cls, path: Path) -> Meta:
+        """Raises ValueError, naming the file, on anything that :meth:`write` did not write, and on files that are missing or cut short."""
+        tree = read_json(path)
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            raise ValueError(f"{path}: is not of the format {FORMAT!r}")
+        version = tree.get("version")
+        if version not in READABLE:
+            raise ValueError(
+                f"{path}: version = {version!r}; this qrag-jax reads versions {READABLE[0]} to {VERSION}: update it, or {AGAIN}"
+            )
+        if checksum({name: value for name, value in tree.items() if name != "sha256"}) != tree.get("sha256"):
+            raise ValueError(f"{path}: its SHA-256 differs from the one it was written with; it is damaged: {AGAIN}")
+        for name, since, valid, allowed in _FIELDS:
+            if version >= since and (name not in tree or not valid(tree[name])):
+                raise ValueError(f"{path}: {name} = {str(tree.get(name))[:60]!r}: must be {allowed}; {AGAIN}")
+        check_dtype(tree["dtype"])
+        try:
+            shards = tuple(Shard.from_tree(path.parent, shard, i, tree["width"], tree["dtype"]) for i, shard in enumerate(tree["shards"]))
+            model = decode(IndexModel, tree["model"], "model")
+            sources = tuple(map(SourceRecord.from_tree, tree["sources"]))
+        except (ValueError, TypeError) as error:  # TypeError: a field is missing
+            raise ValueError(str(error) if str(path.parent) in str(error) else f"{path}: {error}") from error
+        chunks = sum(shard.chunks for shard in shards)
+        if path.name == META and sum(source.chunks for source in sources) != chunks:
+            raise ValueError(f"{path}: its sources do not have the {chunks} chunks of its shards; it is damaged: {AGAIN}")
+        settings = (tree["dtype"], tree["width"], tree["shard_chunks"])
+        written = max([tree.get("written", 0), *(shard.number + 1 for shard in shards)])
+        return cls(model, *settings, shards, sources, tree.get("skipped", {}), written)
+
+
+def checksum(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value <= LARGEST
+
+
+_FIELDS: tuple[tuple[str, int, Callable[[Any], bool], str], ...] = (
+    ("dtype", 1, lambda value: isinstance(value, str), "a name"),
+    ("width", 1, lambda value: _whole(value, 1), "a whole number above 0"),
+    ("shard_chunks", 1, lambda value: _whole(value, 1), "a whole number above 0"),
+    ("shards", 1, lambda value: isinstance(value, list), "a list"),
+    ("sources", 1, lambda value: isinstance(value, list), "a list"),
+    ("model", 1, lambda value: isinstance(value, dict), "an object"),
+    ("skipped", 2, lambda value: isinstance(value, dict) and all(_whole(count, 1) for count in value.values()), "counts of files by kind"),
+    ("written", 3, lambda value: _whole(value, 0), "a whole number"),
+)
+"""The fields of meta.json that its checksum does not prove: field, the version it came with, whether a value is valid, what is."""

@@ -1,0 +1,225 @@
+"""Writes an index anew from documents that stay and documents that come, so that at every moment a whole index is in the folder.
+
+Shards that keep all their chunks stay as they are. The others are written again, under names that were never used before; then meta.json is
+replaced, and the files that it no longer names are removed. Vectors of texts that the index had before are copied, never computed again.
+
+building.json lists the shards that an unfinished change has written. They are only a store of vectors and whole shards for the next change,
+so what a killed change leaves behind can neither be wrong nor in the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from qrag_jax.retrieve.chunks import Chunk
+from qrag_jax.retrieve.embed import ChunkEmbedder
+from qrag_jax.retrieve.meta import JOURNAL, META, Meta
+from qrag_jax.retrieve.records import SourceRecord
+from qrag_jax.retrieve.storage import TEMPORARY, Shard, StoredRows, merge, record, shard_number, text_key
+from qrag_jax.rundir.lock import LOCK, WRITER
+from qrag_jax.rundir.log import progress
+
+PIECE = 2048  # texts embedded between two updates of the progress bar
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Chunks ``start`` to ``end`` of the index as it is; ``record`` describes them from now on."""
+
+    record: SourceRecord
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class New:
+    """Chunks of a document; ``goes_on``: it is the next block of the document before it."""
+
+    record: SourceRecord
+    chunks: Sequence[Chunk]
+    goes_on: bool = False
+
+
+class _Entry(NamedTuple):
+    """A chunk of a shard that is to be written: its row among the stored ones, or its text."""
+
+    line: bytes
+    key: bytes
+    row: int | None
+    text: str = ""
+
+
+def rewrite(path: Path, meta: Meta, plan: Iterable[Kept | New], retriever: ChunkEmbedder | None, bar: Any) -> tuple[Meta, int]:
+    """Writes the documents of ``plan`` into the folder, in order, as the index that follows ``meta``: the new meta.json, and the number of
+    texts that were embedded. ``retriever`` may be None if the plan has no :class:`New`. The caller holds the lock.
+
+    Raises ValueError when nothing is left, or a vector is not finite.
+    """
+    writer = _Writer(path, meta, retriever, bar)
+    for part in plan:
+        writer.take(part)
+    return writer.finish(), writer.embedded
+
+
+def clean(path: Path, shards: Iterable[Shard]) -> None:
+    """Removes what killed writers left, and the files of all shards but ``shards``. Files that cannot be removed now (some systems keep
+    open files) are left to the next change."""
+    named = {file.name for shard in shards for file in shard.files.values()}
+    for file in path.iterdir():
+        leftover = file.match(TEMPORARY) and file.name not in (LOCK, WRITER)
+        if leftover or (shard_number(file.name) is not None and file.name not in named):
+            with suppress(PermissionError):
+                file.unlink()
+
+
+class _Writer:
+    """``pool``: all shards whose vectors can be copied: of the index, of an unfinished change, and those written here."""
+
+    def __init__(self, path: Path, meta: Meta, retriever: ChunkEmbedder | None, bar: Any) -> None:
+        self.path, self.meta, self.retriever, self.bar = path, meta, retriever, bar
+        begun = unfinished(path, meta)
+        clean(path, (*meta.shards, *begun))
+        self.begun = {shard.files["texts"].sha256: shard for shard in begun}
+        self.pool = [*meta.shards, *begun]
+        for shard in self.pool:
+            shard.map()
+        self.old = StoredRows(meta.shards, meta.width)
+        self.number = max([meta.written, *(shard.number + 1 for shard in begun)])
+        self.embedded = 0
+        self.shards: list[Shard] = []
+        self.sources: list[SourceRecord] = []
+        self.entries: list[_Entry] = []
+        self.run = (0, 0)  # kept chunks that are not yet in ``entries`` or ``shards``
+
+    @cached_property
+    def known(self) -> dict[bytes, int]:
+        """The first row of each text in the pool."""
+        found: dict[bytes, int] = {}
+        for row, key in enumerate(key.tobytes() for shard in self.pool for key in shard.keys):
+            found.setdefault(key, row)
+        return found
+
+    def take(self, part: Kept | New) -> None:
+        if isinstance(part, Kept):
+            self.sources.append(part.record)
+            if part.start != self.run[1]:
+                self._end_run()
+                self.run = (part.start, part.start)
+            self.run = (self.run[0], part.end)
+            return
+        if part.goes_on:
+            self.sources[-1] = self.sources[-1].followed_by(part.record)
+        else:
+            self.sources.append(part.record)
+        if part.chunks:
+            self._end_run()
+        for chunk in part.chunks:
+            self._append(_Entry(record(chunk), text_key(chunk.text), None, chunk.text))
+
+    def _end_run(self) -> None:
+        """Shards that lie in the run of kept chunks are taken as they are; of others, chunk by chunk."""
+        (start, end), self.run = self.run, (0, 0)
+        while start < end:
+            shard, row = self.old.place(start)
+            count = min(shard.chunks - row, end - start)
+            if count == shard.chunks:
+                self._flush()
+                self.shards.append(shard)
+                self.bar.update(count)
+            else:
+                for i in range(row, row + count):
+                    self._append(_Entry(shard.line(i), shard.keys[i].tobytes(), start - row + i))
+            start += count
+
+    def _append(self, entry: _Entry) -> None:
+        self.entries.append(entry)
+        if len(self.entries) == self.meta.shard_chunks:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Makes a shard of the waiting entries, or takes the one that an unfinished change has made of the same entries."""
+        entries, self.entries = self.entries, []
+        if not entries:
+            return
+        lines = [entry.line for entry in entries]
+        done = self.begun.pop(hashlib.sha256(b"".join(lines)).hexdigest(), None)
+        if done is not None:
+            self.shards.append(done)
+            self.bar.update(len(entries))
+            return
+        if not (self.path / JOURNAL).is_file():
+            self._write_journal()
+        old = {i: entry.row for i, entry in enumerate(entries) if entry.row is not None}
+        waiting = {i: entry for i, entry in enumerate(entries) if entry.row is None}
+        if waiting:
+            old |= {i: self.known[entry.key] for i, entry in waiting.items() if entry.key in self.known}
+        fresh = {entry.key: entry.text for i, entry in waiting.items() if i not in old}
+        place = {key: row for row, key in enumerate(fresh)}
+        self.bar.update(len(entries) - len(fresh))
+        vectors = np.concatenate([np.empty((0, self.meta.width), np.float32), *self._embed(list(fresh.values()))])
+        new = {i: place[entry.key] for i, entry in waiting.items() if i not in old}
+        raw, scales = merge(StoredRows(self.pool, self.meta.width), old, vectors, new, len(entries), self.meta.dtype)
+        shard = Shard.write(self.path, self.number, lines, [entry.key for entry in entries], raw, scales, self.meta.dtype)
+        shard.map()
+        if waiting:
+            first = sum(shard.chunks for shard in self.pool)
+            for row, entry in enumerate(entries, first):
+                self.known.setdefault(entry.key, row)
+        self.pool.append(shard)
+        self.shards.append(shard)
+        self.number += 1
+        self._write_journal()
+
+    def _write_journal(self) -> None:
+        ours = {shard.number for shard in self.meta.shards}
+        made = [shard for shard in self.shards if shard.number not in ours]
+        replace(self.meta, shards=(*made, *self.begun.values()), sources=()).write(self.path / JOURNAL)
+
+    def _embed(self, texts: list[str]) -> Iterator[Float[np.ndarray, "U D"]]:
+        for start in range(0, len(texts), PIECE):
+            piece = texts[start : start + PIECE]
+            assert self.retriever is not None
+            vectors = self.retriever.embed_chunks(piece)
+            if not np.isfinite(vectors).all():
+                bad = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+                raise ValueError(f"the vector of {piece[bad][:60]!r} is not finite: the retriever's parameters are damaged")
+            self.embedded += len(piece)
+            self.bar.update(len(piece))
+            yield vectors
+
+    def finish(self) -> Meta:
+        self._end_run()
+        self._flush()
+        if not self.shards:
+            raise ValueError(f"{self.path}: nothing to search would be left; an index holds at least one chunk")
+        made = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=self.number)
+        made.write(self.path / META)
+        (self.path / JOURNAL).unlink(missing_ok=True)
+        clean(self.path, made.shards)
+        return made
+
+
+def unfinished(path: Path, meta: Meta) -> list[Shard]:
+    """The sound shards of an unfinished change that hold vectors of the same model and type."""
+    journal = path / JOURNAL
+    if not journal.is_file():
+        return []
+    ours = {shard.number for shard in meta.shards}
+    found = []
+    with suppress(ValueError):  # a damaged journal, or one of another version: its shards are written again
+        begun = Meta.read(journal)
+        if (begun.model.hash, begun.dtype, begun.width) == (meta.model.hash, meta.dtype, meta.width):
+            for shard in progress([shard for shard in begun.shards if shard.number not in ours], desc="resuming", leave=False):
+                with suppress(ValueError):
+                    shard.verify()
+                    found.append(shard)
+    return found

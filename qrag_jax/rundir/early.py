@@ -13,7 +13,6 @@ from pathlib import Path
 INTERRUPTED, STOPPED = 130, 75  # exit codes after Ctrl-C and after SIGTERM
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PACKAGES = ("qrag_jax", "experiments")
-SCRIPTS = Path(__file__).parents[2] / "tpu"
 _code: int | None = None  # of the command that has ended
 
 
@@ -24,7 +23,7 @@ def end_at_once_while_importing() -> None:
     """
     program = Path(sys.argv[0] if sys.argv else "")
     module = any(option == "-m" and module.partition(".")[0] in PACKAGES for option, module in pairwise(sys.orig_argv))
-    ours = (str(program) == "-m" and module) or program.stem == "qrag" or (program.suffix == ".py" and program.resolve().parent == SCRIPTS)
+    ours = (str(program) == "-m" and module) or program.stem == "qrag"
     if ours and threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not _end:
         for number in SIGNALS:
             signal.signal(number, _end)

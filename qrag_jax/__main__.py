@@ -287,9 +287,13 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
     bins = min(CURVE, len(index)) if command.trace else 0
     steps = []
     with SearchClock() as clock:
-        for step in retriever.stream(
+        found = retriever.stream(
             command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins, filter=command.filter
-        ):
+        )
+        if command.budget > len(index):
+            place = printable(str(index.path))
+            sys.stderr.write(f"note: {place} has {len(index):,} chunks, fewer than --budget {command.budget}; no more can be picked\n")
+        for step in found:
             steps.append(step)
             say(_line(step, step.pick.chunk in command.support))
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""

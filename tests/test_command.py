@@ -142,6 +142,15 @@ def test_a_question_that_fits_nothing_is_said(place: Path, capsys: pytest.Captur
     assert "half of a surrogate pair" in refuse(capsys, "ask", place / "index", "Where is \udce9?")
 
 
+def test_a_document_of_fewer_chunks_than_the_budget_is_noted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("Mary went home. John slept.")
+    run("index", "build", tmp_path / "a.txt", tmp_path / "index", "--retriever", place / "run")
+    for budget, told in (("2", ""), ("4", f"note: {tmp_path / 'index'} has 2 chunks, fewer than --budget 4; no more can be picked\n")):
+        capsys.readouterr()
+        assert len(run("ask", tmp_path / "index", QUESTION, "--budget", budget)) == 4
+        assert capsys.readouterr().err == told
+
+
 def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], place: Path, tmp_path: Path) -> None:
     before = content(place / "index")
     (tmp_path / "other").mkdir()

@@ -20,7 +20,7 @@ VERSION = "1.0.0"
 FOLDER = "tfds"
 FEATURES = re.compile(r"tensorflow_datasets\.core\.features\.[a-z_]+\.[A-Za-z]+")
 """The classes of features that a file may name; tensorflow-datasets imports what it names."""
-AGAIN = "run `python -m experiments.prepare_data` again or delete the folder"
+AGAIN = "run `python -m experiments.prepare_data` again"
 
 
 def prepared_folder(data_dir: str | Path, *names: str) -> Path | None:

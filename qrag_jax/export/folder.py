@@ -158,7 +158,7 @@ def replace_folder(out: Path, fill: Callable[[Path], None], ours: Callable[[Path
     Raises ValueError when ``out`` exists and neither is empty nor satisfies ``ours``.
     """
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or ours(out))):
-        raise ValueError(f"{out}: exists and was not written by this command; choose another folder or remove it")
+        raise ValueError(f"{out}: exists and was not written by this command; choose another folder")
     with whole_folder(out) as new:
         fill(new)
     return out

@@ -96,10 +96,10 @@ def _checked_key(record: Any, path: Path, number: int) -> str:
     """Checks a record and returns its key."""
     where = f"{path}, line {number}"
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: must be a JSON object; move the file away to start a new cache")
+        raise ValueError(f"{where}: must be a JSON object; correct the line, or use another folder")
     if record.get("version") != VERSION:
         raise ValueError(
-            f"{where}: version = {record.get('version')!r}; this qrag-jax reads version {VERSION}: update it, or move the file away"
+            f"{where}: version = {record.get('version')!r}; this qrag-jax reads version {VERSION}: update it, or use another folder"
         )
     if not isinstance(record.get("key"), str):
         raise ValueError(f"{where}: key = {record.get('key')!r}: must be a string; remove the line")

@@ -172,8 +172,8 @@ class Mirror:
         ours = all(there.get(name) in sent.get(name, [None]) for name in there.keys() | sent.keys())
         if not (ours or there):
             raise ValueError(
-                f"{self._url}: is empty, but it held the run of {self.folder}; remove that folder to start over, or send the run back "
-                f"(gcloud storage rsync --recursive {self.folder} {self._url})"
+                f"{self._url}: is empty, but it held the run of {self.folder}; send the run back "
+                f"(gcloud storage rsync --recursive {self.folder} {self._url}), or start over with another gs:// address"
             )
         halves = {match[1] for name in there.keys() - whole if (match := CHECKPOINT.fullmatch(name))}
         for half in sorted(halves):

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM while a command is still being imported: one line, and the process ends. Imports nothing but the standard library."""
+"""Ctrl-C and SIGTERM before a command has begun and after it has ended: the process ends. Imports nothing but the standard library."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -10,7 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 INTERRUPTED, STOPPED = 130, 75  # exit codes after Ctrl-C and after SIGTERM
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PACKAGES = ("qrag_jax", "experiments")
+_code: int | None = None  # of the command that has ended
 
 
 def end_at_once_while_importing() -> None:
@@ -18,14 +21,36 @@ def end_at_once_while_importing() -> None:
 
     As long as Python looks for the module of ``python -m``, sys.argv[0] is "-m". A program that only imports the packages is left alone.
     """
-    program = sys.argv[0] if sys.argv else ""
-    named = any(option == "-m" and module.partition(".")[0] in PACKAGES for option, module in pairwise(sys.orig_argv))
-    if ((program == "-m" and named) or Path(program).stem == "qrag") and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+    program = Path(sys.argv[0] if sys.argv else "")
+    module = any(option == "-m" and module.partition(".")[0] in PACKAGES for option, module in pairwise(sys.orig_argv))
+    ours = (str(program) == "-m" and module) or program.stem == "qrag"
+    if ours and threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not _end:
+        for number in SIGNALS:
             signal.signal(number, _end)
+        atexit.register(_leave)  # called after the functions that are registered later
+
+
+def decide(code: int) -> None:
+    """The command has ended with this exit code, and its output is written: a signal that comes later does not change the code."""
+    global _code
+    _code = code
 
 
 def _end(number: int, frame: object) -> None:
+    if _code is not None:
+        os._exit(_code)
     interrupted = number == signal.SIGINT
     os.write(2, b"stopped by Ctrl-C\n" if interrupted else b"stopped by SIGTERM; run the same command again\n")
     os._exit(INTERRUPTED if interrupted else STOPPED)
+
+
+def _leave() -> None:
+    """Before Python frees what it holds, when it also restores the system's handlers, which kill (but signals that are ignored stay so).
+
+    After a request to stop, threads of JAX may still compile. They crash when Python frees what they use, so nothing is freed.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_IGN)
+    if _code in (INTERRUPTED, STOPPED):
+        os._exit(_code)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from qrag_jax.config.secrets import redact
-from qrag_jax.rundir.early import INTERRUPTED, STOPPED
+from qrag_jax.rundir.early import INTERRUPTED, STOPPED, decide
 from qrag_jax.rundir.files import disk_error
 from qrag_jax.rundir.lock import Busy
 from qrag_jax.rundir.log import CannotWrite, Interrupted, NotFinite, Preempted, Unreachable
@@ -58,6 +58,7 @@ def execute(run: Callable[[], int | None]) -> int:
         sys.stdout, sys.stderr = (getattr(stream, "inner", stream) for stream in (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):
             _flush(stream)
+    decide(code)
     return code
 
 

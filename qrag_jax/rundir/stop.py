@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from qrag_jax.rundir.early import SIGNALS
 from qrag_jax.rundir.log import Interrupted, Preempted
 
 AGAIN = 0.5  # seconds after which a request that somebody swallowed is made again
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_open: StopRequest | None = None  # that of the outermost block
 
 
 class StopRequest:
@@ -84,15 +86,17 @@ def acknowledge() -> None:
 def stop_requests() -> Iterator[StopRequest]:
     """Inside this block, SIGTERM (a preempted machine) and Ctrl-C ask to stop; afterwards the old handlers are restored.
 
-    Blocks may be nested: the innermost is asked.
+    Blocks may be nested. An inner one has the request of the outer one, so that what was asked before it began, and swallowed, still holds.
     """
-    request = StopRequest()
-    try:
-        old = {number: signal.signal(number, request.ask) for number in SIGNALS}
-        old[signal.SIGALRM] = signal.signal(signal.SIGALRM, request.again)
-    except ValueError:  # not the main thread: the caller handles signals
-        yield request
+    global _open
+    if threading.current_thread() is not threading.main_thread():  # the caller handles signals
+        yield StopRequest()
         return
+    if _open is not None:
+        yield _open
+        return
+    request = _open = StopRequest()
+    old = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
     told = sys.unraisablehook
 
     def tell(info: sys.UnraisableHookArgs) -> None:
@@ -101,8 +105,12 @@ def stop_requests() -> Iterator[StopRequest]:
 
     sys.unraisablehook = tell
     try:
+        signal.signal(signal.SIGALRM, request.again)
+        for number in SIGNALS:
+            signal.signal(number, request.ask)
         yield request
     finally:
+        _open = None
         sys.unraisablehook = told
         acknowledge()
         for number, handler in old.items():

@@ -122,6 +122,18 @@ def test_the_first_ctrl_c_waits_for_what_must_be_saved_and_the_second_does_not()
         save(2)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_that_was_swallowed_before_an_inner_block_keeps_its_kind(number: signal.Signals) -> None:
+    def run() -> None:
+        with suppress(BaseException):
+            signal.raise_signal(number)
+        with stop_requests() as stop:
+            assert stop.asked
+            signal.sigtimedwait([], 20)
+
+    assert execute(run) == (130 if number == signal.SIGINT else 75)
+
+
 SCRIPT = """
 import sys
 from qrag_jax.rundir.ending import execute
@@ -203,3 +215,28 @@ def test_say_goes_on_after_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(sys, "stdout", Gone())
     assert execute(lambda: say("a line")) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_a_question_is_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    """While Python imports, JAX starts and compiles, and while Python frees what they held: never killed, never a crash."""
+    from tests.support.index import CHUNKS, write_small_export
+    from tests.support.processes import environment
+
+    write_small_export(tmp_path / "run")
+    (tmp_path / "story.txt").write_text(" ".join(CHUNKS))
+    words = [sys.executable, "-m", "qrag_jax"]
+    build = [*words, "index", "build", str(tmp_path / "story.txt"), str(tmp_path / "index"), "--retriever", str(tmp_path / "run")]
+    subprocess.run(build, cwd=ROOT, env=environment(), check=True, capture_output=True)
+    for tenths in (3, 10, 20, 22, 24, 26, 28, 30, 35):
+        asked = subprocess.Popen(
+            [*words, "ask", str(tmp_path / "index"), "Where is Mary?"], cwd=ROOT, env=environment(), stdout=-1, stderr=-1, text=True
+        )
+        with suppress(subprocess.TimeoutExpired):
+            asked.wait(tenths / 10)
+        asked.send_signal(number)
+        _, told = asked.communicate(timeout=60)
+        assert asked.returncode in (0, 130 if number == signal.SIGINT else 75), (tenths, asked.returncode, told)
+        assert told.count("\n") == (asked.returncode != 0), (tenths, told)

@@ -119,6 +119,14 @@ def test_devices_find_what_the_host_finds(name: str, resident: bool, devices: in
         np.testing.assert_allclose(found.curve, wanted.curve, atol=1e-5)
 
 
+def test_the_steps_of_a_search_share_one_program() -> None:
+    rows, _ = document(300)
+    scorer = DeviceScorer(rows, VARIANTS["integer"], jax.devices()[:1], block=512)
+    for picks in ([], [7], [7, 200], [7, 200, 90]):
+        scorer(np.ones((1, rows.width), np.float32), [picks], 1)
+    assert scorer._step._cache_size() == 1
+
+
 def test_look_leaves_picks_out() -> None:
     q = np.array([0.5, 0.9, 0.1, 0.9, 0.7], np.float32)
     found = look(q.copy(), [1], 3, 5)

@@ -59,12 +59,12 @@ class DeviceScorer:
         length = len(self._rows)
         top = min(top, length - max(len(picks) for picks in picked))
         cut = [runs(picks, length, self._config) for picks in picked]
-        size = _padded(max(len(found.start) for found in cut))
+        size = _padded(max(len(found.start) for found in cut), 64)
         fill = lambda values, empty: np.pad(values, (0, size - len(values)), constant_values=empty)
         starts = np.stack([fill(found.start, length) for found in cut]).astype(np.int32)
         first, grows = (np.stack([fill(getattr(found, name), 0) for found in cut]).astype(np.float32) for name in ("first", "step"))
         gone = [self._hidden.of(picks) for picks in picked]
-        taken = np.full((len(picked), _padded(max(len(hidden) for hidden in gone))), length, np.int32)
+        taken = np.full((len(picked), _padded(max(len(hidden) for hidden in gone), 8)), length, np.int32)
         for row, picks in enumerate(gone):
             taken[row, : len(picks)] = picks
         edges = jnp.asarray(stretches(length, bins) if bins else np.zeros(1), jnp.int32)
@@ -91,9 +91,9 @@ class DeviceScorer:
         return np.pad(part, (0, self._block - len(part)))
 
 
-def _padded(count: int) -> int:
-    """Few sizes, so that the steps of a search share one program: a power of two, and at least the runs of three picks."""
-    return max(8, 1 << (count - 1).bit_length())
+def _padded(count: int, least: int) -> int:
+    """Few sizes, so that the steps of a search share one program. The ``least`` are those of three picks."""
+    return max(least, 1 << (count - 1).bit_length())
 
 
 def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:

@@ -6,7 +6,8 @@ Nothing is allocated or downloaded; only shapes are used. It prints what each de
 and what it has, FLOP, bytes moved, and what devices send each other.
 A compilation takes one core, and minutes: about half a minute for two layers, many for 24.
 DIR gets memory.json, all records so far, and memory-table.md, a table of them; the same update replaces its record.
-Exit codes: 0 it fits (or, with cpu:N, it compiles), 1 it does not fit, 64 bad settings, 74 DIR cannot be written to, 130 Ctrl-C.
+Exit codes: 0 it fits (or, with cpu:N, it compiles), 1 it does not fit; else those of every command: 64 bad settings or no such place, 74 the
+disk is full, 75 SIGTERM, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.config.presets import preset
 from qrag_jax.models.registry import BACKBONES, backbone_of
 from qrag_jax.rl.learner import TrainState
+from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say
 from qrag_jax.train.parallel import make_parallel
 from qrag_jax.train.plan import make_plan
@@ -179,16 +181,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
-    try:
-        return run(options)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 64
-    except OSError as error:
-        sys.stderr.write(f"error: --out = {options.out}: cannot be written to ({error.strerror})\n")
-        return 74
-    except KeyboardInterrupt:
-        return 130
+    return execute(lambda: run(options))
 
 
 if __name__ == "__main__":

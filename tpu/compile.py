@@ -6,7 +6,7 @@ Nothing is allocated or downloaded; only shapes are used. It prints what each de
 and what it has, FLOP, bytes moved, and what devices send each other.
 A compilation takes one core, and minutes: about half a minute for two layers, many for 24.
 DIR gets memory.json, all records so far, and memory-table.md, a table of them; the same update replaces its record.
-Exit codes: 0 it fits (or, with cpu:N, it compiles), 1 it does not fit; else those of every command: 64 bad settings or no such place, 74 the
+Exit codes: 0 it fits (or, with cpu:N, it compiles), 1 it does not fit; otherwise 64 bad settings or no such place, 74 the
 disk is full, 75 SIGTERM, 130 Ctrl-C.
 """
 
@@ -16,7 +16,6 @@ import argparse
 import datetime
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace

@@ -45,8 +45,8 @@ class Section:
     """What it should need on an H100, compiling included; it is not begun with less time left."""
 
 
-# What matters most comes first; the largest network, which takes longest to compile, is last. A first run on an H100 took this long to begin
-# and to compile (docs/results/h100.md), so the last ones may have to wait for another --only.
+# What matters most comes first; the largest network, which takes longest to compile, is last. An H100 needed this long to begin and to
+# compile (docs/results/h100.md), so the last ones may have to wait for another call with --only.
 PLAN = (
     Section("machine", 60),
     Section("speed-tiny", 60),

@@ -304,12 +304,13 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
         found = retriever.stream(
             command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins, filter=command.filter
         )
-        if command.budget > len(index):
-            place = printable(str(index.path))
-            sys.stderr.write(f"note: {place} has {len(index):,} chunks, fewer than --budget {command.budget}; no more can be picked\n")
         for step in found:
             steps.append(step)
             say(_line(step, step.pick.chunk in support))
+    if len(steps) < command.budget and not (command.stop and steps[-1].stop):
+        which = "chunks that match the filter" if command.filter else "chunks"
+        place = printable(str(index.path))
+        sys.stderr.write(f"note: {len(steps)} picks, fewer than --budget {command.budget}: {place} has no more {which}\n")
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
     say(f"{len(steps)} steps in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
     say(_ending(steps, retriever.threshold))

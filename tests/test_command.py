@@ -115,7 +115,7 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     assert len(run("index", "info", index)) == len(said) - 1
 
 
-def test_documents_come_change_and_go(place: Path, tmp_path: Path) -> None:
+def test_documents_come_change_and_go(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, index = tmp_path / "texts", tmp_path / "index"
     folder.mkdir()
     for name, text in (("a.txt", "Mary left."), ("b.txt", "John slept."), ("c.txt", "Sandra stayed.")):
@@ -130,6 +130,12 @@ def test_documents_come_change_and_go(place: Path, tmp_path: Path) -> None:
     assert "1 replaced" in run("index", "sync", folder, index)[0]
     keys = [line for line in run("index", "info", index) if line.startswith("metadata: ")]
     assert keys == ["metadata: kind, year; `qrag ask --filter KEY=VALUE` picks only from documents that match"]
+    capsys.readouterr()
+    run("ask", index, QUESTION, "--budget", "3", "--filter", "kind=story")
+    noted = f"note: 2 picks, fewer than --budget 3: {index} has no more chunks that match the filter\n"
+    assert noted in capsys.readouterr().err
+    run("ask", index, QUESTION, "--budget", "2", "--filter", "kind=story")
+    assert "note: " not in capsys.readouterr().err
     said = run("index", "remove", index, "a.txt", "c.txt")
     assert said[0] == f"{index}: 1 chunks; documents: 0 added, 0 replaced, 2 removed, 1 unchanged; texts embedded: 0"
     (folder / "d.txt").write_text("John woke up.")
@@ -160,7 +166,7 @@ def test_a_question_that_fits_nothing_is_said(place: Path, capsys: pytest.Captur
 def test_a_document_of_fewer_chunks_than_the_budget_is_noted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("Mary went home. John slept.")
     run("index", "build", tmp_path / "a.txt", tmp_path / "index", "--retriever", place / "run")
-    for budget, told in (("2", ""), ("4", f"note: {tmp_path / 'index'} has 2 chunks, fewer than --budget 4; no more can be picked\n")):
+    for budget, told in (("2", ""), ("4", f"note: 2 picks, fewer than --budget 4: {tmp_path / 'index'} has no more chunks\n")):
         capsys.readouterr()
         assert len(run("ask", tmp_path / "index", QUESTION, "--budget", budget)) == 4
         assert capsys.readouterr().err == told

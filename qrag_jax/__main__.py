@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -152,7 +153,10 @@ class Ask:
         tyro.conf.arg(metavar="KEY=VALUE", help_behavior_hint="(default: none; may be repeated)"),
     ] = ()
     """Pick only from documents of this name or metadata, such as 'source=reports/*' or year=2024; * is any text. All filters must match."""
-    support: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none)")] = ()
+    support: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[int, ...], ...]],
+        tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none; may be repeated)"),
+    ] = ()
     """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
 
 
@@ -183,7 +187,7 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
 
 def _refuse_three_places(words: Sequence[str]) -> None:
     """Raises ValueError, with the right command, when the retriever was given as a third argument instead of an option."""
-    if tuple(words[:2]) not in (("index", "build"), ("index", "add")):
+    if tuple(words[:2]) not in (("index", "build"), ("index", "add"), ("index", "sync")):
         return
     places: list[str] = []
     options: list[str] = []
@@ -191,12 +195,17 @@ def _refuse_three_places(words: Sequence[str]) -> None:
     for word in words[2:]:
         is_option = word.startswith("-")
         (options if is_option or takes_value else places).append(word)
-        takes_value = is_option and "=" not in word and word != "--replace"  # every other option of build and add has a value
+        takes_value = is_option and "=" not in word and word != "--replace"  # every other option of these commands has a value
     if len(places) != 3 or any(word.partition("=")[0] == "--retriever" for word in options):
         return
-    retriever, *rest = places
+    retriever = next(filter(_is_retriever, places), places[0])
+    rest = [place for place in places if place is not retriever]
     meant = [*words[:2], *rest, *(["--retriever", retriever] if words[1] == "build" else []), *options]
     raise ValueError(f"qrag index {words[1]}: takes two arguments, SOURCE and INDEX; did you mean `qrag {shlex.join(meant)}`?")
+
+
+def _is_retriever(place: str) -> bool:
+    return any((Path(place) / name).exists() for name in ("qrag.json", "export", "checkpoints"))
 
 
 def _run(command: Command, say: Callable[[str], None]) -> int:
@@ -258,12 +267,14 @@ def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
     size = sum(file.bytes for file in files)
     model = meta.model
     say(f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens of each embedded, {size / 1e6:,.1f} MB")
-    say(f"vectors: {meta.dtype}, {meta.width} wide, in {len(meta.shards)} shards")
+    say(f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}")
     say(f"model: {meta.model.hash[:12]}, loaded from {meta.model.retriever or 'a place that was not recorded'}")
     for source in meta.sources[:SHOWN]:
         say(f"source: {source.name or 'given chunks'}, {source.characters:,} characters, {source.chunks:,} chunks")
     if len(meta.sources) > SHOWN:
         say(f"and {len(meta.sources) - SHOWN:,} more sources")
+    if keys := sorted({key for source in meta.sources for key in source.metadata}):
+        say(f"metadata: {printable(', '.join(keys))}; `qrag ask --filter KEY=VALUE` picks only from documents that match")
     say(_coverage(index))
     for notice in notices(meta.sources, meta.skipped):
         say(notice)
@@ -280,7 +291,10 @@ def _coverage(index: Index) -> str:
 
 def _ask(command: Ask, say: Callable[[str], None]) -> None:
     index = Index.open(command.index)
-    for chunk in command.support:
+    support = tuple(chain.from_iterable(command.support))
+    if () in command.support:
+        raise ValueError("support: has no value; give numbers of chunks, as in --support 3 7")
+    for chunk in support:
         if not 0 <= chunk < len(index):
             raise ValueError(f"support {chunk}: must be in 0..{len(index) - 1}, the chunks of {index.path}")
     retriever = Retriever.from_pretrained(_home(index, command.retriever))
@@ -290,12 +304,13 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
         found = retriever.stream(
             command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins, filter=command.filter
         )
-        if command.budget > len(index):
-            place = printable(str(index.path))
-            sys.stderr.write(f"note: {place} has {len(index):,} chunks, fewer than --budget {command.budget}; no more can be picked\n")
         for step in found:
             steps.append(step)
-            say(_line(step, step.pick.chunk in command.support))
+            say(_line(step, step.pick.chunk in support))
+    if len(steps) < command.budget and not (command.stop and steps[-1].stop):
+        which = "chunks that match the filter" if command.filter else "chunks"
+        place = printable(str(index.path))
+        sys.stderr.write(f"note: {len(steps)} picks, fewer than --budget {command.budget}: {place} has no more {which}\n")
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
     say(f"{len(steps)} steps in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
     say(_ending(steps, retriever.threshold))
@@ -310,7 +325,7 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
             threshold=retriever.threshold,
             positions=retriever.config.qhead.positions,
             source=str(index.path),
-            support=command.support,
+            support=support,
         )
         say(f"{out}: trace written")
 

@@ -75,7 +75,18 @@ def test_ask_with_beam_stop_trace_and_another_place_of_the_retriever(place: Path
     assert len(run("ask", place / "index", QUESTION, "--beam", "2", "--budget", "2")) == 4
     assert len(run("ask", place / "index", QUESTION, "--stop")) == 4  # the first pick, the one that falls below, and two lines
     trace = tmp_path / "trace.html"
-    said = run("ask", place / "index", QUESTION, "--retriever", place / "run/export", "--trace", trace, "--support", *map(str, range(9)))
+    said = run(
+        "ask",
+        place / "index",
+        QUESTION,
+        "--retriever",
+        place / "run/export",
+        "--trace",
+        trace,
+        "--support",
+        *map(str, range(8)),
+        "--support=8",
+    )
     for line in said[:-3]:
         assert ("  support\n" in line) == (int(line.split("chunk ")[1].split()[0]) < 9)
     assert said[-1] == f"{trace}: trace written"
@@ -89,11 +100,11 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     said = run("index", "add", write_files(tmp_path / "text"), index)
     total = len(Index.open(index))
     assert total > count
-    assert re.fullmatch(rf"{index}: {total} chunks; documents: 4 added, 0 replaced, 0 removed, 0 unchanged; \d+ texts embedded", said[0])
+    assert re.fullmatch(rf"{index}: {total} chunks; documents: 4 added, 0 replaced, 0 removed, 0 unchanged; texts embedded: \d+", said[0])
     assert said[1].endswith("tokens, 31 of them outside the embedded windows")
     said = run("index", "info", index, "--verify")
     assert said[0].startswith(f"{index}: {total} chunks by sentence, 16 tokens of each embedded, ")
-    assert said[1] == "vectors: int8, 32 wide, in 2 shards"
+    assert said[1] == "vectors: int8, 32 wide; shards: 2"
     assert said[2].endswith(f"loaded from {place / 'run'}")
     assert said[3] == f"source: story.txt, {len(' '.join(CHUNKS)):,} characters, {count} chunks"
     assert "source: a/empty.txt, 2 characters, 0 chunks" in said
@@ -104,7 +115,7 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     assert len(run("index", "info", index)) == len(said) - 1
 
 
-def test_documents_come_change_and_go(place: Path, tmp_path: Path) -> None:
+def test_documents_come_change_and_go(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, index = tmp_path / "texts", tmp_path / "index"
     folder.mkdir()
     for name, text in (("a.txt", "Mary left."), ("b.txt", "John slept."), ("c.txt", "Sandra stayed.")):
@@ -114,12 +125,22 @@ def test_documents_come_change_and_go(place: Path, tmp_path: Path) -> None:
     (folder / "b.txt").unlink()
     (folder / "d.txt").write_text("John slept.")
     said = run("index", "sync", folder, index)
-    assert said[0] == f"{index}: 4 chunks; documents: 1 added, 1 replaced, 1 removed, 1 unchanged; 1 texts embedded"
+    assert said[0] == f"{index}: 4 chunks; documents: 1 added, 1 replaced, 1 removed, 1 unchanged; texts embedded: 1"
+    (folder / "a.txt.json").write_text('{"year": 2024, "kind": "story"}')
+    assert "1 replaced" in run("index", "sync", folder, index)[0]
+    keys = [line for line in run("index", "info", index) if line.startswith("metadata: ")]
+    assert keys == ["metadata: kind, year; `qrag ask --filter KEY=VALUE` picks only from documents that match"]
+    capsys.readouterr()
+    run("ask", index, QUESTION, "--budget", "3", "--filter", "kind=story")
+    noted = f"note: 2 picks, fewer than --budget 3: {index} has no more chunks that match the filter\n"
+    assert noted in capsys.readouterr().err
+    run("ask", index, QUESTION, "--budget", "2", "--filter", "kind=story")
+    assert "note: " not in capsys.readouterr().err
     said = run("index", "remove", index, "a.txt", "c.txt")
-    assert said[0] == f"{index}: 1 chunks; documents: 0 added, 0 replaced, 2 removed, 1 unchanged; 0 texts embedded"
+    assert said[0] == f"{index}: 1 chunks; documents: 0 added, 0 replaced, 2 removed, 1 unchanged; texts embedded: 0"
     (folder / "d.txt").write_text("John woke up.")
     said = run("index", "add", "--replace", folder, index)
-    assert said[0] == f"{index}: 4 chunks; documents: 2 added, 1 replaced, 0 removed, 0 unchanged; 4 texts embedded"
+    assert said[0] == f"{index}: 4 chunks; documents: 2 added, 1 replaced, 0 removed, 0 unchanged; texts embedded: 4"
 
 
 def test_documents_send_nothing_to_the_terminal(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +166,7 @@ def test_a_question_that_fits_nothing_is_said(place: Path, capsys: pytest.Captur
 def test_a_document_of_fewer_chunks_than_the_budget_is_noted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("Mary went home. John slept.")
     run("index", "build", tmp_path / "a.txt", tmp_path / "index", "--retriever", place / "run")
-    for budget, told in (("2", ""), ("4", f"note: {tmp_path / 'index'} has 2 chunks, fewer than --budget 4; no more can be picked\n")):
+    for budget, told in (("2", ""), ("4", f"note: 2 picks, fewer than --budget 4: {tmp_path / 'index'} has no more chunks\n")):
         capsys.readouterr()
         assert len(run("ask", tmp_path / "index", QUESTION, "--budget", budget)) == 4
         assert capsys.readouterr().err == told
@@ -165,7 +186,9 @@ def test_bad_input_exits_64_in_one_line(capsys: pytest.CaptureFixture[str], plac
     assert "exists and is not an index" in refuse(capsys, "index", "build", story, tmp_path / "other", *retriever)
     (tmp_path / "new").mkdir()
     (tmp_path / "new/story.txt").write_text("Another story.")
-    assert "has 'story.txt' already, with another content" in refuse(capsys, "index", "add", tmp_path / "new/story.txt", place / "index")
+    assert "already has 'story.txt', with other text or metadata" in refuse(
+        capsys, "index", "add", tmp_path / "new/story.txt", place / "index"
+    )
     assert "no document 'story.tx'; did you mean 'story.txt'?" in refuse(capsys, "index", "remove", place / "index", "story.tx")
     assert "NAME is missing: give the names" in refuse(capsys, "index", "remove", place / "index")
     assert "filter = 'year': unknown; known: source" in refuse(capsys, "ask", place / "index", QUESTION, "--filter", "year=2024")
@@ -194,7 +217,7 @@ def test_a_retriever_that_has_gone_is_asked_for(capsys: pytest.CaptureFixture[st
     assert "name it with --retriever" in refuse(capsys, "index", "add", tmp_path / "more.txt", tmp_path / "index")
     assert run("ask", tmp_path / "index", QUESTION, "--retriever", tmp_path / "elsewhere")[-1] == "stop threshold: this retriever has none"
     said = run("index", "add", tmp_path / "more.txt", tmp_path / "index", "--retriever", tmp_path / "elsewhere")
-    assert ": 1 added, 0 replaced, 0 removed, 0 unchanged; 1 texts embedded" in said[0]
+    assert ": 1 added, 0 replaced, 0 removed, 0 unchanged; texts embedded: 1" in said[0]
     Index.build(Retriever.from_pretrained(tmp_path / "elsewhere"), CHUNKS, tmp_path / "given")
     assert "does not say where its retriever is" in refuse(capsys, "ask", tmp_path / "given", QUESTION)
 
@@ -216,10 +239,13 @@ def test_a_retriever_in_third_place_is_answered_with_the_command_that_was_meant(
     run(*meant)
     error = refuse(capsys, "index", "add", retriever, "more.txt", index)
     assert f"did you mean `qrag index add more.txt '{index}'`?" in error
+    for name in ("add", "sync"):
+        error = refuse(capsys, "index", name, "more.txt", index, retriever)
+        assert f"did you mean `qrag index {name} more.txt '{index}'`?" in error
     assert "Unrecognized" in refuse(capsys, "index", "build", "a", "b", "c", "--retriever", "d")
 
 
-def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export, push; `qrag --help` says what each does"
     assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, sync, remove, info;")
     assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export, push; did you mean export?"
@@ -233,6 +259,8 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert refuse(capsys, "ask", "x", "y", "--bugdet=3") == option
     assert refuse(capsys, "ask", "x").startswith("error: Missing from qrag ask: QUESTION The question")
     assert refuse(capsys, "ask", "x", "y", "--budget", "z").startswith("error: Error parsing --budget: ")
+    assert refuse(capsys, "ask", "x", "y", "--budget", "2", "--budget=3") == "error: qrag ask --budget: is given 2 times; give it once"
+    assert "support: has no value" in refuse(capsys, "ask", place / "index", QUESTION, "--support")
     assert "out = gs:/bucket/out: must be a place on this machine" in refuse(capsys, "export", "run", "gs://bucket/out")
 
 

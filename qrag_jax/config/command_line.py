@@ -10,9 +10,10 @@ import os
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -78,7 +79,8 @@ def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, 
     """Parses the command line of one of several commands, such as "ask" or "index build", into the dataclass of that command.
 
     Raises ValueError, with a message of one line, on anything that it cannot parse. For an unknown command or option, the message lists
-    the known ones and suggests the most similar. ``--help`` prints the help and raises SystemExit(0).
+    the known ones and suggests the most similar. An option that holds one value is refused when it is given twice. ``--help`` prints the
+    help and raises SystemExit(0).
     """
     known = list(dict.fromkeys(name.split()[0] for name in commands))
     if not words:
@@ -98,6 +100,7 @@ def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, 
     for word in rest:
         if word.startswith("--") and word not in HELP:
             _check_known("option", word.partition("=")[0].replace("_", "-"), options, prog)
+    _refuse_repetition(commands[name], rest, prog)
     return read(commands[name], rest, prog)
 
 
@@ -115,6 +118,15 @@ def _check_known(what: str, name: str, known: Sequence[str], prog: str) -> None:
         near = difflib.get_close_matches(name, known, 1)
         guess = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{prog} {name}: no such {what}; known: {', '.join(known) or 'none'}{guess}")
+
+
+def _refuse_repetition(kind: type, words: Sequence[str], prog: str) -> None:
+    """Raises ValueError when an option is given more than once, unless its field has ``UseAppendAction``: tyro would use the last."""
+    given = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        option = f"--{name.replace('_', '-')}"
+        if given[option] > 1 and tyro.conf.UseAppendAction not in getattr(hint, "__metadata__", ()):
+            raise ValueError(f"{prog} {option}: is given {given[option]} times; give it once")
 
 
 def refuse_urls(command: object, advice: str = "") -> None:

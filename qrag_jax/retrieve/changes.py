@@ -8,10 +8,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import groupby
 from pathlib import Path
 
 from qrag_jax.retrieve.meta import Meta
+from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.sources import ChunkStream, Reading
 from qrag_jax.retrieve.storage import StoredRows, record
 from qrag_jax.retrieve.writing import Kept, New
@@ -29,7 +31,7 @@ class Changes:
 
     def __str__(self) -> str:
         counts = f"{self.added:,} added, {self.replaced:,} replaced, {self.removed:,} removed, {self.unchanged:,} unchanged"
-        return f"documents: {counts}; {self.embedded:,} texts embedded"
+        return f"documents: {counts}; texts embedded: {self.embedded:,}"
 
 
 class Documents:
@@ -51,14 +53,16 @@ class Documents:
             return None
         found = []
         for old, (now, blocks) in zip(held, read, strict=True):
-            if old.record.digest is None:  # before version 3: compare the chunks
+            counted = old.record
+            if old.record.digest is None:  # before version 3: compare the chunks; version 1 has no counts of tokens, either
                 cut = [block.cut() for block in blocks]
                 lines = [record(chunk) for _, chunks in cut for chunk in chunks]
                 if len(lines) != old.end - old.start or any(line != self._line(i) for i, line in enumerate(lines, old.start)):
                     return None
+                counted = reduce(SourceRecord.followed_by, (one for one, _ in cut))
             elif old.record.digest != now.digest:
                 return None
-            found.append(replace(old, record=replace(old.record, digest=now.digest, metadata=now.metadata)))
+            found.append(replace(old, record=replace(counted, digest=now.digest, metadata=now.metadata)))
         return found
 
     def _line(self, i: int) -> bytes:
@@ -94,9 +98,10 @@ def adding(documents: Documents, stream: ChunkStream, changes: Changes, *, repla
     stay = _clashes(documents, stream)
     changed = [name for name, kept in stay.items() if kept is None or _metadata(kept) != _metadata(documents.named[name])]
     if changed and not replacing:
+        others = f", and {len(changed) - 1:,} more" if len(changed) > 1 else ""
         raise ValueError(
-            f"{documents.path}: has {changed[0]!r} already, with another content ({len(changed)} such documents); "
-            "add --replace replaces them"
+            f"{documents.path}: already has {changed[0]!r}{others}, with other text or metadata; "
+            "`qrag index add --replace` replaces what has changed"
         )
     changes.replaced, changes.unchanged = len(changed), len(stay) - len(changed)
     for part in documents.kept:

@@ -128,4 +128,4 @@ def read_json(path: str | Path) -> Any:
             raise
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+        raise ValueError(f"{path}: not a JSON file: {str(error).removeprefix('not JSON: ')}") from error

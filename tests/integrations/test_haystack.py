@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qrag_jax import Retriever
+from qrag_jax import Retriever, Text
 from qrag_jax.retrieve.index import Index
 from tests.integrations.conftest import INDEX, QUESTIONS, RUN, same
 
@@ -34,6 +34,18 @@ def test_haystack_pipeline_survives_yaml(haystack: Any, folder: Path, retriever:
             assert answer["prompt"]["prompt"] == "".join(f"{pick.text}|" for pick in picks)
             assert [document.score for document in documents] == pytest.approx([pick.q for pick in picks], abs=1e-5)
             assert all(same(document.meta, pick) for document, pick in zip(documents, picks, strict=True))
+
+
+def test_haystack_filters(haystack: Any, folder: Path, retriever: Retriever, tmp_path: Path) -> None:
+    texts = [Text(f"Mary went to the garden. {name} slept.", f"{name}.txt", {"year": year}) for name, year in (("John", 1), ("Fred", 2))]
+    Index.build(retriever, texts, tmp_path / "index")
+    component = haystack.QRAGRetriever(str(folder / RUN), str(tmp_path / "index"), filter={"year": 1})
+    again = haystack.QRAGRetriever.from_dict(component.to_dict())
+    for which, options, source in ((component, {}, "John.txt"), (again, {}, "John.txt"), (component, {"filter": ["year=2"]}, "Fred.txt")):
+        documents = which.run(QUESTIONS[0], **options)["documents"]
+        assert [document.meta["source"] for document in documents] == [source] * 2
+    with pytest.raises(ValueError, match="filter year=3: no document has that"):
+        component.run(QUESTIONS[0], filter={"year": 3})
 
 
 def test_haystack_opens_nothing_before_it_is_used(haystack: Any, folder: Path) -> None:

@@ -67,7 +67,7 @@ def test_sync_embeds_only_what_is_new(retriever: Retriever, folder: Path, tmp_pa
     found = asked(retriever, monkeypatch)
     index = old.sync(retriever, folder)
     assert found == ["Fred arrived."]
-    assert str(index.changes) == "documents: 1 added, 1 replaced, 1 removed, 1 unchanged; 1 texts embedded"
+    assert str(index.changes) == "documents: 1 added, 1 replaced, 1 removed, 1 unchanged; texts embedded: 1"
     monkeypatch.undo()
     fresh = Index.build(retriever, folder, tmp_path / "fresh", shard_chunks=3)
     assert [index.chunk(i) for i in range(len(index))] == [fresh.chunk(i) for i in range(len(fresh))]
@@ -75,7 +75,7 @@ def test_sync_embeds_only_what_is_new(retriever: Retriever, folder: Path, tmp_pa
     assert index.meta.sources == fresh.meta.sources
     Index.open(index.path, verify=True)
     assert ([old.chunk(i) for i in range(len(old))], old.rows.block(0, len(old)).tolist()) == (before[0], before[1].tolist())
-    assert str(index.sync(retriever, folder).changes) == "documents: 0 added, 0 replaced, 0 removed, 3 unchanged; 0 texts embedded"
+    assert str(index.sync(retriever, folder).changes) == "documents: 0 added, 0 replaced, 0 removed, 3 unchanged; texts embedded: 0"
     kept = index.remove(["reports/c.md"])
     assert [record.name for record in kept.sources] == ["0.txt", "a.txt"]
     named = {file.name for shard in kept.meta.shards for file in shard.files.values()}
@@ -119,6 +119,17 @@ def test_a_text_of_several_documents_is_picked_once(retriever: Retriever, tmp_pa
             assert {other.source for other in slept[0].also} == {"a.txt", "b.txt"} - {slept[0].source}
             assert sorted(metadata(slept[0])["sources"]) == ["a.txt", "b.txt"]
             assert len(slept) == (1 if slept[0].source == "a.txt" else 2), "both places in b.txt are its own"
+
+
+def test_a_filter_on_a_text_of_several_documents(retriever: Retriever, tmp_path: Path) -> None:
+    documents = [Text("John slept. Mary left.", f"{name}.txt", {"year": year}) for name, year in (("a", 2023), ("b", 2024), ("c", 2024))]
+    index = Index.build(retriever, documents, tmp_path / "index")
+    for source in (index, retriever.document(documents)):
+        picks = retriever.search("Where is John?", source, 9, filter=["year=2024", "source=[bc].txt"])
+        assert sorted(pick.text for pick in picks) == ["John slept.", "Mary left."], "each text once"
+        for pick in picks:
+            assert pick.source in ("b.txt", "c.txt")
+            assert {pick.source, *(other.source for other in pick.also)} == {"a.txt", "b.txt", "c.txt"}, "it is said where else it stands"
 
 
 def test_documents_of_frameworks_keep_their_metadata(retriever: Retriever, tmp_path: Path) -> None:

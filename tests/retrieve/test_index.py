@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qrag_jax.retrieve.embed import model_hash
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.meta import checksum
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import check_dtype, pack, unpack
 from qrag_jax.retrieve.types import Document, Rows
@@ -252,6 +253,44 @@ def test_other_formats_and_versions_are_refused(copy: Path) -> None:
             Index.open(copy)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_index_of_an_older_version_is_read_and_changed(version: int, retriever: Retriever, tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "text")
+    path = tmp_path / "index"
+    new = Index.build(retriever, folder, path, shard_chunks=8)
+    wanted = retriever.search("Where is Mary?", new, 3)
+    make_older(path, version)
+    old = Index.open(path, verify=True)
+    assert [one.digest for one in old.sources] == [None] * len(new.sources)
+    assert (old.sources[0].tokens is None) == (version == 1)
+    assert retriever.search("Where is Mary?", old, 3) == wanted
+    assert old.equals(0) == new.equals(0)
+    assert {pick.source for pick in retriever.search("Where is Mary?", old, 3, filter=["source=a/*"])} == {"a/deep/one.md"}
+    assert Index.build(retriever, folder, path, shard_chunks=8).changes.unchanged == len(old.sources), "it is the same index"
+    (folder / "b.txt").write_text("Now another text.")
+    (folder / "new.txt").write_text("Mary left at once.")
+    grown = old.sync(retriever, folder)
+    assert str(grown.changes) == "documents: 1 added, 1 replaced, 0 removed, 3 unchanged; texts embedded: 2"
+    assert json.loads((path / "meta.json").read_text())["version"] == 3
+    fresh = Index.build(retriever, folder, tmp_path / "fresh", shard_chunks=8)
+    assert grown.sources == fresh.sources, "with the digests and counts that the older version did not have"
+    found = Index.open(path, verify=True)
+    assert [found.chunk(i) for i in range(len(found))] == [fresh.chunk(i) for i in range(len(fresh))]
+
+
+def make_older(path: Path, version: int) -> None:
+    """Turns an index into what version 1 or 2 wrote: no keys, digests and metadata; in version 1, no counts of tokens and skipped files."""
+    tree = json.loads((path / "meta.json").read_text())
+    fields = ["name", "characters", "chunks"] + (["tokens", "outside", "cut", "unknown"] if version == 2 else [])
+    tree["sources"] = [{name: source[name] for name in fields} for source in tree["sources"]]
+    for shard in tree["shards"]:
+        (path / shard.pop("keys")["name"]).unlink()
+    for name in ("sha256", "written", *(["skipped"] if version == 1 else [])):
+        del tree[name]
+    tree |= {"version": version, "kept": 0}
+    (path / "meta.json").write_text(json.dumps(tree | {"sha256": checksum(tree)}))
+
+
 def test_another_model_is_refused(retriever: Retriever, copy: Path) -> None:
     other = small_retriever(1)
     index = Index.open(copy)
@@ -303,9 +342,11 @@ def test_add_goes_on_in_new_shards(retriever: Retriever, copy: Path, tmp_path: P
     folder = write_files(tmp_path / "text")
     grown = grown.add(retriever, folder)
     assert [source.name for source in grown.meta.sources][:3] == [None, None, "a/deep/one.md"]
-    assert str(grown.add(retriever, folder / "b.txt").changes).startswith("documents: 0 added, 0 replaced, 0 removed, 1 unchanged; 0 texts")
+    assert str(grown.add(retriever, folder / "b.txt").changes).startswith(
+        "documents: 0 added, 0 replaced, 0 removed, 1 unchanged; texts embedded: 0"
+    )
     (folder / "b.txt").write_text("Now another text.")
-    with pytest.raises(ValueError, match=r"has 'b\.txt' already, with another content \(1 such documents\); add --replace"):
+    with pytest.raises(ValueError, match=r"already has 'b\.txt', with other text or metadata; `qrag index add --replace`"):
         grown.add(retriever, folder / "b.txt")
     Index.open(copy, verify=True)
 

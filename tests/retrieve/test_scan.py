@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.device_scan import DeviceScorer
-from qrag_jax.retrieve.scan import HostScorer, look, runs, scan, stretches
+from qrag_jax.retrieve.scan import Hidden, HostScorer, look, runs, scan, stretches
 from qrag_jax.retrieve.types import PoolRows
 from qrag_jax.rl.env import picked_mask
 from qrag_jax.rl.positions import chunk_positions
@@ -125,6 +125,21 @@ def test_the_steps_of_a_search_share_one_program() -> None:
     for picks in ([], [7], [7, 200], [7, 200, 90]):
         scorer(np.ones((1, rows.width), np.float32), [picks], 1)
     assert scorer._step._cache_size() == 1
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_devices_find_what_the_host_finds_with_a_filter(resident: bool) -> None:
+    rows = PoolRows(np.random.default_rng(5).standard_normal((300, 16)).astype(np.float32), np.arange(300, dtype=np.int32))
+    allowed = np.isin(np.arange(300), [5, 40, 41, 130, 260, 299])  # blocks of 64: none in the fourth
+    hidden = Hidden(allowed, lambda chunk: {41: (5, 42)}.get(chunk, ()))
+    states = np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)
+    picked = [[], [41]]
+    found = DeviceScorer(rows, QHeadConfig(), jax.devices()[:1], block=64, resident=resident, hidden=hidden)(states, picked, 9, 6)
+    assert [set(look.chunks) for look in found] == [{5, 40, 41, 130, 260, 299}, {40, 130, 260, 299}]
+    for mine, wanted in zip(found, HostScorer(rows, QHeadConfig(), hidden)(states, picked, 9, 6), strict=True):
+        assert mine.chunks == wanted.chunks
+        np.testing.assert_allclose(mine.q, wanted.q, atol=1e-5)
+        np.testing.assert_allclose(mine.curve, wanted.curve, atol=1e-5)
 
 
 def test_look_leaves_picks_out() -> None:

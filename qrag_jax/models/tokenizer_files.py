@@ -124,7 +124,7 @@ def _check_step(step: dict[str, Any], where: str) -> int:
             raise ValueError(f"{where}.pattern: must be a text of 1 to {LONGEST_PATTERN} characters")
     if isinstance(pattern.get("Regex"), str) and backtracks_exponentially(pattern["Regex"]):
         raise ValueError(
-            f"{where}.pattern: {pattern['Regex'][:80]!r} repeats a group that may match a text in several ways, which can take forever"
+            f"{where}.pattern: {pattern['Regex'][:80]!r} repeats a group that may match in several ways: some texts take very long or fail"
         )
     content = step.get("content")
     return max(1, len(content)) if step.get("type") == "Replace" and isinstance(content, str) else 1

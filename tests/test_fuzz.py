@@ -238,6 +238,17 @@ def test_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     fuzz(tmp_path / "tables.json", lambda: tables.read_tables(tmp_path / "tables.json"), seed=74, seconds=SECONDS / 4)
 
 
+def test_ablations_and_sweeps(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from experiments.ablations.report import read_ablations, table
+    from experiments.sweep.report import drawings
+
+    for name in ("babilong-qa2-ablations/ablations.json", "sweep-qa1/sweep.json"):
+        shutil.copy(ROOT / "docs/results" / name, tmp_path)
+    fuzz(tmp_path / "ablations.json", lambda: table(read_ablations(tmp_path / "ablations.json")), seed=75)
+    fuzz(tmp_path / "sweep.json", lambda: drawings(tmp_path), seed=76)
+
+
 def test_journal_of_a_sweep(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     from experiments.sweep.study import Sweep

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.checks import COUNT, NUMBER, TEXT, check_fields, is_count, many, optional
 from experiments.paper.compare import Comparison, compare, markdown
 from experiments.paper.plots import COLOURS, MARKERS
 from experiments.seeds import cell, statistics
@@ -16,8 +17,16 @@ from qrag_jax.evaluate.plots import BLACK, legend, save, subplots
 from qrag_jax.rundir.files import markdown_text, read_json, write_json, write_text
 
 SCHEMA = 1
-COLUMNS = ("benchmark", "task", "embedder", "beside_paper", "rows")
 METRICS = {"fact_em": "Fact EM", "fact_f1": "Fact F1", "fact_f1_stopped": "Fact F1, stopped"}
+HEAD = {
+    **{"benchmark": TEXT, "task": TEXT, "embedder": TEXT, "beside_paper": many(TEXT)},
+    "rows": (lambda value: isinstance(value, list), "a list"),
+}
+ROW = {
+    **{"label": TEXT, "task": TEXT, "context_tokens": optional(COUNT), "updates": optional(COUNT), "seeds": many(COUNT)},
+    **dict.fromkeys(METRICS, optional(many(NUMBER))),
+}
+PAPER = {"fact_f1": NUMBER, "place": TEXT}
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,19 @@ def _paper(row: dict[str, Any], one: Found) -> Comparison | None:
 def read_ablations(path: Path) -> dict[str, Any]:
     """Reads an ablations.json. Raises ValueError, naming the file, if it is not one."""
     tree = read_json(path)
-    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not set(COLUMNS) <= set(tree):
-        raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and {', '.join(COLUMNS)}")
+    if not isinstance(tree, dict) or not is_count(tree.get("schema")) or tree["schema"] != SCHEMA:
+        raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and {', '.join(HEAD)}")
+    check_fields(tree, HEAD, f"{path}: top level")
+    for number, row in enumerate(tree["rows"]):
+        where = f"{path}: rows[{number}]"
+        check_fields(row, ROW, where)
+        for name in ("mean", "spread"):
+            check_fields(row.get(name), dict.fromkeys(METRICS, optional(NUMBER)), f"{where}.{name}")
+        for name in METRICS:
+            if (row[name] is None) != (row["mean"][name] is None):
+                raise ValueError(f"{where}.mean.{name} = {row['mean'][name]}: must be null exactly where {name} is null")
+        if row.get("paper") is not None:
+            check_fields(row["paper"], PAPER, f"{where}.paper")
     return tree
 
 
@@ -106,7 +126,7 @@ def table(ablations: dict[str, Any]) -> str:
                 "-" if row["updates"] is None else f"{row['updates']:,}",
                 str(len(row["seeds"])),
                 *(cell(row["mean"][name], row["spread"][name]) for name in METRICS),
-                "-" if row["paper"] is None else f"{row['paper']['fact_f1']:.3f} ({markdown_text(row['paper']['place'])})",
+                "-" if row.get("paper") is None else f"{row['paper']['fact_f1']:.3f} ({markdown_text(row['paper']['place'])})",
             ]
         )
     named = f"{ablations['benchmark']} {ablations['task']}"
@@ -136,7 +156,7 @@ def draw(ablations: dict[str, Any], path: Path) -> None:
                 axis.plot(row[metric], [y] * len(row[metric]), ".", color=colour, alpha=0.6, markersize=5)
                 label = "all" if row["context_tokens"] is None else f"{format_tokens(row['context_tokens'])} tokens"
                 axis.plot(row["mean"][metric], y, marker, color=colour, markeredgecolor=BLACK, markersize=7, linestyle="", label=label)
-            if row["paper"] is not None and metric == "fact_f1_stopped":
+            if row.get("paper") is not None and metric == "fact_f1_stopped":
                 axis.plot(row["paper"]["fact_f1"], y, "*", color=BLACK, markersize=6, linestyle="", label="paper: Fact F1")
         axis.set_yticks(range(len(names)), names if metric == panels[0] else [])
         axis.set(xlabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from experiments.checks import COUNT, NUMBER, TEXT, Check, check_fields, is_count, is_number, optional
 from experiments.sweep import plots
-from experiments.sweep.spec import Spec, override, shown
-from experiments.sweep.study import Row, Sweep
+from experiments.sweep.spec import Dimension, Spec, override, shown
+from experiments.sweep.study import Row, State, Sweep
 from qrag_jax.rundir.files import markdown_text, read_json, write_json, write_text
 
 SCHEMA = 1
@@ -17,6 +18,26 @@ KEYS = {"name": "trial", "stopped": "fact_f1_stopped"} | {
     k: k for k in ("state", "values", "value", "step", "updates", "seconds", "reason")
 }
 """Field of a Row -> key of a trial in sweep.json. The field ``validations``, a list of pairs, is handled apart."""
+HEAD: dict[str, Check] = {
+    "spec": (lambda value: isinstance(value, dict), "an object"),
+    "importances": (
+        lambda value: value is None or (isinstance(value, dict) and bool(value) and all(map(is_number, value.values()))),
+        "an object of finite numbers, or null",
+    ),
+    "trials": (lambda value: isinstance(value, list), "a list"),
+}
+TRIAL: dict[str, Check] = {
+    **{"trial": TEXT, "state": (lambda value: value in get_args(State), f"one of {', '.join(get_args(State))}")},
+    **{"values": (lambda value: isinstance(value, dict), "an object"), "value": optional(NUMBER), "fact_f1_stopped": optional(NUMBER)},
+    **{"step": optional(COUNT), "updates": COUNT, "seconds": NUMBER, "reason": optional(TEXT)},
+    "validations": (
+        lambda value: (
+            isinstance(value, list)
+            and all(isinstance(pair, list) and len(pair) == 2 and is_count(pair[0]) and is_number(pair[1]) for pair in value)
+        ),
+        "a list of pairs of a step and a finite score",
+    ),
+}
 
 
 def write_summary(sweep: Sweep) -> dict[str, Any]:
@@ -65,22 +86,33 @@ def drawings(folder: Path) -> dict[Path, Callable[[Path], None]]:
     """The pictures of a folder's sweep.json: path -> the function that draws it there. Raises ValueError, naming the file, if it is bad."""
     path = folder / "sweep.json"
     tree = read_json(path)
-    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
+    if not isinstance(tree, dict) or not is_count(tree.get("schema")) or tree["schema"] != SCHEMA:
         raise ValueError(f"{path}: must be an object with schema = {SCHEMA}")
+    check_fields(tree, HEAD, f"{path}: top level")
     try:
         spec = Spec.from_tree(tree["spec"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    rows = [
-        Row(validations=tuple((step, value) for step, value in trial["validations"]), **{name: trial[key] for name, key in KEYS.items()})
-        for trial in tree["trials"]
-    ]
+    rows = [_read_trial(trial, spec, f"{path}: trials[{number}]") for number, trial in enumerate(tree["trials"])]
     found: dict[Path, Callable[[Path], None]] = {}
     if any(row.value is not None for row in rows):
         found[folder / "parallel.png"] = partial(plots.parallel, rows, best_of(rows), spec)
     if tree["importances"] is not None:
         found[folder / "importance.png"] = partial(plots.importance, tree["importances"], _count(rows, "complete"), spec)
     return found
+
+
+def _read_trial(trial: Any, spec: Spec, where: str) -> Row:
+    check_fields(trial, TRIAL, where)
+    check_fields(trial["values"], {dimension.name: _place(dimension) for dimension in spec.space}, f"{where}.values")
+    return Row(validations=tuple((step, value) for step, value in trial["validations"]), **{name: trial[key] for name, key in KEYS.items()})
+
+
+def _place(dimension: Dimension) -> Check:
+    """What a trial may have chosen for a field."""
+    if dimension.values:
+        return lambda value: value in dimension.values, "one of the spec's values"
+    return lambda value: is_number(value) and dimension.low <= value <= dimension.high, f"in {dimension.low:g}..{dimension.high:g}"
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:

@@ -61,7 +61,8 @@ retriever = qrag_jax.Retriever.from_pretrained("path/to/this/folder")  # or its 
 ```
 """
 
-SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers (all that follows them included; compare by dot product):
+SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers (all that follows them included; compare by dot product).
+Name the folder of one encoder: `SentenceTransformer` does not load this folder itself, which holds two.
 
 ```python
 from sentence_transformers import SentenceTransformer

@@ -122,27 +122,45 @@ def _check_step(step: dict[str, Any], where: str) -> int:
     for text in pattern.values():
         if not isinstance(text, str) or not text or len(text) > LONGEST_PATTERN:
             raise ValueError(f"{where}.pattern: must be a text of 1 to {LONGEST_PATTERN} characters")
-    if isinstance(pattern.get("Regex"), str) and repeats_a_repetition(pattern["Regex"]):
-        raise ValueError(f"{where}.pattern: {pattern['Regex'][:80]!r} repeats a repetition, which can take forever on some texts")
+    if isinstance(pattern.get("Regex"), str) and backtracks_exponentially(pattern["Regex"]):
+        raise ValueError(
+            f"{where}.pattern: {pattern['Regex'][:80]!r} repeats a group that may match in several ways: some texts take very long or fail"
+        )
     content = step.get("content")
     return max(1, len(content)) if step.get("type") == "Replace" and isinstance(content, str) else 1
 
 
-def repeats_a_repetition(pattern: str) -> bool:
-    """Whether a group of a regular expression that holds * or + (or {n,}) is repeated itself, as in (a*)*: exponential backtracking."""
-    text = re.sub(r"\\.|\[(?:\\.|\[:\w+:\]|[^\]\\])*\]", "x", pattern, flags=re.DOTALL)
-    inside: list[bool] = []
-    closed = False  # whether the group that has just ended holds a repetition
+def backtracks_exponentially(pattern: str) -> bool:
+    """Whether a repeated group of a regular expression may match one text in several ways, as in (a*)*, (a|a)* and (aa?)*.
+
+    It is cautious: a repeated group may hold no *, +, ? or {n,m}, and its branches must begin with different letters or digits. A call of a
+    group, as in \\g<1>, counts as such a group.
+    """
+    if "\\g" in re.findall(r"\\.", pattern, flags=re.DOTALL):
+        return True
+    text = re.sub(r"\\.|\[(?:\\.|\[:\w+:\]|[^\]\\])*\]", "\0", pattern, flags=re.DOTALL)
+    several: list[bool] = []  # for each open group: whether it may match in several ways
+    starts: list[list[str]] = []  # for each open group: the first characters of its branches
     for i, character in enumerate(text):
-        repeats = character in "*+" or re.match(r"\{\d*,\d*\}", text[i : i + 12]) is not None
         if character == "(":
-            inside.append(False)
-        elif character == ")" and inside:
-            closed = inside.pop()
-            if inside and closed:
-                inside[-1] = True
-            if closed and re.match(r"\)(?:\*|\+|\{\d*,?\d*\})", text[i : i + 14]):
+            opening = re.match(r"\((?:\?(?:[a-zA-Z-]*:|<?[=!]|>|<\w+>))?", text[i:])
+            several.append(False)
+            starts.append([_first(text, i + opening.end() if opening else i + 1)])
+        elif character == ")" and several:
+            branches = starts.pop()
+            alike = len(branches) > 1 and ("" in branches or len(set(branches)) < len(branches))
+            ambiguous = several.pop() or alike
+            if ambiguous and re.match(r"\)(?:\*|\+|\{\d*,?\d*\})", text[i : i + 14]):
                 return True
-        elif repeats and inside:
-            inside[-1] = True
+            if several:
+                several[-1] |= ambiguous
+        elif character == "|" and several:
+            starts[-1].append(_first(text, i + 1))
+        elif several and re.match(r"[*+?]|\{\d*,\d*\}|\{0+\}", text[i : i + 24]) and not (character == "?" and text[i - 1] == "("):
+            several[-1] = True
     return False
+
+
+def _first(text: str, at: int) -> str:
+    """The letter or digit that a branch begins with, whatever its case; "" if it begins with anything else."""
+    return text[at].casefold()[0] if at < len(text) and text[at].isalnum() else ""

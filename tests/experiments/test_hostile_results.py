@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments import report
+from experiments.ablations.report import read_ablations
 from experiments.sweep.spec import read_spec
 from qrag_jax.config import RunConfig
 from qrag_jax.data import prepared
@@ -99,3 +101,47 @@ def test_features_name_no_class_that_is_imported(key: str, tmp_path: Path, monke
     (tmp_path / "features.json").write_text(json.dumps(nested))
     with pytest.raises(ValueError, match=r"features\.json: .*evil_module\.Features.*prepare_data"):
         list(prepared.read_records(tmp_path, "train", []))
+
+
+BAD_ABLATIONS: list[tuple[tuple[str | int, ...], Any, str]] = [
+    (("rows",), {}, r"rows = \{\}: must be a list"),
+    (("rows", 0), None, r"rows\[0\]: must be an object"),
+    (("rows", 1, "seeds"), 3, r"rows\[1\].seeds = 3: must be a list"),
+    (("rows", 0, "fact_em", 0), float("nan"), r"rows\[0\].fact_em = \[nan"),
+    (("rows", 0, "mean"), {}, r"rows\[0\].mean: has no fact_em"),
+    (("rows", 0, "mean", "fact_f1"), "x", r"rows\[0\].mean.fact_f1 = 'x': must be a finite number or null"),
+    (("rows", 0, "mean", "fact_f1"), None, r"rows\[0\].mean.fact_f1 = None: must be null exactly"),
+    (("rows", 0, "paper"), {"place": "Table 1"}, r"rows\[0\].paper: has no fact_f1"),
+    (("schema",), True, "must be an object with schema = 1"),
+]
+BAD_SWEEPS: list[tuple[tuple[str | int, ...], Any, str]] = [
+    (("trials",), None, "trials = None: must be a list"),
+    (("importances",), {"rl.alpha": "1"}, "importances = .*finite numbers"),
+    (("trials", 0, "state"), [], r"trials\[0\].state = \[\]: must be one of waiting"),
+    (("trials", 0, "value"), float("inf"), r"trials\[0\].value = inf: must be a finite number or null"),
+    (("trials", 0, "values"), {}, r"trials\[0\].values: has no "),
+    (("trials", 0, "values", "rl.alpha"), 1e300, r"trials\[0\].values.rl.alpha = 1e\+300: must be in"),
+    (("trials", 2, "validations"), [[1]], r"trials\[2\].validations = \[\[1\]\]: must be a list of pairs"),
+]
+BAD_FILES = [("babilong-qa2-ablations/ablations.json", *bad) for bad in BAD_ABLATIONS]
+BAD_FILES += [("sweep-qa1/sweep.json", *bad) for bad in BAD_SWEEPS]
+
+
+@pytest.mark.parametrize(("name", "way", "value", "why"), BAD_FILES, ids=range(len(BAD_FILES)))
+def test_ablations_and_sweeps_that_are_damaged(name: str, way: tuple[Any, ...], value: Any, why: str, tmp_path: Path) -> None:
+    file = tmp_path / Path(name).name
+    tree = part = json.loads((ROOT / "docs/results" / name).read_text())
+    for key in way[:-1]:
+        part = part[key]
+    part[way[-1]] = value
+    file.write_text(json.dumps(tree))
+    read: Callable[[], object] = lambda: read_ablations(file)
+    if file.name == "sweep.json":
+        pytest.importorskip("optuna")
+        from experiments.sweep.report import drawings
+
+        read = lambda: drawings(tmp_path)
+    with pytest.raises(ValueError, match=why) as caught:
+        read()
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from qrag_jax.export.folder import read_export
 from qrag_jax.models.folder import read_backbone
 from qrag_jax.models.gguf_layout import check_layout
 from qrag_jax.models.tokenizer import TextTokenizer
-from qrag_jax.models.tokenizer_files import check_tokenizer_file, repeats_a_repetition
+from qrag_jax.models.tokenizer_files import backtracks_exponentially, check_tokenizer_file
 from tests.support.index import write_small_export
 
 
@@ -109,7 +109,8 @@ TOKENIZERS: list[tuple[dict[str, Any], str]] = [
     ({"model": UNIGRAM | {"vocab": []}}, "model.unk_id|model.vocab"),
     ({"added_tokens": [{"id": 0, "content": ""}]}, "has no content"),
     ({"added_tokens": [{"id": 2**31, "content": "x"}]}, "added_tokens: id"),
-    ({"normalizer": replace({"Regex": "(a*)*b"})}, "repeats a repetition"),
+    ({"normalizer": replace({"Regex": "(a*)*b"})}, "repeats a group"),
+    ({"normalizer": replace({"Regex": "(a|a)*b"})}, "repeats a group"),
     ({"normalizer": replace({"String": ""})}, "normalizer.pattern"),
     ({"normalizer": {"type": "Sequence", "normalizers": [replace({"Regex": "."}, "x" * 10)] * 9}}, "lengthen a text"),
     ({"post_processor": template(ids=[4_000_000_000])}, "special_tokens: id"),
@@ -131,22 +132,33 @@ def test_a_real_tokenizer_passes(good: Path) -> None:
     assert TextTokenizer.load(good / "tokenizer.json").ids <= read_backbone(good / "state_encoder").vocab_size
 
 
-@pytest.mark.parametrize("pattern", ["(a*)*", "(a+b)+", "((a+)b){2,}", r"(\(a*\))*", "(?:x|y+)*"])
-def test_a_repetition_of_a_repetition(pattern: str) -> None:
-    assert repeats_a_repetition(pattern)
+NESTED = ["(a*)*", "(a+b)+", "((a+)b){2,}", r"(\(a*\))*", "(?:x|y+)*", "(a{1,2})*", "(aa?)*", "(?:a??a)+"]
+ALIKE = [
+    *("(a|a)*", "(?:ab|a|b)+", "(?i:a|A)*", r"(\w|a)*", r"(?:[ab]|\d){2,}", "(a|)*", "(c(?:b|b))*", "(?<n>a|b|a)+", "(a{0}b|b)*"),
+    *("((a|a)b)*", r"(a|a)\g<1>"),
+]
 
 
-# Those of GPT-2 and of GPT-4's kind, and plain ones.
+@pytest.mark.parametrize("pattern", NESTED + ALIKE)
+def test_a_repetition_of_what_matches_in_several_ways(pattern: str) -> None:
+    assert backtracks_exponentially(pattern)
+
+
+# Those of GPT-2, Llama 3, Qwen 2, GPT-4o and XLM-R, and plain ones.
+UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+REST = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PLAIN = [
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    *("(ab)*", "[(a*)]*", " {2,}", "(a?)*"),
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|{REST}",
+    *(r"\d{1,3}(?=(?:\d{3})*\b)", "(ab)*", "[(a*)]*", " {2,}", "(?:ab|cd)*", r"(?:a(?:b|c))+", "(a|a)?"),
 ]
 
 
 @pytest.mark.parametrize("pattern", PLAIN)
 def test_usual_patterns_pass(pattern: str) -> None:
-    assert not repeats_a_repetition(pattern)
+    assert not backtracks_exponentially(pattern)
 
 
 def gguf(tensors: int = 0, fields: int = 0, rest: bytes = b"") -> bytes:

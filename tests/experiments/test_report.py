@@ -148,7 +148,9 @@ def test_ablations_and_tables_have_their_own(tmp_path: Path, capsys: pytest.Capt
     scores = dict.fromkeys(("fact_em", "fact_f1", "fact_f1_stopped"), 0.5)
     named = {"schema": 1, "benchmark": "babilong", "task": "qa1", "embedder": "tiny", "beside_paper": []}
     path = tmp_path / "parts" / "ablations.json"
-    path.write_text(json.dumps({**named, "rows": [{**one, "mean": scores, "spread": scores}]}), encoding="utf-8")
+    path.write_text(
+        json.dumps({**named, "rows": [{**one, **dict.fromkeys(scores, [0.5, 0.5]), "mean": scores, "spread": scores}]}), encoding="utf-8"
+    )
     (tmp_path / "parts" / "tables.json").write_text(json.dumps({"schema": 1, "sections": []}), encoding="utf-8")
     assert main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "runs.md").read_text(encoding="utf-8")

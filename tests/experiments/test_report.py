@@ -149,7 +149,8 @@ def test_ablations_and_tables_have_their_own(tmp_path: Path, capsys: pytest.Capt
     named = {"schema": 1, "benchmark": "babilong", "task": "qa1", "embedder": "tiny", "beside_paper": []}
     path = tmp_path / "parts" / "ablations.json"
     path.write_text(
-        json.dumps({**named, "rows": [{**one, **dict.fromkeys(scores, [0.5, 0.5]), "mean": scores, "spread": scores}]}), encoding="utf-8"
+        json.dumps({**named, "rows": [{**one, **{name: [0.5, 0.5] for name in scores}, "mean": scores, "spread": scores}]}),
+        encoding="utf-8",
     )
     (tmp_path / "parts" / "tables.json").write_text(json.dumps({"schema": 1, "sections": []}), encoding="utf-8")
     assert main(["--results", str(tmp_path)]) == 0

@@ -286,7 +286,7 @@ def test_a_report_on_a_cpu(tmp_path):
     found = json.loads((tmp_path / "report.json").read_text())
     parts = {part["name"]: part for part in found["sections"]}
     assert done.returncode == 0, [(name, part["reason"]) for name, part in parts.items()]
-    assert [(name, part["status"]) for name, part in parts.items()] == [(name, "done") for name in sections]
+    assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(sections, "done")
     for name in ("tiny", "e5"):
         for dtype in ("bfloat16", "float32"):
             speed = parts[f"speed-{name}"]["values"][dtype]

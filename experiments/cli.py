@@ -18,7 +18,7 @@ from experiments.options import EVAL_SHORT, long_names, short_names
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig, benchmarks, command_line, presets
 from qrag_jax.config.retarget import typed_folder
-from qrag_jax.rundir.compilations import keep_compilations
+from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import NotFinite, Preempted
 
@@ -113,7 +113,7 @@ def main(benchmark: str, description: str, argv: Sequence[str] | None = None) ->
         from experiments.paper.plots import draw_context
         from qrag_jax.train import hosts, training
 
-        keep_compilations()
+        prepare_compiling()
         hosts.start()
         with working_folder(command.run_dir) as folder:
             if command.seeds:

@@ -21,7 +21,7 @@ from experiments.options import EVAL_SHORT, OWN, EvalOptions, Questions, given, 
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig
 from qrag_jax.config.retarget import only_tested, retest
-from qrag_jax.rundir.compilations import keep_compilations
+from qrag_jax.rundir.compilations import prepare_compiling
 
 SHORT = {**EVAL_SHORT, "--budget": "--eval.budget"}
 
@@ -61,7 +61,7 @@ def run(command: Command) -> None:
     from qrag_jax.rundir.files import write_text
     from qrag_jax.train.training import check_run_dir, write_report
 
-    keep_compilations()
+    prepare_compiling()
     retriever = Retriever.from_pretrained(command.retriever)
     old = retriever.config
     config = configuration(command, old)

@@ -28,7 +28,7 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.bucket import is_url
-from qrag_jax.rundir.compilations import keep_compilations
+from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
 from qrag_jax.rundir.printable import printable
@@ -179,7 +179,7 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
         command: Command = read_command(COMMANDS, words, "qrag", __doc__ or "")
         refuse_urls(command)
         if not isinstance(command, Info):  # which uses no device
-            keep_compilations()
+            prepare_compiling()
         return _run(command, say)
 
     return execute(run)

@@ -24,6 +24,7 @@ from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, TrainState
 from qrag_jax.rl.supervised import make_learner
+from qrag_jax.rundir.compilations import leave_products_to_cublas
 from qrag_jax.rundir.files import write_json
 from qrag_jax.rundir.log import say
 from qrag_jax.train import hosts
@@ -201,6 +202,7 @@ def main(description: str, run: Callable[[argparse.Namespace], int], **defaults:
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    leave_products_to_cublas()
     options = parser.parse_args()
     try:
         for name in defaults:

@@ -2,6 +2,7 @@
 
 machine      devices, speed of a matrix product, the gradient compared (check.py)
 speed-*      updates of four networks with random weights, in bfloat16 and float32: transitions/s, MFU, idle share, peak memory
+tiles        updates of contriever's size with tiles of several sizes
 attention    attention kernels compared
 index        chunks/s of building an index, a search step over 400 000 chunks (10M tokens)
 train-*      BabiLong qa2, trained for two minutes with the tiny network and with one of contriever's size: metrics and curves
@@ -45,18 +46,19 @@ class Section:
     """What it should need on an H100, compiling included; it is not begun with less time left."""
 
 
-# What matters most comes first; the largest network, which takes longest to compile, is last. An H100 needed this long to begin and to
-# compile (docs/results/h100.md), so the last ones may have to wait for another call with --only.
+# What matters most comes first. An H100 needed so long to begin and to compile (docs/results/h100.md); the last ones may have to wait for
+# another call with --only.
 PLAN = (
     Section("machine", 60),
-    Section("speed-tiny", 60),
+    Section("speed-tiny", 40),
     Section("speed-contriever", 75),
     Section("index", 60),
-    Section("train-tiny", 150),
+    Section("train-tiny", 120),
+    Section("speed-e5", 120),
+    Section("tiles", 120),
+    Section("train-contriever", 160),
     Section("attention", 60),
     Section("speed-minilm", 60),
-    Section("train-contriever", 160),
-    Section("speed-e5", 90),
 )
 
 

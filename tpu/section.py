@@ -38,6 +38,8 @@ from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.types import PoolRows
 from qrag_jax.rl.rollout import picks_before, state_rows
+from qrag_jax.rl.supervised import make_learner
+from qrag_jax.rundir.compilations import leave_products_to_cublas
 from qrag_jax.rundir.files import write_json
 from qrag_jax.rundir.log import Pruned, RunLog
 from qrag_jax.train import training
@@ -100,6 +102,23 @@ def speed(name: str, job: Job) -> Iterator[Values]:
         # The peak is the process's: a later one may be hidden by an earlier, larger one, which is said in docs/tpu.md.
         found = bench.speed_of(one, bench.time_training(one, way, job.sizes.updates), job.sizes.updates, work)
         yield {one.learner.config.model.compute_dtype: found | {"planned_bytes": plan}}
+
+
+def tiles(job: Job) -> Iterator[Values]:
+    """Updates of contriever in bfloat16 with tiles of several sizes: larger ones need more memory, and smaller ones leave a device idle."""
+    it = make_subject("contriever", speed_config("contriever", job.sizes), job.sizes.networks["contriever"]).computing_in("bfloat16")
+    config, batch = it.learner.config, it.batches[0]
+    work = bench.model_flops(it, batch, *random_states(it, batch))
+    start = jax.eval_shape(it.start)
+    rows: list[Values] = []
+    for tokens in job.sizes.tiles:
+        tiled = replace(config, model=replace(config.model, tile_tokens=tokens))
+        one = replace(it, learner=make_learner(it.model.embedder, tiled, it.learner.layout))
+        way = make_parallel(one.learner.update, "jit", one.devices)
+        plan = planned_bytes(start, batch, way)
+        found = bench.speed_of(one, bench.time_training(one, way, job.sizes.updates), job.sizes.updates, work)
+        rows.append({"tile_tokens": tokens, "planned_bytes": plan, **found})
+        yield {"tiles": rows}
 
 
 def planned_bytes(state: Any, batch: TaskBatch, way: Parallel) -> int | None:
@@ -206,6 +225,7 @@ SECTIONS: dict[str, Callable[[Job], Iterator[Values]]] = {
     "machine": machine,
     "attention": attention,
     "index": index,
+    "tiles": tiles,
     **{f"speed-{name}": partial(speed, name) for name in ("tiny", "minilm", "contriever", "e5")},
     **{f"train-{name}": partial(train, name) for name in ("tiny", "contriever")},
 }
@@ -220,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpu-smoke", action="store_true", help="the smallest sizes, to see that everything runs")
     options = parser.parse_args(argv)
     file, values = options.out / f"{options.name}.json", Values()
+    leave_products_to_cublas()
     try:
         for found in SECTIONS[options.name](Job(sizes(smoke=options.cpu_smoke), options.seconds, options.out)):
             values |= found

@@ -39,6 +39,8 @@ class Sizes:
     """Name -> rows, tokens of a row, tokens of each text in it."""
     heads: tuple[int, int]
     """Attention heads, and their width."""
+    tiles: tuple[int, ...]
+    """Tokens of a tile, of each size that is compared."""
     index_chunks: int
     search_chunks: int
     train_seconds: float
@@ -55,6 +57,7 @@ FULL = Sizes(
     batch=0,
     attention={"chunks": (256, 64, 16), "states": (64, 256, 256), "long": (32, 512, 512)},
     heads=(12, 64),
+    tiles=(8192, 32_768, 131_072),
     index_chunks=32_768,
     search_chunks=400_000,
     train_seconds=120,
@@ -70,6 +73,7 @@ SMOKE = Sizes(
     batch=4,
     attention={"chunks": (4, 32, 8)},
     heads=(2, 16),
+    tiles=(256, 1024),
     index_chunks=300,
     search_chunks=1000,
     train_seconds=2,

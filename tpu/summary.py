@@ -59,6 +59,7 @@ def markdown(sections: Sections, smoke: bool) -> str:
         parts.append(_machine(machine))
     for title, table in (
         ("Training speed, random weights, one device", _speeds(sections)),
+        ("Tiles: contriever in bfloat16", _tiles(values_of(sections, "tiles"))),
         ("Attention: milliseconds forward, and forward with backward", _attention(values_of(sections, "attention"))),
         ("Index and search", _index(values_of(sections, "index"))),
         ("qa2 from random weights", _trainings(sections)),
@@ -111,6 +112,15 @@ def _speeds(sections: Sections) -> list[str]:
                 shares = map(_percent, (found["mfu"], found["utilisation"], found["input_bound"]))
                 memory = map(_gigabytes, (found["peak_bytes"], found["planned_bytes"]))
                 rows.append(_row(name, dtype, size, f"{found['transitions_per_second']:.1f}", *shares, *memory))
+    return rows
+
+
+def _tiles(values: Mapping[str, Any]) -> list[str]:
+    rows = _table("tokens of a tile", "transitions/s", "TFLOP/s", "peak GB", "planned GB")
+    for found in values.get("tiles", ()):
+        speed = f"{found['flops'] / 1e12:.2f}"
+        memory = map(_gigabytes, (found["peak_bytes"], found["planned_bytes"]))
+        rows.append(_row(f"{found['tile_tokens']:,}", f"{found['transitions_per_second']:.1f}", speed, *memory))
     return rows
 
 

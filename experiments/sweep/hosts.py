@@ -15,7 +15,7 @@ from experiments.sweep.run import HEADER, line
 from experiments.sweep.spec import Spec
 from experiments.sweep.study import Claim, Sweep
 from qrag_jax.config import RunConfig
-from qrag_jax.rundir.compilations import keep_compilations
+from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
 from qrag_jax.train import training
 from qrag_jax.train.hosts import from_leader, leader_only
@@ -26,7 +26,7 @@ def run(spec: Spec, run_dir: Path, retry_failed: bool) -> None:
     after SIGTERM, once the trial has saved."""
     if spec.settings.parallel > 1:
         raise ValueError(f"parallel = {spec.settings.parallel}: must be 1 when several processes train a trial together")
-    keep_compilations()
+    prepare_compiling()
     sweep = leader_only(lambda: Sweep(spec, run_dir))
     claims: list[Claim] = []
 

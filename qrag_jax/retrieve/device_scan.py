@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ from qrag_jax.retrieve.types import Look, Rows
 from qrag_jax.rl.qhead import q_halves, rotate
 
 BLOCK = 2**16  # rows a device reads at once
-RESIDENT = 0.6  # share of the devices' memory that an index may occupy; a larger index is streamed at every step
+SMALLEST = 2**10  # rows of the block of a small document
+RESIDENT = 0.6  # share of the devices' free memory that a document may occupy; a larger one is streamed at every step
 AXIS = "rows"
 
 
@@ -39,12 +40,10 @@ class DeviceScorer:
         self._hidden = hidden or Hidden()
         self._rows, self._config = rows, config
         self._mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
-        self._block = block * self._mesh.size
+        self._block = min(block, _padded(-(-len(rows) // self._mesh.size), SMALLEST)) * self._mesh.size
         self._step = _make_step(self._mesh, config)
         if resident is None:
-            memory = [(device.memory_stats() or {}).get("bytes_limit") for device in self._mesh.devices.flat]
-            limit = float("inf") if None in memory else RESIDENT * sum(memory)  # type: ignore[arg-type]
-            resident = len(rows) * rows.width * 4 <= limit
+            resident = len(rows) * rows.width * 4 <= RESIDENT * sum(map(_free, self._mesh.devices.flat))
         self._kept = list(self._blocks()) if resident else None
 
     def _blocks(self) -> Iterator[jax.Array]:
@@ -96,9 +95,18 @@ def _padded(count: int, least: int) -> int:
     return max(least, 1 << (count - 1).bit_length())
 
 
+def _free(device: jax.Device) -> float:
+    """Bytes of a device's memory that are free; infinity if it does not tell."""
+    memory = device.memory_stats() or {}
+    return memory.get("bytes_limit", float("inf")) - memory.get("bytes_in_use", 0)
+
+
+@lru_cache(maxsize=16)
 def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
-    """One block for B states: (block, its rows that may be picked, its first row, N, states, runs, picks, edges of the curve,
-    best so far) -> best so far."""
+    """One block for B states, compiled once for all documents.
+
+    (block, its rows that may be picked, its first row, N, states, runs, picks, edges of the curve, best so far) -> best so far.
+    """
     constant = config.positions == "none" or (config.positions == "relative" and config.position_resolution == "integer")
 
     @jax.jit

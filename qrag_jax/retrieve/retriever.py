@@ -30,6 +30,7 @@ from qrag_jax.rundir.log import say
 from qrag_jax.types import PAD, QAExample
 
 STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compilations
+HOST_ROWS = 2**14  # documents of up to so many chunks are scored on the host, where their vectors are
 
 Source = str | Path | Iterable[Any] | Document
 """A ``str`` is a text; a ``Path`` is a text file or a folder of them. Other values are the chunks of a document in order (texts, or
@@ -297,9 +298,10 @@ class Retriever:
         return any(pick.q >= self.threshold for pick in picks)
 
     def scorer(self, document: Document, allowed: Bool[np.ndarray, " N"] | None = None) -> Scorer:
-        """The scorer of a document: on a CPU it reads the rows in place; elsewhere rows are split over the local devices."""
+        """The scorer of a document: without an accelerator, or if the document is small, the host reads the rows in place; otherwise rows
+        are split over the local devices."""
         hidden = Hidden(allowed, document.equals)
-        if jax.default_backend() == "cpu":
+        if jax.default_backend() == "cpu" or len(document) <= HOST_ROWS:
             return HostScorer(document.rows, self.config.qhead, hidden)
         return DeviceScorer(document.rows, self.config.qhead, hidden=hidden)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig, Stage, TrainConfig
 from qrag_jax.config.lengths import context_chunks, format_tokens, parse_tokens
 from qrag_jax.config.presets import PRESETS, preset
-from qrag_jax.rundir.compilations import keep_compilations
+from qrag_jax.rundir.compilations import leave_products_to_cublas, prepare_compiling
 
 
 @pytest.mark.parametrize("task", ["qa1", "qa2", "qa3"])
@@ -116,13 +117,29 @@ def test_compilations_are_kept_where_the_user_says_or_in_the_cache(monkeypatch, 
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", "/chosen")
-        keep_compilations()
+        prepare_compiling()
         assert jax.config.jax_compilation_cache_dir == "/chosen"
         jax.config.update("jax_compilation_cache_dir", None)
-        keep_compilations()
+        prepare_compiling()
         assert Path(jax.config.jax_compilation_cache_dir).parent == tmp_path / "qrag-jax"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "before", "after"),
+    [
+        (True, "", "--xla_gpu_enable_triton_gemm=false"),
+        (True, "--xla_force_host_platform_device_count=4", "--xla_force_host_platform_device_count=4 --xla_gpu_enable_triton_gemm=false"),
+        (True, "--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        (False, "", ""),
+    ],
+)
+def test_triton_makes_no_products_on_gpus_unless_the_user_asks(plugin, before, after, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: (plugin and name == "jax_cuda13_plugin") or None)
+    leave_products_to_cublas()
+    assert os.environ["XLA_FLAGS"] == after
 
 
 def test_tiles_hold_a_token():

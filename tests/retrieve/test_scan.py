@@ -119,12 +119,21 @@ def test_devices_find_what_the_host_finds(name: str, resident: bool, devices: in
         np.testing.assert_allclose(found.curve, wanted.curve, atol=1e-5)
 
 
-def test_the_steps_of_a_search_share_one_program() -> None:
+def test_the_steps_of_a_search_and_small_documents_share_one_program() -> None:
     rows, _ = document(300)
-    scorer = DeviceScorer(rows, VARIANTS["integer"], jax.devices()[:1], block=512)
-    for picks in ([], [7], [7, 200], [7, 200, 90]):
-        scorer(np.ones((1, rows.width), np.float32), [picks], 1)
-    assert scorer._step._cache_size() == 1
+    first, other = (DeviceScorer(PoolRows(rows.pool, rows.index[:count]), VARIANTS["integer"], jax.devices()[:1]) for count in (300, 70))
+    before = first._step._cache_size()
+    for scorer in (first, other):
+        for picks in ([], [7], [7, 60], [7, 60, 40]):
+            scorer(np.ones((1, rows.width), np.float32), [picks], 1)
+    assert first._step._cache_size() == before + 1
+
+
+def test_a_document_stays_on_the_devices_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = document(300)  # 19,200 bytes
+    for free, resident in ((40_000, True), (30_000, False)):
+        monkeypatch.setattr("qrag_jax.retrieve.device_scan._free", lambda device, free=free: free)
+        assert (DeviceScorer(rows, VARIANTS["integer"], jax.devices()[:1])._kept is not None) == resident
 
 
 @pytest.mark.parametrize("resident", [True, False])

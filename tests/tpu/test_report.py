@@ -270,7 +270,7 @@ def test_another_type_has_the_same_weights(tpu):
 @pytest.mark.processes
 def test_a_report_on_a_cpu(tmp_path):
     # One section of each kind: at the smallest sizes, those left out are the same networks once more.
-    sections = ["machine", "speed-tiny", "attention", "index", "train-tiny", "speed-e5"]
+    sections = ["machine", "speed-tiny", "tiles", "attention", "index", "train-tiny", "speed-e5"]
     command = [
         sys.executable,
         str(ROOT / "tpu" / "report.py"),

@@ -69,7 +69,7 @@ def train(
             bar.update()
             recorded = step % settings.log_every == 0 or step == steps
             if recorded:
-                refuse_nan(window, step, updates, checkpoints, run_dir)
+                refuse_nan(window, step, state, updates, checkpoints, run_dir)
                 checkpoints.check()
                 record(window, step, time.perf_counter() - began, config.optim.batch * config.rl.budget, log, bar)
                 if step % settings.eval_every == 0 or step == steps:
@@ -82,7 +82,7 @@ def train(
                 asked = on_any(stop.asked)
                 late = from_leader(partial(checkpoints.save_is_due, settings.checkpoint_minutes))
             if ended or asked or late or pruned or step % settings.checkpoint_every == 0:
-                refuse_nan(window, step, updates, checkpoints, run_dir)
+                refuse_nan(window, step, state, updates, checkpoints, run_dir)
                 progress = replace(progress, seconds=time.perf_counter() - began, window=window.saved())
                 save(checkpoints, updates.parallel, step, state, progress)
             if asked or pruned:
@@ -175,22 +175,25 @@ def save(checkpoints: Checkpoints, parallel: Parallel, step: int, state: TrainSt
     from_leader(lambda: checkpoints.save(step, held, progress))
 
 
-def refuse_nan(window: Window, step: int, updates: Updates, checkpoints: Checkpoints, run_dir: Path) -> None:
+def refuse_nan(window: Window, step: int, state: TrainState, updates: Updates, checkpoints: Checkpoints, run_dir: Path) -> None:
     """Raises NotFinite if an update of ``window``, the last of which is ``step``, gave NaN or infinity.
 
-    First it repeats the updates between the newest checkpoint and the bad update, and writes the state in which that update began.
+    First it repeats the updates between the newest checkpoint and the bad update, and writes the state in which that update began. Frees
+    ``state``: the devices may have no room for another one.
     """
     if (index := window.first_bad()) is None:
         return
     bad = step - len(window) + 1 + index
+    for leaf in jax.tree.leaves((state.params, state.target_params, state.opt_state)):
+        leaf.delete()
     checkpoints.wait()
     at, before, _ = restore(checkpoints, updates)
     for i in range(at + 1, bad):
         before, _ = updates(before, updates.batches[i - 1], i)
     metrics = window.values(index)
     # With several processes, these are the rows of process 0.
-    examples, batch, state = updates.batches.examples(bad - 1), updates.batches[bad - 1], updates.parallel.fetch(before)
-    path = from_leader(lambda: str(write_bad_update(run_dir, bad, metrics, examples, batch, state)))
+    examples, batch, good = updates.batches.examples(bad - 1), updates.batches[bad - 1], updates.parallel.fetch(before)
+    path = from_leader(lambda: str(write_bad_update(run_dir, bad, metrics, examples, batch, good)))
     raise NotFinite(
         f"update {bad} gave a number that is not finite: {metrics}; its batch and state are in {path}; lower optim.learning_rate, or look "
         "at the data"

@@ -6,7 +6,6 @@ Example: qrag index build book.txt book.index --retriever runs/babilong-qa2-tiny
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -23,10 +22,9 @@ from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchan
 from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
-from qrag_jax.retrieve.records import SourceRecord, notices
+from qrag_jax.retrieve.report import coverage, index_lines, step_lines, stop_line
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
-from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
@@ -34,7 +32,6 @@ from qrag_jax.rundir.log import say as say_line
 from qrag_jax.rundir.printable import printable
 
 CURVE = 400  # stretches of the score curve in a trace
-SHOWN = 20  # sources that info lists
 EXAMPLE = "runs/babilong-qa2-tiny"
 RECORDED = "(default: the one recorded in the index)"
 
@@ -216,7 +213,8 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
     if isinstance(command, Ask):
         _ask(command, say)
     elif isinstance(command, Info):
-        _info(Index.open(command.index, verify=command.verify), command.verify, say)
+        for line in index_lines(Index.open(command.index, verify=command.verify), command.verify):
+            say(line)
     elif isinstance(command, Build):
         _build(command, say)
     else:
@@ -237,7 +235,7 @@ def _change(command: Add | Sync | Remove, say: Callable[[str], None]) -> None:
         else:
             index = index.sync(retriever, command.source)
     say(f"{index.path}: {len(index):,} chunks; {index.changes}")
-    say(_coverage(index))
+    say(coverage(index))
 
 
 def _export_unfinished(run: str, say: Callable[[str], None]) -> None:
@@ -258,35 +256,7 @@ def _build(command: Build, say: Callable[[str], None]) -> None:
         retriever, command.source, command.index, dtype=command.dtype, chunk_by=command.chunk_by, retriever_path=command.retriever
     )
     say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
-    say(_coverage(index))
-
-
-def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
-    meta = index.meta
-    files = [file for shard in meta.shards for file in shard.files.values()]
-    size = sum(file.bytes for file in files)
-    model = meta.model
-    say(f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens of each embedded, {size / 1e6:,.1f} MB")
-    say(f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}")
-    say(f"model: {meta.model.hash[:12]}, loaded from {meta.model.retriever or 'a place that was not recorded'}")
-    for source in meta.sources[:SHOWN]:
-        say(f"source: {source.name or 'given chunks'}, {source.characters:,} characters, {source.chunks:,} chunks")
-    if len(meta.sources) > SHOWN:
-        say(f"and {len(meta.sources) - SHOWN:,} more sources")
-    if keys := sorted({key for source in meta.sources for key in source.metadata}):
-        say(f"metadata: {printable(', '.join(keys))}; `qrag ask --filter KEY=VALUE` picks only from documents that match")
-    say(_coverage(index))
-    for notice in notices(meta.sources, meta.skipped):
-        say(notice)
-    if verified:
-        say(f"verified: the checksums of {len(files)} files are right")
-
-
-def _coverage(index: Index) -> str:
-    total = SourceRecord.total(index.meta.sources)
-    if total.tokens is None:
-        return f"text: {total.characters:,} characters; an older version wrote this index and did not count its tokens"
-    return f"text: {total.characters:,} characters, {total.tokens:,} tokens, {total.outside:,} of them outside the embedded windows"
+    say(coverage(index))
 
 
 def _ask(command: Ask, say: Callable[[str], None]) -> None:
@@ -306,14 +276,14 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
         )
         for step in found:
             steps.append(step)
-            say(_line(step, step.pick.chunk in support))
+            say(step_lines(step, step.pick.chunk in support))
     if len(steps) < command.budget and not (command.stop and steps[-1].stop):
         which = "chunks that match the filter" if command.filter else "chunks"
         place = printable(str(index.path))
         sys.stderr.write(f"note: {len(steps)} picks, fewer than --budget {command.budget}: {place} has no more {which}\n")
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
     say(f"{len(steps)} steps in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
-    say(_ending(steps, retriever.threshold))
+    say(stop_line(steps, retriever.threshold))
     if command.trace:
         from qrag_jax.retrieve.trace import write_trace
 
@@ -340,29 +310,6 @@ def _home(index: Index, named: str | None) -> str:
     if not (is_url(recorded) or HubName.parse(recorded) or Path(recorded).exists()):
         raise ValueError(f"{recorded}: the retriever of {index.path} is no longer there; name it with --retriever")
     return recorded
-
-
-def _line(step: Step, support: bool) -> str:
-    pick = step.pick
-    place = "" if pick.source is None else f"  {pick.source}:{pick.start}-{pick.end}"
-    below = "  below the stop threshold" if step.stop else ""
-    mark = "  support" if support else ""
-    text = printable(" ".join(pick.text.split()))
-    lines = [f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}", f"     {text}"]
-    if pick.metadata:
-        lines.append(printable(f"     {json.dumps(pick.metadata, ensure_ascii=False)}"))
-    if pick.also:
-        lines.append("     also in " + printable(", ".join(f"{one.source or 'given chunks'}:{one.start}-{one.end}" for one in pick.also)))
-    return "\n".join(lines)
-
-
-def _ending(steps: Sequence[Step], threshold: float | None) -> str:
-    if threshold is None:
-        return "stop threshold: this retriever has none"
-    if all(step.pick.q < threshold for step in steps):
-        return f"stop threshold {threshold:.3f}: every pick is below it, so nothing that fits the question was found"
-    kept = next((t for t, step in enumerate(steps) if step.stop), len(steps))
-    return f"stop threshold {threshold:.3f}: " + (f"keeps the first {kept}" if kept < len(steps) else "no pick is below it")
 
 
 if __name__ == "__main__":

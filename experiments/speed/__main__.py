@@ -102,6 +102,7 @@ def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, 
     """The content of speed.json. A figure that could not be measured is null, with a reason."""
     from experiments.speed import encoders, memory
     from experiments.speed import measures as m
+    from experiments.speed.timing import describe_machine
     from qrag_jax.data.text.haystack import load_haystack
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.rundir.log import progress, say
@@ -113,7 +114,7 @@ def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, 
     export = _retriever(command, texts, scratch / "retriever")
     retriever = Retriever.from_pretrained(export)
     say("the machine")
-    machine = m.machine(command.matmul, command.repeats)
+    machine = describe_machine(command.matmul, command.repeats)
     peak = max(machine["matmul"][name]["gflops"] for name in ("jax", "numpy"))
     say(f"building indexes of {', '.join(map(str, sizes))} chunks")
     rows, index = encoders.build(export, texts, sizes, command.repeats, scratch, peak)

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.speed.measures import alternate, cores, missing_torch, ratio, times
+from experiments.speed.timing import alternate, cores, missing_torch, ratio, times
 from qrag_jax.config import DataConfig, ModelConfig, RunConfig
 from qrag_jax.export.folder import Export, read_export, write_export
 from qrag_jax.export.to_torch import to_torch

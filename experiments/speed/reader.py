@@ -51,24 +51,24 @@ def run(command: Command) -> None:
     import jax
     import numpy as np
 
-    from experiments.speed import measures as m
+    from experiments.speed.timing import alternate, describe_machine, missing_torch
     from qrag_jax.reader.flax_reader import find_reader
     from qrag_jax.rundir.files import check_folder, write_json
     from qrag_jax.rundir.log import say
 
     check_folder(command.run_dir)
-    if reason := m.missing_torch():
+    if reason := missing_torch():
         raise ValueError(reason)
     if jax.default_backend() != "cpu":
         raise ValueError(f"JAX runs on {jax.default_backend()!r}: this command measures CPUs only; set JAX_PLATFORMS=cpu")
     path = find_reader(command.model)
-    machine = m.machine(1024, command.repeats)
+    machine = describe_machine(1024, command.repeats)
     ours, vocabulary = _ours(path)
     theirs = _theirs(path)
     rows = np.random.default_rng(0).integers(0, vocabulary, (command.batch, command.prompt_tokens), np.int32)
     written = [write(rows, command.new_tokens) for write in (ours, theirs)]
     say(f"{path}: {command.batch} prompts of {command.prompt_tokens} tokens, {command.new_tokens} new tokens each")
-    found = m.alternate(
+    found = alternate(
         {
             "ours": lambda: ours(rows, command.new_tokens),
             "theirs": lambda: theirs(rows, command.new_tokens),

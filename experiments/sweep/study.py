@@ -7,12 +7,10 @@ that is resumed or tried again becomes a new Optuna trial, and the newest one wi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
 import logging
-import os
 import random
 import re
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.sweep.journal import Lock, drop_half_line
 from experiments.sweep.spec import MAY_GROW, Dimension, Spec
 from qrag_jax.config import RunConfig
 from qrag_jax.rundir.files import read_json, write_json, write_text
@@ -44,47 +43,6 @@ STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
-
-
-class Lock:
-    """A lock on a file, held by this process and by children that inherit ``file``; released when all of them have ended."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.file: int | None = None
-
-    def acquire(self) -> bool:
-        """Waits for the lock."""
-        return self._take(fcntl.LOCK_EX)
-
-    def attempt(self) -> bool:
-        """Takes the lock if it is free."""
-        return self._take(fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def release(self) -> None:
-        if self.file is not None:
-            os.close(self.file)
-            self.file = None
-
-    def _take(self, how: int) -> bool:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError:
-            os.close(file)
-            return False
-        except BaseException:
-            os.close(file)
-            raise
-        self.file = file
-        return True
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
 
 
 @dataclass(frozen=True)
@@ -330,14 +288,6 @@ class Sweep:
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         return {dimension.name: _distribution(dimension) for dimension in self.spec.space}
-
-
-def drop_half_line(journal: Path, lock: Lock) -> None:
-    """Removes the end of a journal that has no line end: its process died, or its disk was full, while it wrote that line."""
-    with lock:
-        if not journal.exists() or (content := journal.read_bytes()).endswith(b"\n") or not content:
-            return
-        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 def best_validation(records: Sequence[dict[str, Any]], objective: str) -> dict[str, Any]:

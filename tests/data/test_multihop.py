@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gzip
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,12 @@ from qrag_jax.config import DataConfig
 from qrag_jax.data.multihop import questions as multihop
 from qrag_jax.data.multihop.hotpotqa import HOTPOTQA, read_hotpotqa
 from qrag_jax.data.multihop.musique import MUSIQUE, read_musique
-from qrag_jax.data.multihop.own import read_own
 from qrag_jax.data.multihop.records import EMPTY, Record
-from qrag_jax.data.multihop.twowiki import TWOWIKI, read_twowiki
+from qrag_jax.data.multihop.twowiki import read_twowiki
 from qrag_jax.data.splits import SPLITS
 from qrag_jax.train.batches import make_batch
+from tests.support.multihop import BENCHMARKS, FIXTURES, HF_ROW, fixture, put, write_with
 from tests.support.small import small_tokenizer, write_lines
-
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (HOTPOTQA, MUSIQUE, TWOWIKI)}
-
-
-def fixture(name: str) -> Path:
-    return FIXTURES / BENCHMARKS[name].folder / BENCHMARKS[name].files[1][0]
 
 
 def test_hotpotqa_records() -> None:
@@ -89,114 +80,6 @@ def test_a_repeated_paragraph_supports_if_either_does(tmp_path: Path) -> None:
     assert [title for title, _ in record.paragraphs] == ["Ilm", "Brask"]
     assert record.support == (0, 1)
     assert report.notes.total() == 1
-
-
-def write_with(folder: Path, name: str, change: Callable[[Any], object]) -> Path:
-    """The fixture of a benchmark with its first record changed."""
-    text = fixture(name).read_text(encoding="utf-8")
-    records = [json.loads(line) for line in text.removesuffix("\n").split("\n")] if name == "musique" else json.loads(text)
-    change(records[0])
-    target = folder / fixture(name).name
-    target.write_text("\n".join(map(json.dumps, records)) + "\n" if name == "musique" else json.dumps(records), encoding="utf-8")
-    return target
-
-
-def put(*path: Any) -> Callable[[Any], None]:
-    """``put("context", 0, 0, "")``: sets record["context"][0][0] to ""."""
-
-    def change(record: Any) -> None:
-        functools.reduce(lambda tree, key: tree[key], path[:-2], record)[path[-2]] = copy.deepcopy(path[-1])
-
-    return change
-
-
-HOTPOT_FAULTS = [
-    (put("_id", ""), "empty _id"),
-    (put("_id", "hp1"), "duplicate id"),
-    (put("_id", 7), "wrong type of _id: must be a string, not a whole number"),
-    (lambda record: record.pop("question"), "no question: the field 'question' is missing; fields: _id, "),
-    (put("question", " "), "empty question"),
-    (put("answer", ""), "empty answer"),
-    (put("answer", None), "wrong type of answer: must be a string, not null"),
-    (put("type", "riddle"), r"unknown type: 'riddle'; known: bridge, comparison"),
-    (put("context", []), "unknown support title"),
-    (put("context", {}), "no title: the field 'title' is missing"),
-    (put("context", 0, ["Lorne Valley"]), "wrong type of context: its entries must have 2 parts, not 1"),
-    (put("context", 0, 1, "text"), "wrong type of context: must be a list, not a string"),
-    (put("context", 0, 1, [3]), "wrong type of sentence"),
-    (put("context", 1, 1, []), r"empty paragraph: paragraph 1 \('Ada Finnick'\) has no text"),
-    (put("context", 3, 1, [" ", ""]), r"empty paragraph: paragraph 3 \('Ostrel Bridge'\) has no text"),
-    (put("context", 2, 0, " "), "empty paragraph: paragraph 2 .* has no title"),
-    (put("context", 2, 0, "Ada Finnick"), "ambiguous support title: 'Ada Finnick'"),
-    (put("supporting_facts", []), "no support"),
-    (put("supporting_facts", 0, ["Ostrel", 0]), "unknown support title: 'Ostrel' is the title of no paragraph"),
-    (put("supporting_facts", 0, 1, -1), "negative sentence number"),
-    (put("supporting_facts", 0, 1, True), "wrong type of supporting_facts: must be a whole number, not true or false"),
-]
-MUSIQUE_FAULTS = [
-    (put("id", "3hop1__0"), "duplicate id"),
-    (put("answerable", False), "not answerable"),
-    (lambda record: record.pop("answerable"), "no answerable"),
-    (put("paragraphs", []), "no paragraphs"),
-    (put("paragraphs", 1, "idx", 2), "idx out of sequence: paragraph 1 has the idx 2"),
-    (put("paragraphs", 0, "paragraph_text", " "), "empty paragraph: paragraph 0"),
-    (put("paragraphs", 1, 3), "wrong type of record: must be an object, not a whole number"),
-    (put("paragraphs", 1, "is_supporting", 0), "wrong type of is_supporting: must be true or false"),
-    (put("paragraphs", 1, "is_supporting", True), r"hops are not the support: the hops use the paragraphs \[0, 2\], .* \[0, 1, 2\]"),
-    (put("question_decomposition", []), "hops are not the support"),
-    (put("question_decomposition", 0, {"id": 1}), "no paragraph_support_idx"),
-    (put("answer_aliases", [1]), "wrong type of answer_aliases"),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "reason"),
-    [("hotpotqa", *fault) for fault in HOTPOT_FAULTS]
-    + [("musique", *fault) for fault in MUSIQUE_FAULTS]
-    + [("twowiki", put("type", "bridge"), "unknown type: 'bridge'; known: compositional, comparison, bridge_comparison, inference")],
-)
-def test_refuses_or_skips_bad_records(tmp_path: Path, name: str, change: Callable[[Any], object], reason: str) -> None:
-    path = write_with(tmp_path, name, change)
-    read = BENCHMARKS[name].read
-    # Of two records with one id, the later one is the bad one.
-    number = 2 if reason == "duplicate id" else 1
-    where = f":{number}: " if name == "musique" else f": record {number}: "
-    with pytest.raises(ValueError, match=rf"{path.name}{where}{reason}.*Correct it, or leave out bad records"):
-        read(path)
-    records, report = read(path, skip_bad=True)
-    assert (len(records), report.kept, report.skipped) == (2, 2, Counter({reason.partition(":")[0]: 1}))
-    assert f"2 questions; 1 left out (1 {reason.partition(':')[0]})" in str(report)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "reason"),
-    [
-        ("hotpotqa", "", "is empty"),
-        ("hotpotqa", "[{", "not a JSON file: "),
-        ("hotpotqa", "{}", "must be a JSON list of records, not an object"),
-        ("hotpotqa", "[]", "no record is left; the list is empty"),
-        ("hotpotqa", "[3]", "record 1: wrong type of record: must be an object, not a whole number"),
-        ("musique", "{]\n", "1: malformed line: not JSON"),
-        ("musique", "\n{}\n", "1: malformed line: not JSON"),
-    ],
-)
-def test_refuses_bad_files(tmp_path: Path, name: str, text: str, reason: str) -> None:
-    path = tmp_path / "file"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=f"file: ?{reason}"):
-        BENCHMARKS[name].read(path)
-    path.write_bytes("[é]".encode("latin-1"))
-    with pytest.raises(ValueError, match="file: is not UTF-8"):
-        BENCHMARKS[name].read(path)
-    with pytest.raises(ValueError, match="nowhere: no such file"):
-        BENCHMARKS[name].read(tmp_path / "nowhere")
-
-
-def test_nothing_left_is_an_error_even_if_bad_records_are_skipped(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text('{"id": 1}\n{"id": 2}\n')
-    with pytest.raises(ValueError, match="no record is left; 2 no answerable"):
-        read_musique(path, skip_bad=True)
 
 
 def config(name: str, folder: Path = FIXTURES, **values: Any) -> DataConfig:
@@ -315,13 +198,6 @@ def test_real_files(shared_data: Path, name: str, sizes: tuple[int, int], notes:
     assert 0.07 < len(ids["validation"]) / sizes[0] < 0.13
 
 
-HF_ROW = {
-    **{"id": "a", "question": "q?", "answer": "x", "type": "bridge", "level": "easy"},
-    "supporting_facts": {"title": ["Caf\u00e9", "B"], "sent_id": [0, 1]},
-    "context": {"title": ["Cafe\u0301", "B", "C"], "sentences": [["One."], ["Two.", "Three."], [""]]},
-}
-
-
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.json"])
 def test_rows_of_hugging_face_are_read(name: str, tmp_path: Path) -> None:
     """Lists by field, a title in another Unicode form, a distractor without text, a byte-order mark and blank last lines."""
@@ -348,20 +224,3 @@ def test_rows_of_musique_with_a_list_for_each_field_are_read(tmp_path: Path) -> 
         row[name] = {field: [one.get(field) for one in row[name]] for field in row[name][0]}
     (found,), _ = read_musique(write_lines(tmp_path / "rows.jsonl", row))
     assert found == expected
-
-
-def test_files_that_break_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"id": "1", "question": "q \ud800", "chunks": ["a"], "support": [0]}))
-    with pytest.raises(ValueError, match=r"x\.jsonl:1: lone surrogate: .*--data\.skip-bad"):
-        read_own(path)
-    for name, content in (("x.jsonl.gz", gzip.compress(b"{}")[:-4]), ("y.jsonl.gz", b"{}"), ("x.parquet", b"PAR1")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}: (not a whole gzip file|not a parquet file|reading it needs pyarrow)"):
-            read_own(tmp_path / name)
-    bad = {**HF_ROW, "context": {"title": ["B"], "sentences": [[""], ["a"]]}}
-    with pytest.raises(ValueError, match="its lists have 1, 2 entries"):
-        read_hotpotqa(write_lines(tmp_path / "z.jsonl", bad))
-    empty = {**HF_ROW, "context": {"title": ["Caf\u00e9", "B"], "sentences": [["One."], [""]]}}
-    with pytest.raises(ValueError, match="empty paragraph"):
-        read_hotpotqa(write_lines(tmp_path / "e.jsonl", empty))

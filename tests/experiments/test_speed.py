@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.speed import encoders
+from experiments.speed import encoders, naive, timing
 from experiments.speed import measures as m
 from experiments.speed.__main__ import _texts, main
 from experiments.speed.encoders import flops_of
@@ -111,16 +111,16 @@ def test_the_page_says_the_ratios(run_dir: Path, report: dict[str, Any]) -> None
 def test_the_naive_ways_compute_the_step(data: st.DataObject) -> None:
     length = data.draw(st.integers(4, 300))
     picked = data.draw(st.lists(st.integers(0, length - 1), unique=True, max_size=3))
-    assert m.positions(picked, length).tolist() == rl_python.positions(picked, length, 20, 18, True)
+    assert naive.positions(picked, length).tolist() == rl_python.positions(picked, length, 20, 18, True)
     draw = np.random.default_rng(length)
     rows = m.FirstRows(PoolRows(draw.standard_normal((400, 16)).astype(np.float32), np.arange(400, dtype=np.int32)), length)
     state = draw.standard_normal(16).astype(np.float32) / 4
-    wanted = scan(rows, state[None], [picked], m.INTEGER)[0]
-    np.testing.assert_allclose(m.numpy_step(rows, state, picked), wanted, atol=1e-5)
-    np.testing.assert_allclose(m.textbook_step(np.array(rows.block(0, length)), state, picked), wanted, atol=1e-5)
-    if m.missing_torch() is None:
-        np.testing.assert_allclose(m.torch_step(rows)(state, picked), wanted, atol=1e-5)
-    np.testing.assert_allclose(m.plain_dot(rows, state), rows.block(0, length) @ state, atol=1e-5)
+    wanted = scan(rows, state[None], [picked], naive.INTEGER)[0]
+    np.testing.assert_allclose(naive.numpy_step(rows, state, picked), wanted, atol=1e-5)
+    np.testing.assert_allclose(naive.textbook_step(np.array(rows.block(0, length)), state, picked), wanted, atol=1e-5)
+    if timing.missing_torch() is None:
+        np.testing.assert_allclose(naive.torch_step(rows)(state, picked), wanted, atol=1e-5)
+    np.testing.assert_allclose(naive.plain_dot(rows, state), rows.block(0, length) @ state, atol=1e-5)
 
 
 def test_the_beginning_of_an_index_is_searched(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_the_beginning_of_an_index_is_searched(tmp_path: Path) -> None:
 
 def test_alternatives_take_turns() -> None:
     seen: list[str] = []
-    found = m.alternate({name: (lambda name=name: seen.append(name)) for name in "ab"}, 3, prepare=lambda: seen.append("-"))
+    found = timing.alternate({name: (lambda name=name: seen.append(name)) for name in "ab"}, 3, prepare=lambda: seen.append("-"))
     assert "".join(seen) == "-a-b" * 4, "a round that does not count, then three"
     assert found["a"]["samples"] == 3
-    assert m.times([3.0, 1.0, 8.0]) == {"median_s": 3.0, "min_s": 1.0, "max_s": 8.0, "samples": 3}
+    assert timing.times([3.0, 1.0, 8.0]) == {"median_s": 3.0, "min_s": 1.0, "max_s": 8.0, "samples": 3}
 
 
 def test_operations_by_hand() -> None:

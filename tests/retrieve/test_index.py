@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 from qrag_jax.retrieve.embed import model_hash
 from qrag_jax.retrieve.index import Index
-from qrag_jax.retrieve.meta import checksum
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import check_dtype, pack, unpack
 from qrag_jax.retrieve.types import Document, Rows
@@ -245,52 +243,6 @@ def test_damage_is_found_and_named(copy: Path, name: str) -> None:
         Index.open(copy)
 
 
-def test_other_formats_and_versions_are_refused(copy: Path) -> None:
-    tree = json.loads((copy / "meta.json").read_text())
-    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 4}, "version = 4.*update")):
-        (copy / "meta.json").write_text(json.dumps(tree | change))
-        with pytest.raises(ValueError, match=message):
-            Index.open(copy)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_an_index_of_an_older_version_is_read_and_changed(version: int, retriever: Retriever, tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "text")
-    path = tmp_path / "index"
-    new = Index.build(retriever, folder, path, shard_chunks=8)
-    wanted = retriever.search("Where is Mary?", new, 3)
-    make_older(path, version)
-    old = Index.open(path, verify=True)
-    assert [one.digest for one in old.sources] == [None] * len(new.sources)
-    assert (old.sources[0].tokens is None) == (version == 1)
-    assert retriever.search("Where is Mary?", old, 3) == wanted
-    assert old.equals(0) == new.equals(0)
-    assert {pick.source for pick in retriever.search("Where is Mary?", old, 3, filter=["source=a/*"])} == {"a/deep/one.md"}
-    assert Index.build(retriever, folder, path, shard_chunks=8).changes.unchanged == len(old.sources), "it is the same index"
-    (folder / "b.txt").write_text("Now another text.")
-    (folder / "new.txt").write_text("Mary left at once.")
-    grown = old.sync(retriever, folder)
-    assert str(grown.changes) == "documents: 1 added, 1 replaced, 0 removed, 3 unchanged; texts embedded: 2"
-    assert json.loads((path / "meta.json").read_text())["version"] == 3
-    fresh = Index.build(retriever, folder, tmp_path / "fresh", shard_chunks=8)
-    assert grown.sources == fresh.sources, "with the digests and counts that the older version did not have"
-    found = Index.open(path, verify=True)
-    assert [found.chunk(i) for i in range(len(found))] == [fresh.chunk(i) for i in range(len(fresh))]
-
-
-def make_older(path: Path, version: int) -> None:
-    """Turns an index into what version 1 or 2 wrote: no keys, digests and metadata; in version 1, no counts of tokens and skipped files."""
-    tree = json.loads((path / "meta.json").read_text())
-    fields = ["name", "characters", "chunks"] + (["tokens", "outside", "cut", "unknown"] if version == 2 else [])
-    tree["sources"] = [{name: source[name] for name in fields} for source in tree["sources"]]
-    for shard in tree["shards"]:
-        (path / shard.pop("keys")["name"]).unlink()
-    for name in ("sha256", "written", *(["skipped"] if version == 1 else [])):
-        del tree[name]
-    tree |= {"version": version, "kept": 0}
-    (path / "meta.json").write_text(json.dumps(tree | {"sha256": checksum(tree)}))
-
-
 def test_another_model_is_refused(retriever: Retriever, copy: Path) -> None:
     other = small_retriever(1)
     index = Index.open(copy)
@@ -364,53 +316,7 @@ def test_one_writer_at_a_time(retriever: Retriever, copy: Path) -> None:
     assert len(old.add(retriever, ["newer"])) == len(CHUNKS) + 2  # an object that does not know the addition loses nothing
 
 
-@pytest.mark.parametrize("change", ["nothing", "a text", "fewer texts", "settings", "model", "damage"])
-def test_a_build_that_was_stopped_goes_on_whatever_has_changed(
-    change: str, retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, texts, shard, now = tmp_path / "index", CHUNKS, 16, retriever
-    with monkeypatch.context() as patch:
-        fail_after(patch, retriever, 2)
-        with pytest.raises(RuntimeError, match="stop here"):
-            Index.build(retriever, CHUNKS, path, shard_chunks=16)
-    with pytest.raises(ValueError, match="the build was not finished; run the same build command again"):
-        Index.open(path)
-    if change == "a text":
-        texts = [*CHUNKS[:20], "changed", *CHUNKS[21:]]
-    elif change == "fewer texts":
-        texts = CHUNKS[:16]
-    elif change == "settings":
-        shard = SHARD
-    elif change == "model":
-        now = small_retriever(1)
-    elif change == "damage":
-        vectors = path / "vectors-00000.bin"
-        vectors.write_bytes(bytes(vectors.stat().st_size))
-    embedded = {"nothing": 28, "a text": 29, "fewer texts": 0, "settings": 28, "model": 60, "damage": 44}[change]
-    index = Index.build(now, texts, path, shard_chunks=shard)
-    assert index.changes is not None
-    assert index.changes.embedded == embedded
-    expected = Index.build(now, texts, tmp_path / "expected", shard_chunks=shard)
-    assert [index.chunk(i) for i in range(len(index))] == [expected.chunk(i) for i in range(len(expected))]
-    np.testing.assert_allclose(index.rows.block(0, len(texts)), expected.rows.block(0, len(texts)), atol=1e-6)
-    Index.open(path, verify=True)
-    if change == "nothing":
-        assert content(path) == content(expected.path)
-
-
 def test_vectors_that_are_not_finite_are_refused(retriever: Retriever, tmp_path: Path) -> None:
     params = jax.tree.map(lambda leaf: leaf * np.nan, retriever.params)
     with pytest.raises(ValueError, match="is not finite"):
         Index.build(Retriever(SMALL, retriever.embedder, params, retriever.tokenizer), CHUNKS, tmp_path / "index")
-
-
-def fail_after(patch: pytest.MonkeyPatch, retriever: Retriever, calls: int) -> None:
-    """Lets the embedding raise an error after ``calls`` calls."""
-    embed, count = retriever.embed_chunks, iter(range(calls))
-
-    def failing(texts: list[str]) -> np.ndarray:
-        if next(count, None) is None:
-            raise RuntimeError("stop here")
-        return embed(texts)
-
-    patch.setattr(retriever, "embed_chunks", failing)

@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from tests.conftest import ROOT
-from tests.support.index import CHUNKS, content, write_small_export
+from tests.support.index import CHUNKS, content, small_retriever, write_small_export
 from tests.support.processes import environment
 
 
@@ -46,6 +47,51 @@ Index.build(retriever, Path(sys.argv[2]), sys.argv[3], shard_chunks=8)
     resumed = Index.build(retriever, text, path, shard_chunks=8)
     expected = Index.build(retriever, text, tmp_path / "expected", shard_chunks=8)
     assert content(resumed.path) == content(expected.path)
+
+
+@pytest.mark.parametrize("change", ["nothing", "a text", "fewer texts", "settings", "model", "damage"])
+def test_a_build_that_was_stopped_goes_on_whatever_has_changed(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    retriever = small_retriever()
+    path, texts, shard, now = tmp_path / "index", CHUNKS, 16, retriever
+    with monkeypatch.context() as patch:
+        fail_after(patch, retriever, 2)
+        with pytest.raises(RuntimeError, match="stop here"):
+            Index.build(retriever, CHUNKS, path, shard_chunks=16)
+    with pytest.raises(ValueError, match="the build was not finished; run the same build command again"):
+        Index.open(path)
+    if change == "a text":
+        texts = [*CHUNKS[:20], "changed", *CHUNKS[21:]]
+    elif change == "fewer texts":
+        texts = CHUNKS[:16]
+    elif change == "settings":
+        shard = 32
+    elif change == "model":
+        now = small_retriever(1)
+    elif change == "damage":
+        vectors = path / "vectors-00000.bin"
+        vectors.write_bytes(bytes(vectors.stat().st_size))
+    embedded = {"nothing": 28, "a text": 29, "fewer texts": 0, "settings": 28, "model": 60, "damage": 44}[change]
+    index = Index.build(now, texts, path, shard_chunks=shard)
+    assert index.changes is not None
+    assert index.changes.embedded == embedded
+    expected = Index.build(now, texts, tmp_path / "expected", shard_chunks=shard)
+    assert [index.chunk(i) for i in range(len(index))] == [expected.chunk(i) for i in range(len(expected))]
+    np.testing.assert_allclose(index.rows.block(0, len(texts)), expected.rows.block(0, len(texts)), atol=1e-6)
+    Index.open(path, verify=True)
+    if change == "nothing":
+        assert content(path) == content(expected.path)
+
+
+def fail_after(patch: pytest.MonkeyPatch, retriever: Retriever, calls: int) -> None:
+    """Lets the embedding raise an error after ``calls`` calls."""
+    embed, count = retriever.embed_chunks, iter(range(calls))
+
+    def failing(texts: list[str]) -> np.ndarray:
+        if next(count, None) is None:
+            raise RuntimeError("stop here")
+        return embed(texts)
+
+    patch.setattr(retriever, "embed_chunks", failing)
 
 
 FORKS = """

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.rundir.log import RunLog
 from qrag_jax.train import training, window
 from tests.support import runs
-from tests.support.bucket import bucket_server
+from tests.support.bucket import Forbidding, bucket_server
 from tests.support.runs import assert_same_run, start, wait_until
 
 OFTEN = ("--train.checkpoint-every", "5")
@@ -312,20 +312,6 @@ def test_evaluate_reads_and_writes_buckets(server, whole, capsys):
 def test_bad_urls_are_refused(server, run_dir, message, capsys):
     assert here(run_dir) == 64
     assert message in capsys.readouterr().err
-
-
-class Forbidding(BaseHTTPRequestHandler):
-    """Answers like Google's server to a user without access."""
-
-    def do_POST(self) -> None:
-        content = b'{"error": {"code": 403, "message": "somebody does not have storage.objects.create access"}}'
-        self.send_response(403)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
 
 def test_missing_access_is_refused(monkeypatch, capsys):

@@ -40,6 +40,11 @@ class ModelConfig:
     """How attention is computed. The results do not depend on it. plain: three operations.
     fused: jax.nn.dot_product_attention, which is cuDNN's flash kernel on a GPU in bfloat16.
     auto: fused on a TPU and for long rows on a GPU with that kernel, else plain. A Qwen3 embedder has only plain."""
+    lora_rank: int = 0
+    """Above 0, the encoders' weights stay as they are, and low-rank adapters of this rank are trained (LoRA): every dense layer computes
+    with W + (lora_alpha / lora_rank) A B. The learning rate should then be some ten times as high."""
+    lora_alpha: float = 16.0
+    """The strength of the adapters; see lora_rank."""
     remat: bool = False
     """Recompute each layer in the backward pass (jax.checkpoint): less memory, more time."""
 
@@ -50,8 +55,15 @@ class ModelConfig:
         require(self.width % 4 == 0, "model.width", self.width, "a multiple of 4 (two halves of coordinate pairs)")
         require(300 <= self.vocab_size <= 2**24, "model.vocab_size", self.vocab_size, ">= 300 (characters and special tokens), <= 2^24")
         require(self.divisor > 0, "model.divisor", self.divisor, "> 0")
+        require(0 <= self.lora_rank <= 2**12, "model.lora_rank", self.lora_rank, "in 0..4,096; 0: no adapters")
+        require(self.lora_alpha > 0, "model.lora_alpha", self.lora_alpha, "> 0")
         require(self.tile_tokens >= 1, "model.tile_tokens", self.tile_tokens, ">= 1")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+
+    @property
+    def lora_scale(self) -> float:
+        """By which the product of an adapter's matrices is multiplied."""
+        return self.lora_alpha / self.lora_rank
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from qrag_jax.config import OptimConfig, RunConfig
 from qrag_jax.models.embedder import Embedder, RowEmbedder
+from qrag_jax.models.lora import Adapted, make_adapters, merge, pull_back, shared_base
 from qrag_jax.rl import policy, shards
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.qhead import q_halves
@@ -29,19 +30,24 @@ from qrag_jax.types import Episode, TaskBatch
 
 Params = Any
 Metrics = dict[str, Array]
-DROPOUT_STREAM = 2**31 - 1  # outside the random streams of all episodes
+DROPOUT_STREAM, LORA_STREAM = 2**31 - 1, 2**31 - 2  # outside the random streams of all episodes
 
 
 @no_type_check  # as a pytree, it may also hold axes, shapes and None
 @struct.dataclass
 class TrainState:
-    """The complete state of training between two updates."""
+    """The complete state of training between two updates.
+
+    With low-rank adapters (``model.lora_rank``), ``params`` and ``target_params`` are adapters to ``base``, which never changes; otherwise
+    ``base`` is None.
+    """
 
     step: Int[Array, ""]
     params: Params
     target_params: Params
     opt_state: optax.OptState
     key: PRNGKeyArray
+    base: Params = None
 
 
 def learning_rate(optim: OptimConfig, steps: int) -> optax.Schedule:
@@ -88,8 +94,23 @@ class Learner:
     optimizer: optax.GradientTransformation
 
     def init(self, key: PRNGKeyArray, params: Params) -> TrainState:
+        """The state before the first update of an embedder with ``params``, which are host arrays if they get adapters."""
+        base, rank = None, self.config.model.lora_rank
+        if rank:
+            base, params = shared_base(params), make_adapters(jax.random.fold_in(key, LORA_STREAM), params, rank)
         # The target starts as a copy, not an alias: donated buffers must be distinct.
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), self.optimizer.init(params), key)
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), self.optimizer.init(params), key, base)
+
+    def complete(self, state: TrainState, params: Params) -> Params:
+        """``params``, which are ``state.params`` or ``state.target_params``, with the weights that they adapt."""
+        return params if state.base is None else Adapted(params, state.base, self.config.model.lora_scale)
+
+    def merged(self, params: Params, base: Params) -> Params:
+        """The parameters of the embedder, from whole ``state.params`` and ``state.base``."""
+        if base is None:
+            return params
+        found = Adapted(params, base, self.config.model.lora_scale)
+        return {"params": {name: merge(*found.of(name), found.scale) for name in params["params"]}}
 
     def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
         """One update with the support-fact reward."""
@@ -101,9 +122,10 @@ class Learner:
         """Episodes under the current policy: uniform for the first ``random_updates``, Boltzmann afterwards."""
         rl = self.config.rl
         alpha, uniform = self.alpha(state.step), state.step < rl.random_updates
-        pool = self.embed_pool(state.params, batch, axis_name)
+        params = self.complete(state, state.params)
+        pool = self.embed_pool(params, batch, axis_name)
         return rollout(
-            self.whole(self.state_embedder, state.params, pool),
+            self.whole(self.state_embedder, params, pool),
             pool,
             batch,
             self.episode_keys(state, batch),
@@ -154,7 +176,7 @@ class Learner:
         rl = self.config.rl
         size, budget = episode.picked.shape
         count = batch.chunk_mask.shape[1]
-        params = state.target_params if rl.target_network else state.params
+        params = self.complete(state, state.target_params if rl.target_network else state.params)
         chunks = self.embed_pool(params, batch, axis_name)[batch.chunk_index]
         alpha = self.alpha(state.step)
 
@@ -189,7 +211,7 @@ class Learner:
         parameters, tile by tile.
         """
         qhead = self.config.qhead
-        params, dropout = self.varying(state.params, axis_name), self.dropout(state, batch)
+        params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
         flat = lambda x: x.reshape(-1, x.shape[-1])
         count = batch.chunk_mask.shape[1]
         real = (episode.picked < count).reshape(-1, 1)
@@ -220,13 +242,25 @@ class Learner:
         self, encoder: RowEmbedder, params: Params, rows: tuple[Array, Array], dropout: PRNGKeyArray | None, after: Any = ()
     ) -> dict[str, Params]:
         """{name: gradient} of one encoder; averaged over devices only where the parameters are shards."""
-        own = {encoder.name: params["params"][encoder.name]}
-        whole = shards.gather({"params": own}, self.embedder.dtype, (rows, after))
-        return shards.scatter_mean(encoder.gradient(whole, *rows, dropout), own)
+        name = encoder.name
+        if not isinstance(params, Adapted):
+            own = params["params"][name]
+            whole = shards.gather(own, self.embedder.dtype, (rows, after))
+            return shards.scatter_mean(encoder.gradient({"params": {name: whole}}, *rows, dropout), {name: own})
+        own, base = params.of(name)
+        adapters, base = shards.gather(own, jnp.float32, (rows, after)), shards.gather(base, self.embedder.dtype, (rows, after))
+        found = encoder.gradient({"params": {name: merge(adapters, base, params.scale)}}, *rows, dropout)
+        return {name: shards.scatter_mean(pull_back(found[name], adapters, params.scale), own)}
 
     def whole(self, encoder: RowEmbedder, params: Params, after: Any) -> Callable[..., Float[Array, "R D"]]:
-        """``encoder`` with its parameters gathered, if they are shards. ``after``: arrays that must be computed first."""
-        return partial(encoder, shards.gather({"params": {encoder.name: params["params"][encoder.name]}}, self.embedder.dtype, after))
+        """``encoder`` with its parameters, gathered if they are shards, merged if they are adapters. ``after``: arrays that must be
+        computed first."""
+        if not isinstance(params, Adapted):
+            own = shards.gather(params["params"][encoder.name], self.embedder.dtype, after)
+        else:
+            adapters, base = params.of(encoder.name)
+            own = merge(shards.gather(adapters, jnp.float32, after), shards.gather(base, self.embedder.dtype, after), params.scale)
+        return partial(encoder, {"params": {encoder.name: own}})
 
     def varying(self, params: Params, axis_name: str | None) -> Params:
         """The parameters, marked as varying over devices: the gradient of replicated ones would be summed over devices."""

@@ -71,7 +71,7 @@ class SupervisedLearner(Learner):
         """Gradient and metrics of the mean :func:`trajectory_loss` over episodes; the gradient averaged over devices."""
         rl, qhead = self.config.rl, self.config.qhead
         count = batch.chunk_mask.shape[1]
-        params, dropout = self.varying(state.params, axis_name), self.dropout(state, batch)
+        params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
         gold = jax.vmap(lambda support: gold_picks(support, rl.budget))(batch.support)
         offset = offsets(self.episode_keys(state, batch), rl.budget, qhead)
         picked = [picks_before(gold, t, count) for t in range(rl.budget)]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from qrag_jax.config import RunConfig, Stage
 from qrag_jax.evaluate.sets import validation_set
+from qrag_jax.models.lora import shared_base
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState
 from qrag_jax.rl.supervised import make_learner
@@ -57,7 +58,7 @@ def train(
     else:
         log.rewind(-1)
         # How good the parameters are before training: zero-shot, if they are pretrained.
-        progress = validate_on_leader(validate, updates.parallel, state, 0, progress)
+        progress = validate_on_leader(validate, updates, state, 0, progress)
     began, window = time.perf_counter() - progress.seconds, Window(progress.window)
     pruned, ended = False, start >= steps or progress.reached >= ENOUGH
     with stop.later(), progress_bar(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
@@ -73,7 +74,7 @@ def train(
                 checkpoints.check()
                 record(window, step, time.perf_counter() - began, config.optim.batch * config.rl.budget, log, bar)
                 if step % settings.eval_every == 0 or step == steps:
-                    progress = validate_on_leader(validate, updates.parallel, state, step, progress)
+                    progress = validate_on_leader(validate, updates, state, step, progress)
                     pruned = prune is not None and step < steps and from_leader(prune)
                 window = Window()
                 ended = step == steps or progress.reached >= ENOUGH
@@ -101,6 +102,10 @@ class Updates:
     """Makes the state before update 1, on the host."""
     shapes: TrainState
     """The shapes of a state."""
+    merged: Callable[[Params, Params], Params]
+    """(``params``, ``base``) of a state -> the parameters of its embedder."""
+    base: Params
+    """The weights, on the host, to which a state's ``params`` are adapters; None without adapters. Checkpoints to resume from lack them."""
     batches: Batches
     parallel: Parallel
     answers: AnswerUpdate | None
@@ -111,6 +116,10 @@ class Updates:
         if self.answers is None:
             return self.parallel.update(state, batch)
         return self.answers(state, batch, self.batches.examples(step - 1), self.batches.stage(step - 1).task)
+
+    def params(self, state: TrainState) -> Params:
+        """The parameters of a state's embedder, whole on this process's first device, until the next update."""
+        return self.merged(*self.parallel.whole((state.params, state.base)))
 
     def say_plan(self, config: RunConfig, batch: TaskBatch) -> None:
         """Says how much memory an update of a batch like this one needs. Raises ValueError when it does not fit.
@@ -135,7 +144,8 @@ def make_updates(
     kind = config.train.parallel
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
     learner = make_learner(model.embedder, config, layout)
-    shapes = jax.eval_shape(learner.init, jax.random.key(config.train.seed), model.params)
+    # A closure: whether both encoders start from the same weights is seen from numbers, not from shapes.
+    shapes = jax.eval_shape(lambda key: learner.init(key, model.params), jax.random.key(config.train.seed))
     shard_state, line = from_leader(lambda: choose_shard_state(config.train, shapes, devices))
     if line:
         say(line)
@@ -145,7 +155,9 @@ def make_updates(
     if config.rl.reward != "support":
         answers = AnswerUpdate(learner, make_phases(learner.collect, learner.learn, kind, devices, shard_state), run_dir / "answers")
     batches = Batches(config.data, config.optim.batch, model.tokenizer, stages, parallel.share)
-    return Updates(partial(first_state, learner, config.train.seed, model.params), shapes, batches, parallel, answers)
+    base = shared_base(model.params) if config.model.lora_rank else None
+    start = partial(first_state, learner, config.train.seed, model.params)
+    return Updates(start, shapes, learner.merged, base, batches, parallel, answers)
 
 
 def first_state(learner: Learner, seed: int, params: Params) -> TrainState:
@@ -164,14 +176,15 @@ def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunL
 
 def restore(checkpoints: Checkpoints, updates: Updates) -> tuple[int, TrainState, Progress]:
     """The newest checkpoint's step, state (on the devices) and progress; without a checkpoint, those of a new run."""
-    found = run_on_all(lambda: checkpoints.latest(updates.shapes, updates.shapes.params))
+    params = jax.eval_shape(updates.merged, updates.shapes.params, updates.shapes.base)
+    found = run_on_all(lambda: checkpoints.latest(replace(updates.shapes, base=None), params))
     saved = found or Checkpoint(0, updates.start(), Progress())
     step, progress = from_leader(lambda: (saved.step, saved.progress.to_json()))
-    return step, updates.parallel.place(saved.state), Progress.from_json(progress)
+    return step, updates.parallel.place(replace(saved.state, base=updates.base)), Progress.from_json(progress)
 
 
 def save(checkpoints: Checkpoints, parallel: Parallel, step: int, state: TrainState, progress: Progress) -> None:
-    held = parallel.fetch(state)
+    held = parallel.fetch(replace(state, base=None))
     from_leader(lambda: checkpoints.save(step, held, progress))
 
 
@@ -184,7 +197,7 @@ def refuse_nan(window: Window, step: int, state: TrainState, updates: Updates, c
     if (index := window.first_bad()) is None:
         return
     bad = step - len(window) + 1 + index
-    for leaf in jax.tree.leaves((state.params, state.target_params, state.opt_state)):
+    for leaf in jax.tree.leaves((state.params, state.target_params, state.opt_state, state.base)):
         leaf.delete()
     checkpoints.wait()
     at, before, _ = restore(checkpoints, updates)
@@ -210,7 +223,7 @@ def record(window: Window, step: int, seconds: float, transitions: int, log: Run
     )
 
 
-def validate_on_leader(validate: Validation, parallel: Parallel, state: TrainState, step: int, progress: Progress) -> Progress:
+def validate_on_leader(validate: Validation, updates: Updates, state: TrainState, step: int, progress: Progress) -> Progress:
     """Process 0 validates the parameters of ``state``, after ``step`` updates; all processes get its result."""
-    params = parallel.whole(state.params)
+    params = updates.params(state)
     return Progress.from_json(from_leader(lambda: validate(params, step, progress).to_json()))

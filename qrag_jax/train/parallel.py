@@ -45,7 +45,8 @@ class Parallel:
     update: Update
     fetch: Callable[[Any], Any]
     whole: Callable[[Any], Any]
-    """The parameters of a state, whole on this process's first device, until the next update: the copy there, if it holds one."""
+    """A tree of a state, such as its parameters, whole on this process's first device, until the next update: the copy there, if it
+    holds one."""
     lower: Callable[[Any, Any], jax.stages.Lowered]
     """The update for a state and a whole batch of these shapes (``jax.eval_shape``), ready to compile. Nothing is allocated, and with jit
     or shard_map the devices need not be attached: those of ``jax.experimental.topologies`` will do. (pmap lowers for attached ones.)

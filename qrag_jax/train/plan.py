@@ -67,10 +67,16 @@ def gib(size: int) -> str:
 
 def make_plan(state: TrainState, parts: int, memory: Any, devices: int, available: int | None) -> Plan:
     """The plan of an update of ``state`` (arrays or shapes). ``memory``: ``memory_analysis()`` of the compiled update."""
-    params, target, moments = (state_bytes(tree, parts) for tree in (state.params, state.target_params, state.opt_state))
+    params, target, moments = parts_of_state(state, parts)
     most = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.generated_code_size_in_bytes
     other = max(most - params - target - moments, 0)
     return Plan(devices, parts, params, target, moments, memory.temp_size_in_bytes, other, available)
+
+
+def parts_of_state(state: TrainState, parts: int) -> tuple[int, int, int]:
+    """Bytes on a device of the parameters (with the weights that they adapt), of their moving average, and of Adam's moments."""
+    params, target, moments = (state_bytes(tree, parts) for tree in ((state.params, state.base), state.target_params, state.opt_state))
+    return params, target, moments
 
 
 def plan_update(config: RunConfig, parallel: Parallel, state: TrainState, batch: TaskBatch) -> Plan | None:
@@ -108,7 +114,7 @@ def check_state(config: RunConfig, parallel: Parallel, state: TrainState) -> Non
 
 def state_plan(parallel: Parallel, state: TrainState, available: int | None) -> Plan:
     """The plan of what is known without compiling."""
-    params, target, moments = (state_bytes(tree, parallel.parts) for tree in (state.params, state.target_params, state.opt_state))
+    params, target, moments = parts_of_state(state, parallel.parts)
     return Plan(len(parallel.devices), parallel.parts, params, target, moments, 0, 0, available)
 
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from qrag_jax.config import RunConfig, TrainConfig
 from qrag_jax.rundir.checkpoint import Checkpoints, Progress, saved_steps
+from qrag_jax.rundir.compilations import compilations
 from qrag_jax.train import sharding
 from qrag_jax.train.loop import first_state
 from qrag_jax.train.parallel import Parallel, make_parallel
@@ -25,7 +26,6 @@ from tests.support.pair import CONFIG, TRAIN, batches, scene
 from tests.support.processes import finish_all, processes, start_python
 from tests.support.runs import assert_same_records, assert_same_run, here, records
 from tests.support.small import changed, small_batch, small_learner
-from tpu.measure import compilations
 
 MODES = {"jit": 1, "pmap": 4, "shard_map": 4, "full": 4}
 

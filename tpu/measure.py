@@ -105,7 +105,7 @@ def subject(name: str, batch: int = 0) -> Subject:
 
 
 def make_subject(name: str, config: RunConfig, backbone: BackboneConfig | None = None) -> Subject:
-    """A run of ``config``, called ``name``. With a ``backbone``, weights are random and the vocabulary comes from the texts; otherwise both are
+    """A run of ``config``, called ``name``. With a ``backbone``, weights are random and the vocabulary comes from the texts; else both are
     those of ``config.model.embedder``."""
     devices = choose_devices(config.train, config.optim.batch)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]

@@ -183,6 +183,7 @@ def assert_those_of_one_device(path, devices):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_eight_devices_compute_what_one_does(tmp_path):
@@ -192,6 +193,7 @@ def test_eight_devices_compute_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_two_processes_of_two_devices_compute_and_train_as_one(tmp_path, capsys):
@@ -222,6 +224,7 @@ def test_bfloat16_parameters_are_gathered_in_bfloat16_and_their_gradients_summed
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_split_run_resumes_bit_for_bit_and_in_another_mode(stop_at_13, tmp_path, capsys):
     split = ("--train.devices", "4", "--train.shard-state", "full")
     assert here(tmp_path / "run", *split) == 75

@@ -214,6 +214,7 @@ def test_the_results_page_shows_mean_and_spread(tmp_path: Path, trained: Trained
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_two_seeds_killed_in_the_second_end_as_plain_runs(tmp_path: Path) -> None:
     both = ("--seeds", "0", "1")
     process = runs.start(tmp_path / "seeds", *both)
@@ -225,5 +226,5 @@ def test_two_seeds_killed_in_the_second_end_as_plain_runs(tmp_path: Path) -> Non
     assert said.count("it is not repeated") == 1
     assert "resuming" in said
     assert results(tmp_path / "seeds")["seeds"] == [0, 1]
-    runs.finish(runs.start(tmp_path / "plain", "--seed", "1"))
+    assert runs.here(tmp_path / "plain", "--seed", "1") == 0
     runs.assert_same_run(tmp_path / "seeds" / "seed-1", tmp_path / "plain")

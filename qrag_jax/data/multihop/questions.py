@@ -82,6 +82,7 @@ class MultihopQuestions(Sequence[QAExample]):
             support=tuple(place for place, k in enumerate(order) if k in record.support),
             aliases=record.aliases,
             missing=record.missing,
+            titles=tuple(record.paragraphs[k][0] for k in order) if any(title for title, _ in record.paragraphs) else (),
         )
 
     def record(self, i: SupportsIndex) -> Record:

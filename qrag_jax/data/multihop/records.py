@@ -90,7 +90,7 @@ def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) ->
     path = Path(path)
     if path.name.endswith(OTHER_FORMATS):
         return read_jsonl(path, parse, skip_bad=skip_bad)
-    text = _text(path)
+    text = read_text(path)
     try:
         tree = parse_json(text)
     except ValueError as error:
@@ -107,12 +107,13 @@ def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tup
     if path.suffix == ".parquet":
         return _collect(path, ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), start=1)), parse, skip_bad)
     # Not splitlines, which also splits at U+2028 and other characters that a JSON string may hold.
-    lines = _text(path).rstrip(" \t\r\n").split("\n")
+    lines = read_text(path).rstrip(" \t\r\n").split("\n")
     pieces = ((f"{path}:{n}", line) for n, line in enumerate(lines, start=1))
     return _collect(path, pieces, lambda line, notes: parse(_loads(line), notes), skip_bad)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, perhaps with gzip. Raises ValueError, naming it, when it is missing, empty or not such a file."""
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")

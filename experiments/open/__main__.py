@@ -47,7 +47,7 @@ class Command:
     split: Literal["test", "validation"] = "test"
     """The questions that are scored. Choose settings on validation."""
     distractors: Path | None = None
-    """More passages for the corpus: a .jsonl file of {"title": ..., "text": ...}, or a .json list of such objects; the title is optional."""
+    """More passages for the corpus: a .jsonl file of {"title": ..., "text": ...}, or a .json list of them. The title is optional."""
     picks: tuple[int, ...] = (2, 4, 6)
     """Numbers of picks at which all-support is measured. The retriever makes the largest of them in one search."""
     recall: tuple[int, ...] = (2, 5, 10)

@@ -1,8 +1,8 @@
 """Questions over one open corpus, and the scores of the methods that search it.
 
 In a benchmark's own setting, a question is searched among its own ten or twenty paragraphs. Here the paragraphs of all questions are one
-collection, in which each text stands once, and every question is searched in all of it. A method gives an order of chunks for each question;
-its first k chunks are the k picks.
+collection, in which each text stands once, and every question is searched in all of it. A method gives an order of chunks for each
+question; its first k chunks are the k picks.
 """
 
 from __future__ import annotations

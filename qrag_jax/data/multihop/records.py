@@ -221,20 +221,21 @@ def make_record(
     notes: Counter[str],
     aliases: Iterable[str] = (),
     missing: int = 0,
+    titles: bool = True,
 ) -> Record:
     """A record from an object with the fields ``id_name``, question and answer, and from paragraphs (title, text, supports).
 
     Paragraphs with the same title and text become one paragraph, which supports the answer if any of them does. One without text that
     supports nothing is left out. Raises BadRecord on another empty title or text, and without paragraphs or support. ``missing``: number
-    of supporting paragraphs that are known to be elsewhere.
+    of supporting paragraphs that are known to be elsewhere. ``titles``: whether every paragraph must have one.
     """
     merged: dict[tuple[str, str], bool] = {}
     for number, (title, text, supports) in enumerate(paragraphs):
         if not text.strip() and not supports:
             notes[EMPTY] += 1
             continue
-        if not title.strip() or not text.strip():
-            raise BadRecord("empty paragraph", f"paragraph {number} ({title!r}) has no {'text' if title.strip() else 'title'}")
+        if (titles and not title.strip()) or not text.strip():
+            raise BadRecord("empty paragraph", f"paragraph {number} ({title!r}) has no {'title' if text.strip() else 'text'}")
         key = (title.strip(), text.strip())
         if key in merged:
             notes["paragraph repeated word for word, read once"] += 1
@@ -274,6 +275,23 @@ def objects(tree: Any, name: str) -> list[Any]:
         _check_lengths(lists, name)
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
     return get(tree, name, list)
+
+
+def flagged(tree: Any) -> list[tuple[str, str, bool]]:
+    """The field ``paragraphs`` in MuSiQue's form: objects with idx (from 0), title, paragraph_text and is_supporting."""
+    found = []
+    for number, paragraph in enumerate(objects(tree, "paragraphs")):
+        if get(paragraph, "idx", int) != number:
+            raise BadRecord("idx out of sequence", f"paragraph {number} has the idx {paragraph['idx']}")
+        found.append((get(paragraph, "title", str), get(paragraph, "paragraph_text", str), get(paragraph, "is_supporting", bool)))
+    return found
+
+
+def aliases_of(tree: Any, notes: Counter[str]) -> list[str]:
+    """The field ``answer_aliases`` without empty texts, which are counted as a note."""
+    found = [check(alias, str, "answer_aliases").strip() for alias in get(tree, "answer_aliases", list)]
+    notes["empty alias, not read"] += found.count("")
+    return [alias for alias in found if alias]
 
 
 def same_title(one: str, other: str) -> bool:

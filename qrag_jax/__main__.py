@@ -23,6 +23,7 @@ from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchan
 from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.meta import Positions
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
@@ -61,6 +62,9 @@ class Build:
     sentence: whole sentences. The end of a long one is not embedded; one line says how much.
     parts: long sentences are broken, so that every token is embedded.
     tokens: sentences are packed up to what the retriever embeds at once; long ones are broken."""
+    positions: Annotated[Positions, tyro.conf.arg(metavar="WHERE")] = "index"
+    """Where the positions of chunks restart. index: nowhere; they run through the whole index. document: with each document, so that
+    chunks of a document have the positions that they would have if it were searched alone."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +259,13 @@ def _build(command: Build, say: Callable[[str], None]) -> None:
         raise ValueError(f"--retriever is missing: give the run directory or the export folder of a trained retriever, as in: {example}")
     retriever = Retriever.from_pretrained(command.retriever)
     index = Index.build(
-        retriever, command.source, command.index, dtype=command.dtype, chunk_by=command.chunk_by, retriever_path=command.retriever
+        retriever,
+        command.source,
+        command.index,
+        dtype=command.dtype,
+        chunk_by=command.chunk_by,
+        positions=command.positions,
+        retriever_path=command.retriever,
     )
     say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
     say(_coverage(index))
@@ -267,7 +277,8 @@ def _info(index: Index, verified: bool, say: Callable[[str], None]) -> None:
     size = sum(file.bytes for file in files)
     model = meta.model
     say(f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens of each embedded, {size / 1e6:,.1f} MB")
-    say(f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}")
+    restart = "run through the whole index" if meta.positions == "index" else "restart with each document"
+    say(f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}; positions {restart}")
     say(f"model: {meta.model.hash[:12]}, loaded from {meta.model.retriever or 'a place that was not recorded'}")
     for source in meta.sources[:SHOWN]:
         say(f"source: {source.name or 'given chunks'}, {source.characters:,} characters, {source.chunks:,} chunks")
@@ -317,13 +328,14 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
     if command.trace:
         from qrag_jax.retrieve.trace import write_trace
 
+        per_document = retriever.config.qhead.positions == "relative" and len(index.restarts) > 1
         out = write_trace(
             command.trace,
             question=command.question,
             steps=steps,
             chunks=len(index),
             threshold=retriever.threshold,
-            positions=retriever.config.qhead.positions,
+            positions="per document" if per_document else retriever.config.qhead.positions,
             source=str(index.path),
             support=support,
         )

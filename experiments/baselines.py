@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 from experiments.options import OWN, Questions
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import EvalConfig, RunConfig
@@ -51,7 +51,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.baselines", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.baselines", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:

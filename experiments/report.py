@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.ablations.report import read_ablations, table
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 from experiments.paper.compare import METHOD, Figure, by_length, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
 from experiments.pictures import redraw, without_data
@@ -97,7 +97,7 @@ Cell = Callable[[Run, dict[str, Any]], str | None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 the page is not up to date, 64 bad files."""
-    return execute(lambda: run(read(Command, argv, "experiments.report", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.report", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> int:

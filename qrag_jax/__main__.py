@@ -11,13 +11,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from qrag_jax.config.command_line import DONE, read_command, refuse_urls
+from qrag_jax.config.command_line import DONE, as_typed, flags, read_command, refuse_urls
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
 from qrag_jax.export.hub import HubName
@@ -186,7 +187,7 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
             keep_compilations()
         return _run(command, say)
 
-    return execute(run)
+    return execute(run, partial(as_typed, flags=dict(chain.from_iterable(flags(kind).items() for kind in COMMANDS.values()))))
 
 
 def _refuse_three_places(words: Sequence[str]) -> None:

@@ -153,7 +153,7 @@ def flags(kind: type, short: Mapping[str, str] | None = None) -> dict[str, str]:
     are preferred, also where a command has only the short name."""
     found = {name: _flag(name) for name, _ in _fields(kind)}
     known = set(found.values())
-    for name, option in reversed((short or {}).items()):
+    for name, option in reversed(list((short or {}).items())):
         if option in known or name in known:
             found[option.removeprefix("--").replace("-", "_")] = name
     return found

@@ -35,6 +35,7 @@ from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import progress, say
 
+SHORT = 0.1  # seconds before a progress bar is shown: a change that is refused at once shows none
 Source = str | Path | Text | Iterable[Any]
 """A ``str`` is a text; a ``Path`` is a text file or a folder of .txt and .md files; anything else is documents or ready chunks. See
 :class:`~qrag_jax.retrieve.sources.ChunkStream`."""
@@ -239,7 +240,7 @@ def _carry_out(
     skipped: Mapping[str, int],
 ) -> Index:
     """Writes what ``plan`` says in place of ``meta``, and says what a search does not see of the documents that are new."""
-    with progress(unit="chunk", desc="index") as bar:
+    with progress(unit="chunk", desc="index", delay=SHORT) as bar:
         made, changes.embedded = rewrite(path, replace(meta, skipped=skipped), plan, retriever, bar)
     if stream is not None:
         for notice in notices(stream.read, stream.skipped):

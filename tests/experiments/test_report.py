@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from experiments.report import INTRODUCTION, NEEDED, Run, main, page, read_more, read_results, read_runs
+from experiments.checks import NEEDED, read_results
+from experiments.report import INTRODUCTION, Run, main, page, read_more, read_runs
 from tests.conftest import ROOT
 from tests.support.small import SMALL, changed
 

@@ -44,7 +44,9 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.calibrate", __doc__ or "")), typed(Command))
+    return execute(
+        lambda: run(read(Command, argv, "experiments.calibrate", __doc__ or "")), typed(Command, {"--episodes": "--train.eval-episodes"})
+    )
 
 
 def run(command: Command) -> None:

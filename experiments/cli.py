@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,9 +56,12 @@ class Command:
     """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. You can add seeds later."""
 
 
-def typed(kind: type) -> Callable[[str], str]:
-    """What :func:`execute` makes of a message: it names options as a user of the command ``kind`` types them."""
-    short = SHORT if kind is Command else {**SHORT, "--benchmark": "--data.benchmark"}
+def typed(kind: type, more: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """What :func:`execute` makes of a message: it names options as a user of the command ``kind`` types them.
+
+    ``more``: further names of its options.
+    """
+    short = SHORT if kind is Command else {**SHORT, "--benchmark": "--data.benchmark", **(more or {})}
     return partial(command_line.as_typed, flags=command_line.flags(kind, short))
 
 

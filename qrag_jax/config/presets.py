@@ -211,7 +211,10 @@ def preset(name: str, benchmark: str | None = None, task: str | None = None) -> 
             raise ValueError(f"preset {name}: holds settings for {config.data.benchmark}, not for {benchmark}")
         config = replace(config, data=replace(config.data, task=config.data.task if task is None else task))
         if benchmark is not None:
-            benchmarks.task(config.data.benchmark, config.data.task)
+            try:
+                benchmarks.task(config.data.benchmark, config.data.task)
+            except ValueError as error:
+                raise ValueError(f"preset {_file(name)}: {error}" if task is None else str(error)) from error
         return config
     if name not in PRESETS:
         raise unknown("preset", name, (*PRESETS, "a .json file", "the folder of a run or of an export"))
@@ -221,12 +224,7 @@ def preset(name: str, benchmark: str | None = None, task: str | None = None) -> 
 
 def read(name: str) -> RunConfig:
     """The configuration in a .json file, or in the folder of a run or of an export. Raises ValueError if there is none."""
-    path = Path(name)
-    if path.is_dir():
-        found = [file for file in (path / "config.json", path / "qrag.json") if file.is_file()]
-        if not found:
-            raise ValueError(f"preset {name}: holds neither config.json nor qrag.json; give the folder of a run or of an export")
-        path = found[0]
+    path = _file(name)
     try:
         text = path.read_text(encoding="utf-8")
         return RunConfig.from_json(json.dumps(parse_json(text).get("config")) if path.name == "qrag.json" else text)
@@ -234,3 +232,13 @@ def read(name: str) -> RunConfig:
         raise ValueError(f"preset {name}: no such file") from None
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"preset {path}: {error}") from error
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    found = [file for file in (path / "config.json", path / "qrag.json") if file.is_file()]
+    if not found:
+        raise ValueError(f"preset {name}: holds neither config.json nor qrag.json; give the folder of a run or of an export")
+    return found[0]

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.cli import execute, read
+from experiments.checks import read_results
+from experiments.cli import execute, read, typed
 from experiments.options import OWN, Questions
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import EvalConfig, RunConfig
 from qrag_jax.config.retarget import only_tested, retest
-from qrag_jax.rundir.files import read_json, write_text
+from qrag_jax.rundir.files import write_text
 
 if TYPE_CHECKING:
     from qrag_jax.retrieve.retriever import Retriever
@@ -51,7 +52,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.baselines", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.baselines", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:
@@ -105,7 +106,7 @@ def untuned(config: RunConfig) -> RunConfig:
 def check_results(run_dir: Path) -> None:
     """Raises ValueError if the folder holds a training run or results that are not of baselines."""
     path = run_dir / "results.json"
-    results = read_json(path)["rows"] if path.exists() else []
+    results = read_results(path) if path.exists() else ()
     if (run_dir / "checkpoints").exists() or any("method" not in row for row in results):
         raise ValueError(f"{run_dir}: holds a run; baselines would overwrite its results, so choose another --run-dir")
 

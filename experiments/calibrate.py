@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 from experiments.options import OWN, Questions
 from qrag_jax.config import RunConfig
 from qrag_jax.config.retarget import only_tested, retest
@@ -44,7 +44,9 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.calibrate", __doc__ or "")))
+    return execute(
+        lambda: run(read(Command, argv, "experiments.calibrate", __doc__ or "")), typed(Command, {"--episodes": "--train.eval-episodes"})
+    )
 
 
 def run(command: Command) -> None:

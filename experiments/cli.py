@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -22,7 +23,7 @@ from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import NotFinite, Preempted
 
-__all__ = ["Command", "execute", "main", "parse", "read", "working_folder"]
+__all__ = ["Command", "execute", "main", "parse", "read", "typed", "working_folder"]
 
 T = TypeVar("T")
 
@@ -53,6 +54,15 @@ class Command:
     default name ends in -seeds."""
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. You can add seeds later."""
+
+
+def typed(kind: type, more: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """What :func:`execute` makes of a message: it names options as a user of the command ``kind`` types them.
+
+    ``more``: further names of its options.
+    """
+    short = SHORT if kind is Command else {**SHORT, "--benchmark": "--data.benchmark", **(more or {})}
+    return partial(command_line.as_typed, flags=command_line.flags(kind, short))
 
 
 def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
@@ -123,7 +133,7 @@ def main(benchmark: str, description: str, argv: Sequence[str] | None = None) ->
                 write_comparison(folder, rows, command.config, command.config)
                 draw_context(rows, folder / "context.png")
 
-    return execute(run)
+    return execute(run, typed(Command))
 
 
 @contextmanager

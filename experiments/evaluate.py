@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.cli import execute, read, working_folder
+from experiments.cli import execute, read, typed, working_folder
 from experiments.options import EVAL_SHORT, OWN, EvalOptions, Questions, given, long_names, short_names
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig
@@ -44,7 +44,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input, 75 the reader cannot be reached (run it again to resume)."""
-    return execute(lambda: run(parse(argv)))
+    return execute(lambda: run(parse(argv)), typed(Command))
 
 
 def parse(argv: Sequence[str] | None) -> Command:

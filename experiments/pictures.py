@@ -8,9 +8,9 @@ from pathlib import Path
 
 from experiments import tables
 from experiments.ablations import report as ablations
+from experiments.checks import read_results
 from experiments.paper.plots import draw_context
-from experiments.speed.plots import speed
-from qrag_jax.rundir.files import read_json
+from experiments.speed.plots import read_speed, speed
 
 Draw = Callable[[Path], None]
 
@@ -32,11 +32,11 @@ def drawings(results: Path) -> dict[Path, Draw]:
     """Every picture that can be drawn from the data in the folders of ``results``: path -> the function that draws it there."""
     found: dict[Path, Draw] = {}
     for path in sorted(results.glob("*/results.json")):
-        found[path.with_name("context.png")] = partial(draw_context, read_json(path)["rows"])
+        found[path.with_name("context.png")] = partial(draw_context, read_results(path))
     for path in sorted(results.glob("*/ablations.json")):
         found[path.with_name("ablations.png")] = partial(ablations.draw, ablations.read_ablations(path))
     for path in sorted(results.glob("*/speed.json")):
-        found[path.with_name("speed.png")] = partial(speed, read_json(path))
+        found[path.with_name("speed.png")] = partial(speed, read_speed(path))
     for path in sorted(results.glob("*/tables.json")):
         found |= tables.drawings(path.parent)
     for path in sorted(results.glob("*/sweep.json")):

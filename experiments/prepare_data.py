@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares a data folder and returns the exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.prepare_data", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.prepare_data", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:

@@ -9,14 +9,14 @@ An ablations.json or a tables.json adds further tables. A dash means that a figu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.ablations.report import read_ablations, table
-from experiments.cli import execute, read
+from experiments.checks import read_results
+from experiments.cli import execute, read, typed
 from experiments.paper.compare import METHOD, Figure, by_length, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
 from experiments.pictures import redraw, without_data
@@ -24,12 +24,10 @@ from experiments.seeds import cell
 from experiments.tables import read_tables, tables_text
 from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.config.lengths import format_tokens
-from qrag_jax.config.parse import LARGEST
 from qrag_jax.rundir.ending import DONE
-from qrag_jax.rundir.files import is_name, markdown_text, read_json, write_text
+from qrag_jax.rundir.files import markdown_text, read_json, write_text
 from qrag_jax.rundir.log import say
 
-SCHEMA = 1
 PAGE = "runs.md"
 EXIT_STALE = 1
 INTRODUCTION = """# Every committed run
@@ -39,38 +37,6 @@ The [summary](README.md) says what the figures mean, and the pages of the benchm
 A dash means: not measured, or not known. `checkpoint` is the update whose parameters were tested, the best one on validation questions.
 
 Where a folder has a `config.json`, `--preset docs/results/FOLDER` uses the same settings again."""
-NEEDED = (
-    *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1", "fact_f1_stopped"),
-    *("stop_threshold", "answer_em", "answer_f1", "ci95", "seconds_per_episode", "checkpoint_step"),
-)
-"""Columns of every row of results.json. Baselines have ``method``, newer rows ``fact_em_stopped``, means ``seeds``, ``spread``."""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST
-
-
-KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("benchmark", "task"), (is_name, "a name")),
-    **dict.fromkeys(("split", "method"), (lambda value: value is None or isinstance(value, str), "a text")),
-    **dict.fromkeys(("context_tokens", "checkpoint_step"), (lambda value: value is None or _is_whole(value), "a whole number or null")),
-    **dict.fromkeys(("episodes", "budget"), (_is_whole, "a whole number")),
-    "chunks": (lambda value: _is_number(value) and value >= 0, "a number"),
-    "ci95": (
-        lambda value: value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))),
-        "two numbers or null",
-    ),
-    "seeds": (lambda value: isinstance(value, list) and all(map(_is_whole, value)), "a list of whole numbers"),
-    "spread": (
-        lambda value: isinstance(value, dict) and all(part is None or _is_number(part) for part in value.values()),
-        "an object of numbers",
-    ),
-}
-"""Column -> whether a value is valid, and what is. Benchmarks and tasks become names of files and headings."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +63,7 @@ Cell = Callable[[Run, dict[str, Any]], str | None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 the page is not up to date, 64 bad files."""
-    return execute(lambda: run(read(Command, argv, "experiments.report", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.report", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> int:
@@ -141,24 +107,6 @@ def read_runs(folder: Path) -> list[Run]:
             raise ValueError(f"{manifest}: git = {str(commit)[:60]!r}: must be a commit")
         runs.append(Run(path.parent.name, read_results(path), settings, commit))
     return runs
-
-
-def read_results(path: Path) -> tuple[dict[str, Any], ...]:
-    """Rows of a results.json. Raises ValueError on another schema, no rows, and rows that lack a column."""
-    tree = read_json(path)
-    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not isinstance(tree.get("rows"), list) or not tree["rows"]:
-        raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and one or more rows")
-    for number, row in enumerate(tree["rows"], 1):
-        if not isinstance(row, dict) or (missing := [name for name in NEEDED if name not in row]):
-            raise ValueError(f"{path}: row {number}: " + (f"no column {missing[0]!r}" if isinstance(row, dict) else "must be an object"))
-        for name, (valid, allowed) in KINDS.items():
-            if name in row and not valid(row[name]):
-                raise ValueError(f"{path}: row {number}: {name} = {str(row[name])[:60]!r}: must be {allowed}")
-        for name in ("fact_em", "fact_f1", "fact_em_stopped", "fact_f1_stopped", "answer_em", "answer_f1"):
-            value = row.get(name)
-            if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
-                raise ValueError(f"{path}: row {number}: {name} = {value!r}: must be in [0, 1], or null where it was not measured")
-    return tuple(tree["rows"])
 
 
 def read_more(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from experiments.checks import read_results
 from experiments.paper.compare import markdown, write_comparison
 from experiments.paper.plots import draw_context
 from qrag_jax.config import RunConfig
@@ -137,7 +138,7 @@ def finished(config: RunConfig, run_dir: Path) -> list[dict[str, Any]] | None:
     results = run_dir / "results.json"
     if not results.exists() or RunConfig.from_json((run_dir / "config.json").read_text(encoding="utf-8")) != config:
         return None
-    return list(read_json(results)["rows"])
+    return list(read_results(results))
 
 
 def forget(run_dir: Path) -> None:
@@ -192,7 +193,7 @@ def write_seeds(config: RunConfig, run_dir: Path) -> None:
     write_text(run_dir / "config.json", with_seed(config, next(iter(runs))).to_json())
     write_json(run_dir / "results.json", {"schema": SCHEMA, "seeds": list(runs), "rows": rows})
     write_text(run_dir / "results.md", table(rows) + "\n")
-    validations = {seed: [record for record in RunLog(run_dir / f"seed-{seed}").read() if record["kind"] == "validation"] for seed in runs}
+    validations = {seed: RunLog(run_dir / f"seed-{seed}").validations("fact_em") for seed in runs}
     draw(validations, run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}, validation questions")
     draw_context(rows, run_dir / "context.png")
 

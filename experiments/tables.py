@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments.cli import execute, read
+from experiments.checks import COUNT, NUMBER, SCORE, TIME, Check, check_fields, check_rows, is_count, many, optional
+from experiments.cli import execute, read, typed
 from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, expected, markdown
 from qrag_jax.config import RunConfig
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 POINTS = 21  # thresholds of the stopping table
+NAME: Check = (is_name, "a name")
+SECTION = {"benchmark": NAME, "task": NAME, "context_tokens": optional(COUNT), "episodes": COUNT}
+SCORES = {"fact_em": SCORE, "fact_f1": SCORE}
+CURVE = ("threshold", "fact_f1", "fact_em", "length", "perfect")
+"""Lists of a section's stopping curve (:class:`~qrag_jax.evaluate.metrics.Stopping`)."""
 STOPPED = {"fact_f1_stopped": "Fact F1", "fact_em_stopped": "Fact EM"}
 
 
@@ -59,7 +65,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.tables", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.tables", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:
@@ -150,14 +156,20 @@ def beam_rows(retriever: Retriever, groups: Sequence[Sequence[QAExample]], beams
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """Reads a tables.json. Raises ValueError, naming the file, if it is not one."""
+    """Reads a tables.json. Raises ValueError, naming the file and the field, if it is not one."""
     tree = read_json(path)
-    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA or not isinstance(tree.get("sections"), list):
+    if not isinstance(tree, dict) or not is_count(tree.get("schema")) or tree["schema"] != SCHEMA:
         raise ValueError(f"{path}: must be an object with schema = {SCHEMA} and sections")
-    for section in tree["sections"]:
-        named = isinstance(section, dict) and is_name(section.get("benchmark")) and is_name(section.get("task"))
-        if not named or not isinstance(section.get("context_tokens", 0), int | None):
-            raise ValueError(f"{path}: benchmark and task of each section must be names, context_tokens a whole number or null")
+    check_fields(tree, {"stop_threshold": optional(NUMBER)}, f"{path}: top level")
+    check_rows(tree.get("sections"), SECTION, f"{path}: sections")
+    for number, section in enumerate(tree["sections"]):
+        where = f"{path}: sections[{number}]"
+        check_rows(section.get("budgets"), {"budget": COUNT, **SCORES}, f"{where}.budgets")
+        check_rows(section.get("beams"), {"beam": COUNT, "budget": COUNT, "seconds": TIME, **SCORES}, f"{where}.beams")
+        curve = section.get("stopping")
+        check_fields(curve, {**dict.fromkeys(CURVE, many(NUMBER)), "roc_auc": optional(SCORE)}, f"{where}.stopping")
+        if set(curve) != {*CURVE, "roc_auc"} or len({len(curve[name]) for name in CURVE}) != 1:
+            raise ValueError(f"{where}.stopping: must have {', '.join(CURVE)}, lists of one length, and roc_auc")
     return tree
 
 

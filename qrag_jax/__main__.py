@@ -10,18 +10,20 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from qrag_jax.config.command_line import DONE, read_command, refuse_urls
+from qrag_jax.config.command_line import DONE, as_typed, flags, read_command, refuse_urls
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
 from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.meta import Positions
 from qrag_jax.retrieve.report import coverage, index_lines, step_lines, stop_line
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
@@ -58,6 +60,9 @@ class Build:
     sentence: whole sentences. The end of a long one is not embedded; one line says how much.
     parts: long sentences are broken, so that every token is embedded.
     tokens: sentences are packed up to what the retriever embeds at once; long ones are broken."""
+    positions: Annotated[Positions, tyro.conf.arg(metavar="WHERE")] = "index"
+    """Where the positions of chunks restart. index: nowhere; they run through the whole index. document: with each document, so that
+    chunks of a document have the positions that they would have if it were searched alone."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_lin
             prepare_compiling()
         return _run(command, say)
 
-    return execute(run)
+    return execute(run, partial(as_typed, flags=dict(chain.from_iterable(flags(kind).items() for kind in COMMANDS.values()))))
 
 
 def _refuse_three_places(words: Sequence[str]) -> None:
@@ -253,7 +258,13 @@ def _build(command: Build, say: Callable[[str], None]) -> None:
         raise ValueError(f"--retriever is missing: give the run directory or the export folder of a trained retriever, as in: {example}")
     retriever = Retriever.from_pretrained(command.retriever)
     index = Index.build(
-        retriever, command.source, command.index, dtype=command.dtype, chunk_by=command.chunk_by, retriever_path=command.retriever
+        retriever,
+        command.source,
+        command.index,
+        dtype=command.dtype,
+        chunk_by=command.chunk_by,
+        positions=command.positions,
+        retriever_path=command.retriever,
     )
     say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
     say(coverage(index))
@@ -287,13 +298,14 @@ def _ask(command: Ask, say: Callable[[str], None]) -> None:
     if command.trace:
         from qrag_jax.retrieve.trace import write_trace
 
+        per_document = retriever.config.qhead.positions == "relative" and len(index.restarts) > 1
         out = write_trace(
             command.trace,
             question=command.question,
             steps=steps,
             chunks=len(index),
             threshold=retriever.threshold,
-            positions=retriever.config.qhead.positions,
+            positions="per document" if per_document else retriever.config.qhead.positions,
             source=str(index.path),
             support=support,
         )

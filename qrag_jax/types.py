@@ -42,6 +42,7 @@ class QAExample:
     ``chunks`` are in document order; ``support`` holds the indices of the supporting chunks, ascending and without
     repeats. ``support`` is empty only if the data has no labels, or if the document lacks every supporting chunk. ``aliases`` are other
     correct answers. ``missing``: number of supporting chunks that the document lacks, so that no search can find them all.
+    ``titles``: the titles of the chunks; empty if they have none.
     """
 
     id: str
@@ -51,6 +52,7 @@ class QAExample:
     support: tuple[int, ...]
     aliases: tuple[str, ...] = ()
     missing: int = 0
+    titles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.chunks:
@@ -61,6 +63,8 @@ class QAExample:
             raise ValueError(f"example {self.id!r}: support {self.support} must lie in 0..{len(self.chunks) - 1}")
         if self.missing < 0:
             raise ValueError(f"example {self.id!r}: missing = {self.missing}: must be >= 0")
+        if self.titles and len(self.titles) != len(self.chunks):
+            raise ValueError(f"example {self.id!r}: has {len(self.titles)} titles for {len(self.chunks)} chunks")
 
 
 @no_type_check  # as a pytree, it may also hold axes, shapes and None

@@ -23,8 +23,9 @@ install()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Optimises programs only for tests marked ``optimized`` or slow: for the others, compiling takes longer than running."""
-    optimized = any(item.get_closest_marker(name) for name in ("optimized", "slow"))
+    """Optimises programs for tests marked ``optimized`` or slow, unless ``quick``. For the others, compiling takes longer than running."""
+    marked = lambda name: item.get_closest_marker(name) is not None
+    optimized = marked("optimized") or (marked("slow") and not marked("quick"))
     if quick() == optimized:
         compile_quickly(not optimized)
         jax.clear_caches()  # what an earlier test compiled would be used as it is

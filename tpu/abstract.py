@@ -66,12 +66,13 @@ def batch_shapes(config: RunConfig, devices: int) -> TaskBatch:
     """The shapes of a batch of the run's main stage, with the largest pool that is expected."""
     data, size = config.data, config.optim.batch
     rows = -(-pool_rows(most_texts(config)) // devices) * devices
+    chunks = pool_rows(most_texts(config)) if data.haystack == "batch" else data.chunks
     whole = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-    flags = jax.ShapeDtypeStruct((size, data.chunks), jnp.bool_)
+    flags = jax.ShapeDtypeStruct((size, chunks), jnp.bool_)
     return TaskBatch(
         question_ids=whole(size, data.question_tokens),
         chunk_pool_ids=whole(rows, data.chunk_tokens),
-        chunk_index=whole(size, data.chunks),
+        chunk_index=whole(size, chunks),
         chunk_mask=flags,
         support=flags,
         episode_id=whole(size),

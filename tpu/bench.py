@@ -1,11 +1,12 @@
 """Measures how fast this machine trains: python tpu/bench.py --updates 30 [--preset minilm] [--out bench.json]
 
 transitions/s    updates x episodes x picks / wall time
-FLOP per update  operations of the encoders' matrix products, for real tokens only, without padding (model_flops in the source)
+FLOP per update  FLOP of the encoders' matrix products for the real tokens, without padding (see model_flops in the source)
 utilisation      FLOP per update x updates / wall time / (devices x FLOP/s of a large matrix product in the same dtype; it is measured
                  before and after the updates, and the higher value is used)
 input-bound      time spent waiting for the host's next batch / wall time; as in training, a thread makes batches while the devices work
-Each update is waited for, so wall time = waiting for batches + updating. The first updates, which compile, do not count.
+Each update is waited for, so wall time = waiting for batches + updating. The first updates, which compile, are not measured.
+Exit codes: 0 done, 64 bad settings, 70 the loss is NaN or infinite, 75 SIGTERM, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from measure import REFERENCES, Subject, compilations, compute_dtype, describe, main, matmul_peak, peak_memory, report, subject
+from measure import REFERENCES, Subject, compute_dtype, describe, main, matmul_peak, peak_memory, report, subject
 from numpy.typing import ArrayLike
 from summary import flops
 
 from qrag_jax.rl.learner import TrainState
+from qrag_jax.rundir.compilations import compilations
+from qrag_jax.rundir.log import NotFinite
 from qrag_jax.train.parallel import Parallel, Update, make_parallel
 from qrag_jax.types import TaskBatch
 
@@ -40,7 +43,7 @@ def encoder_flops(kernels: int, layers: int, width: int, lengths: ArrayLike) -> 
 
 
 def model_flops(subject: Subject, batch: TaskBatch, picked: ArrayLike, state_ids: ArrayLike) -> float:
-    """FLOP of one update in the tokens that there are, given the picks [B, T] and states [B, T, Ls] of its episodes. F(rows) is a forward
+    """FLOP of one update for its real tokens, given the picks [B, T] and states [B, T, Ls] of its episodes. F(rows) is a forward
     pass, and a backward pass is two of them:
 
     rollout   F_a(pool) + sum over t < T of F_s(states at t)
@@ -74,7 +77,7 @@ class Timing:
 
 
 def time_updates(update: Update, state: TrainState, batches: Iterator[TaskBatch], updates: int) -> Timing:
-    """Runs and times ``updates`` updates. Raises FloatingPointError if the last loss is not finite."""
+    """Runs and times ``updates`` updates. Raises NotFinite if the last loss is not finite."""
     waited = 0.0
     with compilations() as compiled:
         began = time.perf_counter()
@@ -86,7 +89,7 @@ def time_updates(update: Update, state: TrainState, batches: Iterator[TaskBatch]
             jax.block_until_ready((state, metrics))
         wall = time.perf_counter() - began
     if not np.isfinite(float(metrics["loss"])):
-        raise FloatingPointError(f"loss is {float(metrics['loss'])} after {updates} updates: these times mean nothing")
+        raise NotFinite(f"the loss is {float(metrics['loss'])} after {updates} updates, so their times mean nothing")
     return Timing(wall, waited, compiled, state)
 
 
@@ -96,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     product = lambda: matmul_peak(compute_dtype(it), jax.local_devices()[0], options.matmul_size)
     peak = product()
     timing = time_training(it, parallel, options.updates)
-    # Policies of nearby updates pick alike: the last batch stands for all.
+    # The policies of neighbouring updates pick alike, so the last batch represents all.
     batch = it.whole[WARM_UP + options.updates - 1]
     episode = jax.jit(it.learner.collect)(parallel.fetch(timing.state), batch)
     speed = speed_of(it, timing, options.updates, model_flops(it, batch, episode.picked, episode.state_ids))
@@ -119,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def time_training(it: Subject, parallel: Parallel, updates: int) -> Timing:
-    """Times ``updates`` updates of a run from its beginning, after ``WARM_UP`` that compile. ``parallel`` makes them."""
+    """Times the first ``updates`` updates of a run, made by ``parallel``, after ``WARM_UP`` updates that compile."""
     state = parallel.place(it.start())
     batches = it.batches.ahead(0, WARM_UP + updates)
     for _ in range(WARM_UP):

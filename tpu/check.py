@@ -2,17 +2,17 @@
 
 devices      their number and kind
 matmul       FLOP/s of one device on a large matrix product, in float32 and bfloat16
-split        episodes, pool rows and (range over devices) tokens of the pool that each device has in the first update
-gradient     one update's raw gradient on one device and on all: max |g_N - g_1| / max |g_1| over all parameters, with products in
-             full precision; more than 1e-4 is a failure; and |loss_N - loss_1| (not measured with one device)
-host         the same of the gradient on one accelerator and on this machine's CPU; more than 1e-3 is a failure (not measured on a CPU,
-             nor with several processes)
-compilations XLA compilations in each of the first updates of training: all in the first update, at most one in the second (pmap leaves the
-             state in another form), and from the third on, one for each batch of a new shape; more is a failure
-update       seconds of the fastest update, after the first two
+split        what each device has in the first update: episodes, rows of the pool, and tokens of the pool (lowest and highest)
+gradient     raw gradient of one update, on all devices compared with one: max |g_N - g_1| / max |g_1| over all parameters, with matrix
+             products in full precision; above 1e-4 it fails; and |loss_N - loss_1| (not measured with one device)
+host         the same for the gradient on one accelerator and on this machine's CPU; above 1e-3 it fails (not measured on a CPU, or with
+             several processes)
+compilations number of XLA compilations in each of the first updates. Any number is allowed in the first update, one in the second
+             (pmap changes the form of the state), and later one for each batch of a new shape; more is a failure
+update       seconds of the fastest update after the first two
 
-With several processes (docs/multihost.md), each compares with its own first device; process 0 reports.
-Exit codes: 0 all is well, 1 the gradient is wrong or updates compile repeatedly, 64 bad settings.
+With several processes (docs/multihost.md), each process compares with its own first device, and process 0 reports.
+Exit codes: 0 all is well, 1 the gradient is wrong or updates compile too often, 64 bad settings, 75 SIGTERM, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import Subject, compilations, describe, main, matmul_peak, report, subject
+from measure import Subject, describe, main, matmul_peak, report, subject
 from summary import flops
 
 from qrag_jax.rl.rewards import support_reward
+from qrag_jax.rundir.compilations import compilations
 from qrag_jax.train.parallel import make_parallel
 
 TOLERANCE = 1e-4
-HOST_TOLERANCE = 1e-3  # erf and the logarithm are not the same functions on two kinds of machines
+HOST_TOLERANCE = 1e-3  # two kinds of machines compute erf and the logarithm differently
 
 
 def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...], alone: jax.Device | None = None) -> tuple[Any, float]:
     """Gradient of the first update (before clipping and Adam, which would hide a wrong scale) and its loss, on the host.
 
-    ``alone``: on this device only, with the whole batch, and not on ``devices``.
+    ``alone``: use only this device, with the whole batch, instead of ``devices``.
     """
     learner = subject.learner
 
@@ -62,7 +63,7 @@ def raw_gradient(subject: Subject, devices: tuple[jax.Device, ...], alone: jax.D
 
 @dataclass(frozen=True)
 class Gradients:
-    """How far the gradient of the first update is from that of this process's first device: on all devices, and on the CPU of this
+    """Differences of the first update's gradient from that on this process's first device: on all devices, and on the CPU of this
     machine. None: not measured."""
 
     devices: float | None
@@ -93,7 +94,7 @@ def host_device() -> jax.Device | None:
         return None
     try:
         return jax.devices("cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    except RuntimeError:  # JAX_PLATFORMS excludes it
         return None
 
 

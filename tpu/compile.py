@@ -1,13 +1,14 @@
-"""Whether a run fits, before a machine is rented: python tpu/compile.py --topology v5e:2x4 --preset e5 --benchmark hotpotqa --out DIR
+"""Checks that a run fits before you rent a machine: python tpu/compile.py --topology v5e:2x4 --preset e5 --benchmark hotpotqa --out DIR
 
-The update of a preset is compiled ahead of time for devices that need not be here: by libtpu for a TPU slice (pip install 'jax[tpu]'), by
-XLA's compiler for GPUs for h100:N (pip install 'jax[cuda12]'). cpu:N compiles for CPUs, code not optimised.
-Nothing is allocated or downloaded; only shapes are used. It prints what each device needs (parameters, moving average, Adam, temporaries)
-and what it has, FLOP, bytes moved, and what devices send each other.
-A compilation takes one core, and minutes: about half a minute for two layers, many for 24.
-DIR gets memory.json, all records so far, and memory-table.md, a table of them; the same update replaces its record.
-Exit codes: 0 it fits (or, with cpu:N, it compiles), 1 it does not fit; otherwise 64 bad settings or no such place, 74 the
-disk is full, 75 SIGTERM, 130 Ctrl-C.
+Compiles the update of a preset ahead of time. The devices need not be on this machine: libtpu compiles for a TPU slice (pip install
+'jax[tpu]'), and XLA's GPU compiler for h100:N (pip install 'jax[cuda12]'). cpu:N compiles for CPUs, without optimising the code.
+Only shapes are used: nothing is allocated or downloaded. The command prints the memory that each device needs (parameters, moving average,
+Adam, temporaries) and has, the FLOP, the bytes moved, and the data that devices send each other.
+Compiling takes one core for about half a minute (two layers) to many minutes (24 layers).
+DIR gets memory.json with all results so far, and memory-table.md with the same as a table. A second result for the same update replaces
+the first.
+Exit codes: 0 it fits (with cpu:N: it compiles), 1 it does not fit, 64 bad settings or a DIR that cannot be used, 74 the disk is full,
+75 SIGTERM, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 from abstract import batch_shapes, make_abstract, network
 from collectives import collectives
+from command import Parser, run_command
 from fits import PARTS, Found, describe, store
 from topology import KNOWN, Topology, find_topology
 
@@ -32,15 +34,14 @@ from qrag_jax.config import RunConfig
 from qrag_jax.config.presets import preset
 from qrag_jax.models.registry import BACKBONES, backbone_of
 from qrag_jax.rl.learner import TrainState
-from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say
 from qrag_jax.train.parallel import make_parallel
 from qrag_jax.train.plan import make_plan
 from qrag_jax.train.sharding import ShardState, state_bytes
 
 MODES: dict[str, ShardState] = {"replicated": "none", "sharded": "full"}
-EFFORT = -1.0  # the least: programs are a little slower and larger than at XLA's usual 0, and ready in two thirds of the time
-# The program is never run. Its code does not change what it needs.
+EFFORT = -1.0  # the lowest: programs are a little slower and larger than with XLA's default 0, but compile in two thirds of the time
+# The program never runs, and its memory does not depend on how well its code is optimised.
 CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # "... the total memory required for HLO temporaries (200.00G) exceeds ..."; "Used 17.2G of 15.75G hbm."
 REFUSED = re.compile(r"(?:required[^(]*\(|Used )(?P<size>[\d.]+)(?P<unit>[KMG])")
@@ -52,10 +53,10 @@ SETTINGS = (
 
 
 def settings(options: argparse.Namespace, topology: Topology) -> RunConfig:
-    """The configuration of the preset in this mode on these devices. Raises ValueError on settings that do not go together."""
+    """The configuration of the preset in this mode on these devices. Raises ValueError on settings that contradict each other."""
     config, count = preset(options.preset, options.benchmark, options.task), len(topology.devices)
     if options.mode == "sharded" and count == 1:
-        raise ValueError(f"--mode sharded: {topology.name} is one device, which holds all of the state; use --mode replicated")
+        raise ValueError(f"--mode sharded: {topology.name} is one device, so nothing can be split; use --mode replicated")
     if config.optim.batch % count:
         raise ValueError(f"optim.batch = {config.optim.batch}: does not divide over {count} devices; use another --topology or --preset")
     if config.rl.reward != "support":
@@ -72,7 +73,7 @@ def settings(options: argparse.Namespace, topology: Topology) -> RunConfig:
 
 
 def compile_update(options: argparse.Namespace) -> Found:
-    """Compiles what the options ask for. Raises ValueError on bad settings."""
+    """Compiles the update that the options describe. Raises ValueError on bad settings."""
     topology = find_topology(options.topology)
     config, count = settings(options, topology), len(topology.devices)
     whole = network(config).num_hidden_layers
@@ -100,12 +101,14 @@ def compile_update(options: argparse.Namespace) -> Found:
         "pool_rows": batch.chunk_pool_ids.shape[0],
         "available": topology.bytes,
     }
-    # pmap cannot compile for devices that are not here; a program of shard_map is the same.
+    # pmap cannot compile for devices of another machine; shard_map gives the same program.
     kind, shard_state = ("jit" if count == 1 else "shard_map"), MODES[options.mode]
     parallel = make_parallel(learner.update, kind, topology.devices, shard_state)
     held = state_bytes(state, parallel.parts)
     if topology.bytes is not None and held > topology.bytes:
-        return Found(**known, seconds=0.0, fits=False, needs=held, refused="its state alone; so nothing was compiled", at_least=True)
+        return Found(
+            **known, seconds=0.0, fits=False, needs=held, refused="the state alone is too large; nothing was compiled", at_least=True
+        )
     lowered = parallel.lower(state, batch)
     began = time.perf_counter()
     try:
@@ -125,7 +128,7 @@ def compiler_options(topology: Topology, effort: float) -> dict[str, Any]:
 
 
 def analysis(compiled: jax.stages.Compiled, state: TrainState, parts: int, topology: Topology) -> dict[str, Any]:
-    """What the compiler says about a program, by names of :class:`Found`."""
+    """The compiler's figures for a program, by the names of :class:`Found`."""
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     assert memory is not None
     plan = make_plan(state, parts, memory, len(topology.devices), topology.bytes)
@@ -145,21 +148,35 @@ def analysis(compiled: jax.stages.Compiled, state: TrainState, parts: int, topol
 
 
 def refused_bytes(text: str) -> int | None:
-    """The bytes that a program needs, from the compiler's refusal."""
+    """The bytes that a program needs, from the message with which the compiler refused it."""
     found = REFUSED.search(text)
     return None if found is None else round(float(found["size"]) * UNITS[found["unit"]])
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--topology", required=True, help=KNOWN)
     parser.add_argument("--preset", required=True, help="a preset of the experiments, a .json file with a configuration, or a run's folder")
-    parser.add_argument("--benchmark", help="or a mixture, such as hotpotqa+musique (default: that of a file, or babilong)")
-    parser.add_argument("--task", help="default: that of a file, or the benchmark's usual one")
-    parser.add_argument("--mode", choices=list(MODES), default="replicated", help="whether each device holds all of the state or a part")
-    parser.add_argument("--data-dir", help="counts the texts of a batch in these files (default: the most that a batch can have)")
-    parser.add_argument("--layers", type=int, default=0, help="compile only so many layers: quicker, and too small (default: all)")
-    parser.add_argument("--effort", type=float, default=EFFORT, help=f"of the TPU's compiler, -1 to 1; usual is 0 (default: {EFFORT:g})")
+    parser.add_argument(
+        "--benchmark", help="a benchmark, or a mixture such as hotpotqa+musique (default: that of the preset's file, or babilong)"
+    )
+    parser.add_argument("--task", help="(default: that of the preset's file, or the benchmark's usual one)")
+    parser.add_argument(
+        "--mode",
+        choices=list(MODES),
+        default="replicated",
+        help="replicated: each device holds all of the state; sharded: a part of it (default: replicated)",
+    )
+    parser.add_argument("--data-dir", help="folder whose files give the number of texts in a batch (default: the largest possible number)")
+    parser.add_argument(
+        "--layers", type=int, default=0, help="compile only this many layers: faster, but the figures are too small (default: all)"
+    )
+    parser.add_argument(
+        "--effort",
+        type=float,
+        default=EFFORT,
+        help=f"how hard the TPU compiler optimises, -1 to 1; XLA's own default is 0 (default: {EFFORT:g})",
+    )
     parser.add_argument("--out", type=Path, help="folder for memory.json and memory-table.md (default: none)")
     return parser
 
@@ -179,8 +196,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = make_parser().parse_args(argv)
-    return execute(lambda: run(options))
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""What check.py, bench.py and report.py share: a run's learner and batches without a run directory, the speed of a matrix product,
-compilations, memory."""
+"""Shared by check.py, bench.py and report.py: a run's learner and batches without a run directory, the speed of a matrix product,
+memory."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from command import Parser, run_command
 
 from qrag_jax.config import RunConfig
+from qrag_jax.config.parse import require
 from qrag_jax.config.presets import PRESETS, preset
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.models.registry import BackboneConfig
@@ -34,8 +34,7 @@ from qrag_jax.train.parallel import choose_devices
 from qrag_jax.types import Share
 
 ComputeDtype = Literal["float32", "bfloat16"]
-COMPILED = "/jax/core/compile/backend_compile_duration"
-VOCABULARY_EXAMPLES = 200  # documents whose text the vocabulary of random weights is counted on
+VOCABULARY_EXAMPLES = 200  # documents from which the vocabulary is made when the weights are random
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Subject:
     devices: tuple[jax.Device, ...]
 
     def start(self) -> TrainState:
-        """The state before the first update, made anew: it is large, so whoever asks holds it no longer than needed."""
+        """The state before the first update. Each call makes a new one; it is large, so keep it no longer than needed."""
         return self.learner.init(jax.random.key(self.learner.config.train.seed), self.model.params)
 
     def computing_in(self, dtype: ComputeDtype) -> Subject:
@@ -101,14 +100,14 @@ def subject(name: str, batch: int = 0) -> Subject:
     config = REFERENCES[name].config() if name in REFERENCES else preset(name, "babilong", "qa2")
     if batch:
         config = replace(config, optim=replace(config.optim, batch=batch))
-    # A vocabulary counted on these texts is smaller; the table is as large as the reference's all the same.
+    # The vocabulary of these texts is smaller, but the embedding table has the size of the reference's.
     backbone = scratch_backbone(config.model, config.model.vocab_size) if name in REFERENCES else None
     return make_subject(name, config, backbone)
 
 
 def make_subject(name: str, config: RunConfig, backbone: BackboneConfig | None = None) -> Subject:
-    """A run of ``config``, called ``name``. With a ``backbone`` its weights are random and its vocabulary is counted on the texts;
-    otherwise they are those of ``config.model.embedder``."""
+    """A run of ``config``, called ``name``. With a ``backbone``, weights are random and the vocabulary comes from the texts; else both are
+    those of ``config.model.embedder``."""
     devices = choose_devices(config.train, config.optim.batch)
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
     texts = [examples for _, examples in stages]
@@ -142,7 +141,7 @@ def matmul_peak(dtype: Any, device: jax.Device, size: int = 0, repeats: int = 8)
 
 
 def fastest(call: Callable[[], Any], repeats: int = 3) -> float:
-    """Seconds of the fastest of ``repeats`` calls, each waited for, after one that compiles."""
+    """Seconds of the fastest of ``repeats`` calls, after one that compiles. Each call is waited for."""
     jax.block_until_ready(call())
     seconds = []
     for _ in range(repeats):
@@ -153,24 +152,8 @@ def fastest(call: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def peak_memory(device: jax.Device) -> int | None:
-    """The most bytes that this process has had on a device at once; None where the device does not tell."""
+    """The largest number of bytes that this process has had on a device at once; None if the device does not say."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
-
-
-@contextmanager
-def compilations() -> Iterator[list[float]]:
-    """Seconds of each XLA compilation inside the block, as they happen."""
-    found: list[float] = []
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if event == COMPILED:
-            found.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def describe(devices: tuple[jax.Device, ...]) -> str:
@@ -188,8 +171,8 @@ def report(rows: dict[str, str], values: dict[str, Any], out: str | None) -> Non
 
 
 def main(description: str, run: Callable[[argparse.Namespace], int], **defaults: int) -> int:
-    """Reads the shared options and one whole number for each of ``defaults``; returns the exit code of ``run``, or 64 on bad settings."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Runs check.py or bench.py: reads the shared options and one whole number for each of ``defaults``. Returns the exit code."""
+    parser = Parser(description)
     parser.add_argument(
         "--preset",
         default="tiny",
@@ -197,25 +180,20 @@ def main(description: str, run: Callable[[argparse.Namespace], int], **defaults:
         help="a preset of the experiments, or a size at which the reference code was measured (default: tiny)",
     )
     parser.add_argument("--batch", type=int, default=0, help="episodes per update (default: the preset's)")
-    parser.add_argument("--matmul-size", type=int, default=0, help="n of the n x n product (default: 8192; on CPU 1024)")
+    parser.add_argument("--matmul-size", type=int, default=0, help="n of the n x n matrix product (default: 8192; on a CPU 1024)")
     parser.add_argument("--out", help="JSON file for the results (default: none)")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     leave_products_to_cublas()
-    options = parser.parse_args()
-    try:
-        for name in defaults:
-            if getattr(options, name) < 1:
-                raise ValueError(f"--{name} = {getattr(options, name)}: must be >= 1")
-        for name in ("batch", "matmul_size"):
-            if getattr(options, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} = {getattr(options, name)}: must be >= 0")
+
+    def checked(options: argparse.Namespace) -> int:
+        for name, least in (*((name, 1) for name in defaults), ("batch", 0), ("matmul_size", 0)):
+            require(getattr(options, name) >= least, f"--{name.replace('_', '-')}", getattr(options, name), f">= {least}")
         hosts.start()
         return run(options)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 64
+
+    return run_command(parser, checked)
 
 
 def compute_dtype(subject: Subject) -> Any:

@@ -6,10 +6,11 @@ tiles        updates of contriever's size with tiles of several sizes
 attention    attention kernels compared
 index        chunks/s of building an index, a search step over 400 000 chunks (10M tokens)
 train-*      BabiLong qa2, trained for two minutes with the tiny network and with one of contriever's size: metrics and curves
-Each section is a process of its own. DIR gets report.json and report.md after every section, so a report that is cut short leaves what it
-had. A section that needs more time than is left is skipped; one that fails or takes too long is noted, and the next one runs.
-Exit codes: 0 every section is done or skipped, 1 a section failed or was stopped, 64 bad settings, 74 DIR cannot be written to,
-130 Ctrl-C, 143 SIGTERM.
+Each section runs in a process of its own. report.json and report.md in DIR are written after every section, so a report that is stopped
+keeps all finished sections. A section is skipped if there is too little time left for it. If a section fails or takes too long, the report
+says so and continues with the next one.
+Exit codes: 0 every section is done or skipped, 1 a section failed or took too long, 64 bad settings or a DIR that cannot be used, 74 the
+disk is full, 75 SIGTERM, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import contextlib
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,25 +29,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from command import Parser, run_command
 from summary import markdown, with_shares
 
 from qrag_jax.rundir.files import read_json, write_json, write_text
 from qrag_jax.rundir.log import say
 
 MINUTES = 10.0
-PATIENCE = 2.0  # so that one slow section does not take the time of all that follow
-LOG_LINES = 5  # of a section that ended without saying why
+PATIENCE = 2.0  # a section is stopped after this many times its seconds, so that the others have time left
+LOG_LINES = 5  # shown of the log of a section that ended without a reason
 
 
 @dataclass(frozen=True)
 class Section:
     name: str
     seconds: float
-    """What it should need on an H100, compiling included; it is not begun with less time left."""
+    """How long it should take on an H100, with compilation. It is skipped if less time is left."""
 
 
-# What matters most comes first. An H100 needed so long to begin and to compile (docs/results/h100.md); the last ones may have to wait for
-# another call with --only.
+# The most important sections come first. The seconds are from an H100 (docs/results/h100.md). They add up to more than ten minutes, so the
+# last sections may need a second call with --only.
 PLAN = (
     Section("machine", 60),
     Section("speed-tiny", 40),
@@ -64,7 +65,7 @@ PLAN = (
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a section. ``values`` holds what was measured before it ended, however it ended."""
+    """How a section ended. ``values``: what it had measured by then."""
 
     name: str
     status: Literal["done", "failed", "stopped", "skipped"]
@@ -74,7 +75,7 @@ class Result:
 
 
 Run = Callable[[Section, float], Result]
-"""Runs a section, which has this many seconds."""
+"""Runs a section, for at most this many seconds."""
 
 
 def run_sections(
@@ -87,7 +88,7 @@ def run_sections(
 ) -> list[Result]:
     """Runs the sections in turn, and calls ``write`` with all results so far after each of them.
 
-    A section is stopped after ``patience`` times what it should need, or when ``minutes`` are over.
+    A section is stopped after ``patience`` times its seconds, or when ``minutes`` are over.
     """
     began, results = clock(), list[Result]()
     for section in plan:
@@ -98,7 +99,7 @@ def run_sections(
         else:
             start = clock()
             try:
-                # With more time in all, each section has more: some machines compile slowly.
+                # With more minutes, each section may take longer: some machines compile slowly.
                 result = run(section, min(left, patience * section.seconds * max(1.0, minutes / MINUTES)))
             except Exception as error:  # one section must not end the report
                 result = Result(section.name, "failed", clock() - start, f"{type(error).__name__}: {error}")
@@ -109,12 +110,12 @@ def run_sections(
 
 
 def run_apart(out: Path, variables: Mapping[str, str], smoke: bool, section: Section, seconds: float) -> Result:
-    """Runs a section as a process of its own, tpu/section.py, which is killed after ``seconds``. Its output goes to NAME.log."""
+    """Runs a section in a process of its own (tpu/section.py), which is killed after ``seconds``. Its output goes to NAME.log."""
     words = [sys.executable, str(Path(__file__).with_name("section.py")), section.name, "--out", str(out), "--seconds", str(seconds)]
     words += ["--cpu-smoke"] if smoke else []
     file, log, began = out / f"{section.name}.json", out / f"{section.name}.log", time.monotonic()
     file.unlink(missing_ok=True)
-    code: int | None = None  # stays so when the time is over
+    code: int | None = None  # stays None if the time runs out
     with log.open("w", encoding="utf-8") as output, contextlib.suppress(subprocess.TimeoutExpired):
         code = subprocess.run(words, stdout=output, stderr=output, env=variables, timeout=seconds).returncode
     spent = time.monotonic() - began
@@ -128,12 +129,12 @@ def run_apart(out: Path, variables: Mapping[str, str], smoke: bool, section: Sec
 
 
 def environment(given: Mapping[str, str], cache: str | None = None) -> dict[str, str]:
-    """The variables of a section's process: what the caller has set stays. ``cache``: those of the smallest sizes on a CPU, whose compiled
-    programs go into this folder."""
-    # A GPU belongs to one section at a time, so it may have nearly all memory. (A peak is what is in use, not what is set aside.)
+    """The environment variables of a section's process. Variables that the caller has set are kept. ``cache``: for the smallest sizes on
+    a CPU, the folder for compiled programs; otherwise None."""
+    # One section uses the GPU at a time, so it may reserve nearly all memory. (Peaks are of memory in use, not of memory reserved.)
     found = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", "TF_CPP_MIN_LOG_LEVEL": "2", "HF_HUB_OFFLINE": "1"}
     if cache is not None:
-        # Many small programs, some of them the same.
+        # Many small programs, several of which occur in more than one section.
         found |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": cache}
         found |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     root = str(Path(__file__).resolve().parents[1])
@@ -142,7 +143,7 @@ def environment(given: Mapping[str, str], cache: str | None = None) -> dict[str,
     if cache is not None:
         found["JAX_PLATFORMS"] = "cpu"
     elif platforms and "cpu" not in platforms:
-        found["JAX_PLATFORMS"] = ",".join([*platforms, "cpu"])  # the gradient is compared with the CPU's
+        found["JAX_PLATFORMS"] = ",".join([*platforms, "cpu"])  # to compare gradients with the CPU
     return found
 
 
@@ -154,7 +155,7 @@ def write_report(out: Path, minutes: float, smoke: bool, results: Sequence[Resul
 
 
 def choose(only: Sequence[str]) -> list[Section]:
-    """The sections of these names, in the order of the plan; all of them without any. Raises ValueError on an unknown name."""
+    """The named sections, in the order of the plan; all sections if none is named. Raises ValueError on an unknown name."""
     if unknown := sorted(set(only) - {section.name for section in PLAN}):
         raise ValueError(f"--only {unknown[0]}: no such section; known: {', '.join(section.name for section in PLAN)}")
     return [section for section in PLAN if not only or section.name in only]
@@ -171,33 +172,22 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as cache:
         variables = environment(os.environ, cache if options.cpu_smoke else None)
         apart = partial(run_apart, out, variables, options.cpu_smoke)
-        # A CPU's times say nothing about how far a section has come.
+        # On a CPU, the seconds of the plan mean nothing, so sections are not stopped early.
         results = run_sections(plan, options.minutes, apart, write, patience=math.inf if options.cpu_smoke else PATIENCE)
     say(f"\n{(out / 'report.md').read_text(encoding='utf-8')}\nreport.json and report.md are in {out}")
     return int(any(result.status in ("failed", "stopped") for result in results))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the report; a file of the same name is replaced")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="the whole report takes no longer (default: 10)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help=f"of {', '.join(section.name for section in PLAN)}")
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report; an older report in it is replaced")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="longest time of the whole report (default: 10)")
     parser.add_argument(
-        "--cpu-smoke", action="store_true", help="the smallest sizes, on a CPU: shows that everything runs, measures nothing"
+        "--only", nargs="+", default=[], metavar="SECTION", help=f"run only these sections, of {', '.join(one.name for one in PLAN)}"
     )
-    options = parser.parse_args(argv)
-    try:
-        return run(options)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 64
-    except OSError as error:
-        sys.stderr.write(f"error: --out = {options.out}: cannot be written to ({error.strerror})\n")
-        return 74
-    except KeyboardInterrupt:
-        return 130
+    parser.add_argument("--cpu-smoke", action="store_true", help="run the smallest sizes on a CPU, to test that everything works")
+    return run_command(parser, run, argv)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the section's process is then killed with this one
     raise SystemExit(main())

@@ -1,7 +1,7 @@
-"""One section of report.py, in a process of its own: python tpu/section.py NAME --out DIR --seconds 60 [--cpu-smoke]
+"""Runs one section of report.py: python tpu/section.py NAME --out DIR --seconds 60 [--cpu-smoke]
 
-A process has the device for itself, its peak memory is the section's, and it may fail or be stopped without harm to the others. What is
-measured is written to DIR/NAME.json as soon as it is there. report.py starts this; it may be run alone as well.
+report.py starts a process for each section. So a section has the device to itself, its peak memory is its own, and its failure does not
+affect the others. Each figure is written to DIR/NAME.json as soon as it is measured. You can also run a section alone.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ from qrag_jax.rundir.log import Pruned, RunLog
 from qrag_jax.train import training
 from qrag_jax.train.model import random_model
 from qrag_jax.train.parallel import Parallel, make_parallel
+from qrag_jax.train.plan import make_plan
 from qrag_jax.types import TaskBatch
 
 Values = dict[str, Any]  # of a section's JSON file
-SPARE = 30.0  # seconds that a training section keeps for its start, its last validation and its checkpoint
+SPARE = 30.0  # seconds that a training section keeps for its last validation and its checkpoint
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a section is given."""
+    """The input of a section."""
 
     sizes: Sizes
     seconds: float
-    """After which it is stopped."""
+    """The section is stopped after this time."""
     out: Path
 
 
@@ -75,11 +76,11 @@ def machine(job: Job) -> Iterator[Values]:
     found = check.compare_gradients(subject("tiny", job.sizes.batch * len(jax.devices())))
     yield {"gradient": {"of_all_devices": found.devices, "loss_of_all_devices": found.loss, "of_the_host": found.host, "ok": found.ok}}
     if not found.ok:
-        raise ArithmeticError("the gradient is wrong: nothing that this machine trains can be trusted")
+        raise ArithmeticError("the gradient is wrong, so no training on this machine can be trusted")
 
 
 def speed(name: str, job: Job) -> Iterator[Values]:
-    """Updates of one network on one device, in bfloat16 and then in float32, both compiled at once."""
+    """Updates of one network on one device, in bfloat16 and then in float32. Both programs are compiled at once, before either runs."""
     it = make_subject(name, speed_config(name, job.sizes), job.sizes.networks[name])
     subjects = [it.computing_in("bfloat16"), it.computing_in("float32")]
     ways = [make_parallel(one.learner.update, "jit", one.devices) for one in subjects]
@@ -99,7 +100,7 @@ def speed(name: str, job: Job) -> Iterator[Values]:
             plans.append(plan)
             yield {f"{one.learner.config.model.compute_dtype}_compile_seconds": time.perf_counter() - began}
     for one, way, plan in zip(subjects, ways, plans, strict=True):
-        # The peak is the process's: a later one may be hidden by an earlier, larger one, which is said in docs/tpu.md.
+        # The peak is that of the whole process, so a larger earlier peak hides a later one (docs/tpu.md says so).
         found = bench.speed_of(one, bench.time_training(one, way, job.sizes.updates), job.sizes.updates, work)
         yield {one.learner.config.model.compute_dtype: found | {"planned_bytes": plan}}
 
@@ -122,15 +123,13 @@ def tiles(job: Job) -> Iterator[Values]:
 
 
 def planned_bytes(state: Any, batch: TaskBatch, way: Parallel) -> int | None:
-    """Compiles an update; the bytes that its arguments, results and temporaries need at once, as XLA says."""
+    """Compiles an update. Returns the bytes that it needs, as XLA plans them; None if XLA does not say."""
     memory = way.update.lower(state, batch).compile().memory_analysis()  # type: ignore[attr-defined]
-    if memory is None:
-        return None
-    return int(memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes)
+    return None if memory is None else make_plan(state, way.parts, memory, len(way.devices), None).total
 
 
 def random_states(it: Subject, batch: TaskBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Picks [B, T] at random, and the states [B, T, Ls] on the way: what an untrained policy does."""
+    """Random picks [B, T], as of an untrained policy, and the states [B, T, Ls] before each of them."""
     budget, count = it.learner.config.rl.budget, batch.chunk_mask.shape[1]
     rng = np.random.default_rng(0)
     picked = np.stack([rng.permutation(np.flatnonzero(mask))[:budget] for mask in np.asarray(batch.chunk_mask)])
@@ -167,15 +166,15 @@ def index(job: Job) -> Iterator[Values]:
     yield {"state_seconds": state}
     picks = [chunks // 4, chunks // 2, 3 * chunks // 4]
     for count in (1, 32):
-        # Three picks: the most runs of positions that a budget of four has.
+        # Three picks: with a budget of four, the last step has the largest number of position ranges.
         found = fastest(lambda: scorer(vectors[:count], [picks] * count, 1), 5)  # noqa: B023
         yield {f"scan_seconds_{count}": found, f"scan_bytes_per_second_{count}": vectors.nbytes / found}
     yield {"peak_bytes": peak_memory(jax.local_devices()[0])}
 
 
 def untrained_retriever(sizes: Sizes) -> tuple[Retriever, list[str]]:
-    """A retriever of contriever's size with random weights; and chunks: sentences of Python's documentation, numbered where they run out,
-    because an index embeds equal texts only once."""
+    """A retriever of contriever's size with random weights; and chunks: sentences of Python's documentation. When all are used, they are
+    repeated with a number in front, because an index embeds equal texts only once."""
     sentences = load_haystack(None, "train", sizes.index_chunks).sentences
     passes = range(-(-sizes.index_chunks // len(sentences)))
     texts = [f"{turn} {text}" if turn else text for turn in passes for text in sentences][: sizes.index_chunks]
@@ -232,12 +231,12 @@ SECTIONS: dict[str, Callable[[Job], Iterator[Values]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a section; returns 0, or 1 when it failed: then the file has its error as well."""
+    """Runs a section. Returns 0, or 1 if it failed; its file then also holds the error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(SECTIONS))
     parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json")
-    parser.add_argument("--seconds", type=float, default=300, help="when it will be stopped (default: 300)")
-    parser.add_argument("--cpu-smoke", action="store_true", help="the smallest sizes, to see that everything runs")
+    parser.add_argument("--seconds", type=float, default=300, help="time that the section has (default: 300)")
+    parser.add_argument("--cpu-smoke", action="store_true", help="use the smallest sizes, to test that everything works")
     options = parser.parse_args(argv)
     file, values = options.out / f"{options.name}.json", Values()
     leave_products_to_cublas()
@@ -245,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for found in SECTIONS[options.name](Job(sizes(smoke=options.cpu_smoke), options.seconds, options.out)):
             values |= found
             write_json(file, {"values": values, "error": None})
-    except Exception as error:  # whatever it was, the report goes on with the next section
+    except Exception as error:  # any error: the report continues with the next section
         traceback.print_exc()
         write_json(file, {"values": values, "error": f"{type(error).__name__}: {str(error)[:500]}"})
         return 1

@@ -24,7 +24,7 @@ import tyro
 
 from experiments import baselines
 from experiments.ablations.report import Found, write_report
-from experiments.cli import execute, read, working_folder
+from experiments.cli import execute, read, typed, working_folder
 from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, SUPERVISED
 from experiments.seeds import check_seeds, finished, forget, with_seed
@@ -91,7 +91,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input, 75 preempted and saved (run it again to resume)."""
-    return execute(lambda: run(read(Command, argv, "experiments.ablations", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.ablations", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 from qrag_jax.config import ModelConfig, RunConfig
 from qrag_jax.config.lengths import context_chunks, format_tokens, parse_tokens
 from qrag_jax.rundir.files import check_folder
@@ -70,7 +70,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.speed", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.speed", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:

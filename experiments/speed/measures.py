@@ -70,6 +70,10 @@ class FirstChunks:
     def sources(self) -> tuple[SourceRecord, ...]:
         return ()
 
+    @property
+    def restarts(self) -> tuple[int, ...]:
+        return (0,)
+
     def chunk(self, i: int) -> Chunk:
         return self.index.chunk(i)
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.checks import TIME, Check, check_rows, is_count, optional
 from qrag_jax.evaluate.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, context_axis, legend, save, subplots
+from qrag_jax.rundir.files import read_json
 
 STYLES = ((BLUE, "o", "-"), (BLACK, "x", ":"), (ORANGE, "s", "--"), (GREEN, "^", "-."), (PURPLE, "v", (0, (1, 1))))
 SEARCHES = {
@@ -17,6 +19,25 @@ SEARCHES = {
     "textbook": "re-rotation, NumPy, as written",
 }
 TICKS = (1, 2, 5)  # within a decade, for a time axis too short for whole decades
+
+
+TIMES: Check = (
+    lambda value: TIME[0](value.get("median_s") if isinstance(value, dict) else value),
+    "a time above 0, or an object with such a median_s",
+)
+SIZE: Check = (lambda value: is_count(value) and value > 0, "a whole number above 0")
+
+
+def read_speed(path: Path) -> dict[str, Any]:
+    """What :func:`speed` draws of a speed.json. Raises ValueError, naming the file and the field, if it is not one."""
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("schema") != 1:
+        raise ValueError(f"{path}: must be an object with schema = 1")
+    check_rows(tree.get("search"), {"tokens": SIZE, **dict.fromkeys(SEARCHES, optional(TIMES))}, f"{path}: search")
+    check_rows(tree.get("questions"), {"tokens": SIZE, **dict.fromkeys(("greedy", "beam"), optional(TIMES))}, f"{path}: questions")
+    check_rows(tree.get("build"), {"chunks": SIZE, "median_s": optional(TIME)}, f"{path}: build")
+    check_rows(tree.get("compare"), {"theirs_chunks_per_s": optional(TIME)}, f"{path}: compare")
+    return tree
 
 
 def speed(report: dict[str, Any], path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.speed.reader", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.speed.reader", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:

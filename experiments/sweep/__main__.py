@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.cli import execute, read, working_folder
+from experiments.cli import execute, read, typed, working_folder
 from experiments.sweep.spec import Spec, read_spec
 from qrag_jax.config import RunConfig
 from qrag_jax.rundir.log import say
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [REPORT]:
         return execute(lambda: report(read(Report, words[1:], f"experiments.sweep {REPORT}", __doc__ or "")))
-    return execute(lambda: run(read(Command, words, "experiments.sweep", __doc__ or "")))
+    return execute(lambda: run(read(Command, words, "experiments.sweep", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:

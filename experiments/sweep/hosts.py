@@ -39,7 +39,7 @@ def run(spec: Spec, run_dir: Path, retry_failed: bool) -> None:
         return [str(claim.folder), claim.config.to_json()]
 
     def behind() -> bool:
-        return sweep.report(claims[-1], [record for record in RunLog(claims[-1].folder).read() if record["kind"] == "validation"])
+        return sweep.report(claims[-1], RunLog(claims[-1].folder).validations(sweep.spec.settings.objective))
 
     def settle(state: Literal["complete", "pruned", "failed"], reason: str | None) -> None:
         sweep.finish(claims[-1], state, reason)

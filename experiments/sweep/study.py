@@ -160,7 +160,8 @@ class Sweep:
     def finish(self, claim: Claim, state: Literal["complete", "pruned", "failed"], reason: str | None = None) -> None:
         """Records how a trial ended, and releases it."""
         if state == "complete":
-            value = best_validation(RunLog(claim.folder).read(), self.spec.settings.objective)[self.spec.settings.objective]
+            objective = self.spec.settings.objective
+            value = best_validation(RunLog(claim.folder).validations(objective), objective)[objective]
             self._study.tell(claim.trial, value)
         elif state == "pruned":
             self._study.tell(claim.trial, state=TrialState.PRUNED)
@@ -206,10 +207,9 @@ class Sweep:
         return {trial.user_attrs["trial"]: trial for trial in trials}
 
     def _row(self, name: str, trial: FrozenTrial) -> Row:
-        records = RunLog(self.run_dir / "trials" / name).read()
-        objective = self.spec.settings.objective
-        validations = [record for record in records if record["kind"] == "validation"]
-        best = best_validation(records, objective) if validations else {}
+        log, objective = RunLog(self.run_dir / "trials" / name), self.spec.settings.objective
+        records, validations = log.read(), log.validations(objective)
+        best = best_validation(validations, objective) if validations else {}
         trained = [record for record in records if record["kind"] == "train"]
         return Row(
             name=name,
@@ -219,7 +219,7 @@ class Sweep:
             stopped=best.get("fact_f1_stopped"),
             step=best.get("step"),
             updates=records[-1]["step"] if records else 0,
-            seconds=trained[-1]["seconds"] if trained else 0.0,
+            seconds=(trained[-1].get("seconds") or 0.0) if trained else 0.0,
             reason=trial.user_attrs.get("reason"),
             validations=tuple((record["step"], record[objective]) for record in validations),
         )
@@ -292,8 +292,7 @@ class Sweep:
 
 def best_validation(records: Sequence[dict[str, Any]], objective: str) -> dict[str, Any]:
     """The validation of a run's best checkpoint: the highest objective; among equals, the highest stopped Fact F1, then the latest."""
-    validations = [record for record in records if record["kind"] == "validation"]
-    return max(validations, key=lambda r: (r[objective], r["fact_f1_stopped"] or 0.0, r["step"]))
+    return max(records, key=lambda r: (r[objective], r.get("fact_f1_stopped") or 0.0, r["step"]))
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -69,6 +69,8 @@ class Benchmark:
     """T at evaluation, as in the paper."""
     paragraph_tokens: int = 110
     """Longest paragraph that the paper's E5 runs read, in tokens."""
+    longest: int = 20
+    """Chunks of the longest training document, if documents have their own length."""
     published: int | None = None
     """Number of questions in the published development file, which is the test set here. None: there is no such file."""
     reference: str | None = None
@@ -114,6 +116,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         made_to_length=True,
         reference="babilong",
     ),
+    "conditionalqa": Benchmark(title="ConditionalQA", data="multihop.conditionalqa", picks=6, longest=40),
+    "entailmentbank": Benchmark(title="EntailmentBank", data="multihop.entailmentbank", picks=6, longest=25, published=187),
     "hotpotqa": Benchmark(
         title="HotpotQA",
         data="multihop.hotpotqa",
@@ -123,10 +127,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         published=7405,
         reference="hotpotqa",
     ),
+    "hotpotqa_evidence": Benchmark(title="HotpotQA, sentences as chunks", data="multihop.hotpotqa_evidence", longest=25),
+    "hotpotqa_more": Benchmark(
+        title="HotpotQA, more training questions", data="multihop.hotpotqa_more", tasks=_types("bridge", "comparison"), picks=2
+    ),
     "musique": Benchmark(
         title="MuSiQue", data="multihop.musique", tasks=_types("2hop", "3hop", "4hop"), published=2417, reference="musique"
     ),
     "own": Benchmark(title="your own questions", data="multihop.own", tasks={ALL: Task(ordered=True)}),
+    "qmsum": Benchmark(title="QMSum", data="multihop.qmsum", tasks={ALL: Task(ordered=True)}, picks=6, longest=400, published=272),
     "ruler": Benchmark(
         title="RULER",
         data="ruler.tasks",
@@ -149,8 +158,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         reference="ruler",
     ),
     "twowiki": Benchmark(
-        title="2WikiMultihopQA", data="multihop.twowiki", tasks=_types("compositional", "comparison", "bridge_comparison", "inference")
+        title="2WikiMultihopQA",
+        data="multihop.twowiki",
+        tasks=_types("compositional", "comparison", "bridge_comparison", "inference"),
+        published=12576,
     ),
+    "twowiki_more": Benchmark(title="2WikiMultihopQA, more development questions", data="multihop.twowiki_more"),
 }
 
 
@@ -184,6 +197,11 @@ def parts(name: str) -> list[Benchmark]:
 def picks(name: str) -> int:
     """T at evaluation, as in the paper; for a mixture the largest of its parts."""
     return max(part.picks for part in parts(name))
+
+
+def longest(name: str) -> int:
+    """Chunks of the longest training document; for a mixture the largest of its parts."""
+    return max(part.longest for part in parts(name))
 
 
 def made_to_length(name: str) -> bool:

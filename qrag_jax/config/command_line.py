@@ -13,7 +13,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -23,6 +23,7 @@ HELP = ("-h", "--help")
 WIDE = "10000"  # columns: no name in an error message is broken over two lines
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 SHOW_NAMES = tyro.conf.PositionalMetavarFromFieldName
+NEGATION = re.compile(r"--((?:.*\.)?)no-")  # of an option without a value
 RULE = "-\u2500\u256d\u256e\u2570\u256f"  # lines and corners of a box
 
 
@@ -36,9 +37,12 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
         description: the text at the top of the help; None: the docstring of ``kind``.
         default: values of the options that are not given.
 
-    Raises ValueError, with a message of one line, on anything that it cannot parse. ``--help`` prints the help and raises SystemExit(0).
+    Raises ValueError, with a message of one line, on anything that it cannot parse, and when an option is given twice that does not add up.
+    ``--help`` prints the help and raises SystemExit(0).
     """
     words = sys.argv[1:] if words is None else words
+    if not set(words) & set(HELP):
+        _refuse_repetition(kind, words, prog)
     options: dict[str, Any] = {} if default is None else {"default": default}
     shown = io.StringIO()
     try:
@@ -100,7 +104,6 @@ def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, 
     for word in rest:
         if word.startswith("--") and word not in HELP:
             _check_known("option", word.partition("=")[0].replace("_", "-"), options, prog)
-    _refuse_repetition(commands[name], rest, prog)
     return read(commands[name], rest, prog)
 
 
@@ -122,11 +125,58 @@ def _check_known(what: str, name: str, known: Sequence[str], prog: str) -> None:
 
 def _refuse_repetition(kind: type, words: Sequence[str], prog: str) -> None:
     """Raises ValueError when an option is given more than once, unless its field has ``UseAppendAction``: tyro would use the last."""
-    given = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        option = f"--{name.replace('_', '-')}"
+    given = Counter(NEGATION.sub(r"--\1", word.partition("=")[0].replace("_", "-")) for word in words if word.startswith("--"))
+    for name, hint in _fields(kind):
+        option = _flag(name)
         if given[option] > 1 and tyro.conf.UseAppendAction not in getattr(hint, "__metadata__", ()):
-            raise ValueError(f"{prog} {option}: is given {given[option]} times; give it once")
+            raise ValueError(f"{prog} {option}: is given {given[option]} times; give it once, with all its values")
+
+
+def _fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a command: the names of their fields, such as "data.skip_bad", and the fields' types."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        notes = getattr(hint, "__metadata__", ())
+        inner = get_args(hint)[0] if notes else hint
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            nameless = any(getattr(note, "name", None) == "" for note in notes)
+            yield from _fields(inner, prefix if nameless else f"{prefix}{name}.")
+        elif tyro.conf.Positional not in notes:
+            yield prefix + name, hint
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def flags(kind: type, short: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a user types for each field of a command: "data.skip_bad" -> "--data.skip-bad". ``short``: other names of options; they
+    are preferred, also where a command has only the short name."""
+    found = {name: _flag(name) for name, _ in _fields(kind)}
+    known = set(found.values())
+    for name, option in reversed(list((short or {}).items())):
+        if option in known or name in known:
+            found[option.removeprefix("--").replace("-", "_")] = name
+    return found
+
+
+def as_typed(message: str, flags: Mapping[str, str]) -> str:
+    """A message with options as the user types them in place of the names of fields: "data.skip_bad" -> "--data.skip-bad".
+
+    After the name of a file of settings, the names are those of the file. A name that is a plain word is replaced only at the start, before
+    its value.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        of_file = re.search(r"\.(json|ya?ml|toml): ", message[: found.start()])
+        return found[0] if of_file else flags[found[0]]
+
+    plain = [name for name in flags if name.isalnum()]
+    if first := re.match(rf"(error: )?({'|'.join(plain)})(?= = |: | \d)", message):
+        return (first[1] or "") + flags[first[2]] + as_typed(message[first.end() :], flags)
+    if others := sorted(flags.keys() - set(plain), key=len, reverse=True):
+        names = "|".join(map(re.escape, others))
+        return re.sub(rf"(?<![\w./'\"-])({names})(?![\w/'\"]|[.-]\w)", typed, message)
+    return message
 
 
 def refuse_urls(command: object, advice: str = "") -> None:

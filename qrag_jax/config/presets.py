@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, QHeadConfig, RLConfig, RunConfig, TrainConfig, benchmarks
-from qrag_jax.config.benchmarks import made_to_length, picks
+from qrag_jax.config.benchmarks import longest, made_to_length, picks
 from qrag_jax.config.parse import unknown
 from qrag_jax.config.trees import parse_json
 
@@ -36,7 +36,7 @@ def tiny(benchmark: str, task: str) -> RunConfig:
         return _tiny_stories(config)
     if facts.documents == "needles":
         return _tiny_needles(config)
-    chunks, words = (40, 4096) if made_to_length(benchmark) else (20, 8192)
+    chunks, words = (40, 4096) if made_to_length(benchmark) else (longest(benchmark), 8192)
     return replace(
         config,
         data=replace(config.data, chunks=chunks, question_tokens=48, chunk_tokens=96, state_chunk_tokens=64),
@@ -85,7 +85,7 @@ def minilm(benchmark: str, task: str) -> RunConfig:
     """all-MiniLM-L6-v2 (22 M parameters), fine-tuned on a CPU or one small accelerator."""
     facts = benchmarks.task(benchmark, task)
     config = _paper(benchmark, task, "minilm", chunk_tokens=128, budget=picks(benchmark))
-    sizes: dict[str, Any] = {"chunks": 40, "shared_noise": 32} if made_to_length(benchmark) else {"chunks": 20}
+    sizes: dict[str, Any] = {"chunks": 40, "shared_noise": 32} if made_to_length(benchmark) else {"chunks": longest(benchmark)}
     if facts.documents == "stories":
         sizes |= {"chunk_tokens": 24, "state_chunk_tokens": 16}
     return replace(
@@ -114,8 +114,8 @@ def contriever(benchmark: str, task: str) -> RunConfig:
 def e5(benchmark: str, task: str) -> RunConfig:
     """intfloat/multilingual-e5-large, the paper's model for HotpotQA and MuSiQue: batches of 96 transitions, 10 000 updates."""
     budget = picks(benchmark)
-    longest = max(part.paragraph_tokens for part in benchmarks.parts(benchmark))
-    config = _paper(benchmark, task, "e5", chunk_tokens=longest, budget=budget)
+    tokens = max(part.paragraph_tokens for part in benchmarks.parts(benchmark))
+    config = _paper(benchmark, task, "e5", chunk_tokens=tokens, budget=budget)
     return replace(
         config,
         rl=replace(config.rl, random_updates=_random_updates(96)),
@@ -163,7 +163,7 @@ def _paper(benchmark: str, task: str, embedder: str, *, chunk_tokens: int, budge
             chunk_by=facts.chunk_by,
             chunk_text="reference",
             state_order=facts.reference_state_order,
-            chunks=160,
+            chunks=160 if made_to_length(benchmark) else max(160, longest(benchmark)),
             shared_noise=256,
             question_tokens=64,
             chunk_tokens=chunk_tokens,
@@ -211,7 +211,10 @@ def preset(name: str, benchmark: str | None = None, task: str | None = None) -> 
             raise ValueError(f"preset {name}: holds settings for {config.data.benchmark}, not for {benchmark}")
         config = replace(config, data=replace(config.data, task=config.data.task if task is None else task))
         if benchmark is not None:
-            benchmarks.task(config.data.benchmark, config.data.task)
+            try:
+                benchmarks.task(config.data.benchmark, config.data.task)
+            except ValueError as error:
+                raise ValueError(f"preset {_file(name)}: {error}" if task is None else str(error)) from error
         return config
     if name not in PRESETS:
         raise unknown("preset", name, (*PRESETS, "a .json file", "the folder of a run or of an export"))
@@ -221,12 +224,7 @@ def preset(name: str, benchmark: str | None = None, task: str | None = None) -> 
 
 def read(name: str) -> RunConfig:
     """The configuration in a .json file, or in the folder of a run or of an export. Raises ValueError if there is none."""
-    path = Path(name)
-    if path.is_dir():
-        found = [file for file in (path / "config.json", path / "qrag.json") if file.is_file()]
-        if not found:
-            raise ValueError(f"preset {name}: holds neither config.json nor qrag.json; give the folder of a run or of an export")
-        path = found[0]
+    path = _file(name)
     try:
         text = path.read_text(encoding="utf-8")
         return RunConfig.from_json(json.dumps(parse_json(text).get("config")) if path.name == "qrag.json" else text)
@@ -234,3 +232,13 @@ def read(name: str) -> RunConfig:
         raise ValueError(f"preset {name}: no such file") from None
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"preset {path}: {error}") from error
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    found = [file for file in (path / "config.json", path / "qrag.json") if file.is_file()]
+    if not found:
+        raise ValueError(f"preset {name}: holds neither config.json nor qrag.json; give the folder of a run or of an export")
+    return found[0]

@@ -40,6 +40,9 @@ class DataConfig:
     """Number of chunks in a training document. If documents have their own length, the largest number that is allowed."""
     shared_noise: int = 32
     """Number of haystack sentences that the documents of a training batch share (each text is embedded once per batch)."""
+    haystack: Literal["own", "batch"] = "own"
+    """The chunks among which a training episode searches. own: those of its question's document.
+    batch: those of all questions of the batch, at no further cost. For benchmarks of separate paragraphs."""
     chunk_by: Literal["sentence", "tokens"] = "sentence"
     """How your own text is cut into chunks: sentence by sentence, as in BabiLong, or whole sentences packed up to data.chunk_tokens.
     A trained retriever needs the kind of chunk it was trained with."""
@@ -104,7 +107,10 @@ class RLConfig:
     """The reward for picking all supporting chunks F* is 0.5 + 0.5 |F*| / |picked| instead of 1."""
     objective: Literal["td", "supervised"] = "td"
     """td: the value function is learned from rewards. supervised: an ablation without rewards, policy or targets.
-    Its labels are the supporting chunks, one after the other in document order (Beam Retriever's loss)."""
+    Its labels are the supporting chunks, one after the other in document order."""
+    supervised_loss: Literal["binary", "softmax"] = "binary"
+    """The loss of the supervised objective. binary: each available chunk is classified by sigmoid(Q / alpha) (Beam Retriever's loss).
+    softmax: minus the logarithm of the share of exp(Q / alpha) that the missing supporting chunks have. For large haystacks."""
     soft: bool = True
     """False: the value of a state is max Q instead of the soft value (ablation)."""
     target_network: bool = True

@@ -56,36 +56,57 @@ def bm25(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
     pool = list({text: None for example in examples for text in example.chunks})
     known = dict(zip(pool, words(pool), strict=True))
     found = []
+    chunks: tuple[str, ...] = ()
     for example, query in zip(examples, words([example.question for example in examples]), strict=True):
-        corpus = [known[text] for text in example.chunks]
+        if example.chunks is not chunks:  # questions over one open corpus share its index
+            chunks, index = example.chunks, None
+            corpus = [known[text] for text in chunks]
+            vocabulary = set().union(*corpus)
         scores = np.zeros(len(corpus), np.float32)
         # A word that no chunk has adds nothing to any score.
-        vocabulary = set().union(*corpus)
         if shared := [word for word in query if word in vocabulary]:
-            index = bm25s.BM25()
-            index.index(corpus, show_progress=False)
+            if index is None:
+                index = bm25s.BM25()
+                index.index(corpus, show_progress=False)
             scores = np.asarray(index.get_scores(shared), np.float32)
         found.append(_trajectory(scores, budget))
     return found
 
 
-def single_step(retriever: Retriever, similarity: Similarity = "cosine") -> Find:
-    """Chunks by the similarity of their embedding to that of the question (the empty state), in one step and without positions.
+class Encoder:
+    """The embedder of a retriever for one look: chunks and questions in, vectors out that are compared without positions.
 
     ``similarity`` is the one the embedder was trained with: "dot" for contriever, "cosine" for most others.
     """
-    qhead = replace(retriever.config.qhead, positions="none")
+
+    def __init__(self, retriever: Retriever, similarity: Similarity = "cosine") -> None:
+        self.retriever = retriever
+        self._scaled = _unit if similarity == "cosine" else lambda vectors: vectors
+        self._qhead = replace(retriever.config.qhead, positions="none")
+
+    def chunks(self, texts: Sequence[str]) -> Float[np.ndarray, "U D"]:
+        return self._scaled(self.retriever.embed_chunks(texts))
+
+    def states(self, questions: Sequence[str], read: Sequence[Sequence[str]] | None = None) -> Float[np.ndarray, "Q D"]:
+        """Of each question, with the chunk that was ``read`` after it, if any."""
+        return self._scaled(self.retriever.embed_states(questions, [()] * len(questions) if read is None else read, 2))
+
+    def scorer(self, rows: PoolRows) -> HostScorer:
+        return HostScorer(rows, self._qhead)
+
+
+def single_step(retriever: Retriever, similarity: Similarity = "cosine") -> Find:
+    """Chunks by the similarity of their embedding to that of the question (the empty state), in one step and without positions."""
+    encoder = Encoder(retriever, similarity)
 
     def find(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
         pool: dict[str, int] = {}
         index = [np.array([pool.setdefault(text, len(pool)) for text in example.chunks], np.int32) for example in examples]
-        vectors = retriever.embed_chunks(list(pool))
-        states = retriever.embed_states([example.question for example in examples], [()] * len(examples), 2)
-        if similarity == "cosine":
-            vectors, states = _unit(vectors), _unit(states)
+        vectors = encoder.chunks(list(pool))
+        states = encoder.states([example.question for example in examples])
         found = []
         for state, rows in zip(states, index, strict=True):
-            (seen,) = HostScorer(PoolRows(vectors, rows), qhead)(state[None], [()], budget)
+            (seen,) = encoder.scorer(PoolRows(vectors, rows))(state[None], [()], budget)
             found.append(Trajectory(seen.chunks, seen.q, (0.0,) * len(seen.chunks)))
         return found
 

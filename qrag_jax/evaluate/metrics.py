@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from qrag_jax.retrieve.search import stopped
 
@@ -25,6 +26,12 @@ def fact_f1(picked: Sequence[int], support: Sequence[int], missing: int = 0) -> 
     _check(support, missing)
     both = len(set(picked) & set(support))
     return 2 * both / (len(set(picked)) + len(set(support)) + missing)
+
+
+def recall(picked: Sequence[int], support: Sequence[int], missing: int = 0) -> float:
+    """The share of the supporting chunks that were picked; ``missing`` ones, which the document lacks, count as not picked."""
+    _check(support, missing)
+    return len(set(picked) & set(support)) / (len(set(support)) + missing)
 
 
 def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[float]], support: Sequence[Sequence[int]]) -> float:
@@ -92,6 +99,16 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
         raise ValueError(f"trials = {trials}: a proportion needs at least one episode")
     found = binomtest(successes, trials).proportion_ci(confidence_level=math.erf(1.96 / math.sqrt(2)), method="wilson")
     return float(found.low), float(found.high)
+
+
+def bootstrap_means(values: Float[np.ndarray, "Q M"], *, resamples: int = 10_000, seed: int = 0) -> Float[np.ndarray, "resamples M"]:
+    """The means of M columns over resampled questions (Efron 1979): Q questions are drawn with replacement, the same for all columns.
+
+    So the percentiles of a column are the interval of its mean, and those of the difference of two columns a paired comparison.
+    """
+    count = len(values)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return draws @ values / count
 
 
 def _check(support: Sequence[int], missing: int) -> None:

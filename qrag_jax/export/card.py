@@ -61,14 +61,15 @@ retriever = qrag_jax.Retriever.from_pretrained("path/to/this/folder")  # or its 
 ```
 """
 
-SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers (all that follows them included; compare by dot product).
-Name the folder of one encoder: `SentenceTransformer` does not load this folder itself, which holds two.
+SENTENCE_TRANSFORMERS = """The encoders, in PyTorch with sentence-transformers 5 or later (all that follows them included; compare by dot
+product). `encode_query` uses `state_encoder`; `encode_document` and `encode` use `action_encoder`. Each subfolder loads alone, too.
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-states = SentenceTransformer("path/to/this/folder/state_encoder")
-actions = SentenceTransformer("path/to/this/folder/action_encoder")
+model = SentenceTransformer("path/to/this/folder")
+states = model.encode_query(["Where is the milk?"])
+actions = model.encode_document(["Mary took the milk."])
 ```
 """
 

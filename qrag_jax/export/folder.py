@@ -3,6 +3,7 @@
     export/  qrag.json       the run's configuration, stop threshold, figures
              tokenizer.json  (+ tokenizer_config.json)
              state_encoder/  action_encoder/   Hugging Face and sentence-transformers model folders
+             modules.json, router_config.json, config_sentence_transformers.json   both of them as one sentence-transformers model
              README.md       model card
 
 ``qrag import`` makes an export from a released Q-RAG checkpoint; ``qrag export`` writes an export in the layouts of PyTorch programs.
@@ -22,7 +23,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.config.parse import LARGEST
 from qrag_jax.export.card import model_card
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
-from qrag_jax.models.folder import check_ids, read_backbone, read_object, read_params, write_folder, write_tokenizer
+from qrag_jax.models.folder import check_ids, read_backbone, read_object, read_params, write_folder, write_router, write_tokenizer
 from qrag_jax.models.registry import BackboneConfig, Pooling
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.rundir.bucket import fetch, is_url
@@ -74,6 +75,7 @@ def write_export(out_dir: str | Path, export: Export) -> Path:
                 divisor=config.model.divisor,
                 max_tokens=length,
             )
+        write_router(folder, *ENCODERS, normalize=config.model.normalize)
         write_tokenizer(folder, tokenizer, backbone.max_tokens)
         tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(config), "pooling": pooling}
         write_json(folder / "qrag.json", tree | {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)})

@@ -13,6 +13,7 @@ from qrag_jax.export.folder import ENCODERS, Export, find_export, read_export
 from qrag_jax.export.from_reference import CHECKPOINT, CONFIG, read_reference
 from qrag_jax.export.hydra import HydraConfig
 from qrag_jax.models import pretrained
+from qrag_jax.models.folder import ROUTER_FILES
 from qrag_jax.rundir.bucket import is_url
 
 ALLOWED = (
@@ -23,7 +24,12 @@ WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.
 # What an export is read from.
 EXPORT = ("qrag.json", "tokenizer.json", *(f"{encoder}/{file}" for encoder in ENCODERS for file in ("config.json", *WEIGHTS)))
 # What else of it is sent: what PyTorch's libraries read, and the model card.
-SENT = ("README.md", "tokenizer_config.json", *(f"{encoder}/*.{kind}" for encoder in ENCODERS for kind in ("json", "safetensors")))
+SENT = (
+    "README.md",
+    "tokenizer_config.json",
+    *ROUTER_FILES,
+    *(f"{encoder}/*.{kind}" for encoder in ENCODERS for kind in ("json", "safetensors")),
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from qrag_jax.export.card import model_card
 from qrag_jax.export.folder import ENCODERS, Export, replace_folder, state_tokens
 from qrag_jax.export.reference_layout import ACTION, STATE, refuse_what_reference_lacks, write_checkpoint
 from qrag_jax.models.embedder import encoders, normalized, pool
-from qrag_jax.models.folder import write_folder
+from qrag_jax.models.folder import write_folder, write_router
 from qrag_jax.models.pickles import import_torch, load_tensors
 from qrag_jax.models.tokenizer import load_auto_tokenizer
 
@@ -149,5 +149,7 @@ def _fill(export: Export, folder: Path, layout: Format) -> None:
         )
     if layout == "reference":
         write_checkpoint(export, folder)
+    elif layout == "sentence-transformers":
+        write_router(folder, *NAMES, normalize=export.config.model.normalize)
     card = model_card(export.config, export.backbone.to_hf(), export.pooling, export.threshold, export.step, export.rows, layout)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -6,6 +6,7 @@ then a linear map of 1 / divisor times the identity, its way of saying "divide".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from qrag_jax.rundir.files import read_json, write_json
 POOLING_NAMES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 POOLING_FIELDS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+ROUTER_FILES = ("modules.json", "config_sentence_transformers.json", "router_config.json")
+"""What :func:`write_router` writes."""
+MODULES = "sentence_transformers.models"
 PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -163,6 +167,36 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, max_tokens: int) -> 
     )
 
 
+def _steps(normalize: bool) -> dict[str, str]:
+    """What sentence-transformers does one after the other: folder -> its name for the step, from before version 5, which 6 still reads."""
+    steps = ["Transformer", "Pooling", *(["Normalize"] if normalize else []), "Dense"]
+    return {f"{i}_{kind}" if i else "": f"{MODULES}.{kind}" for i, kind in enumerate(steps)}
+
+
+def _write_modules(folder: Path, steps: Mapping[str, str]) -> list[str]:
+    """Says what sentence-transformers does with a text; returns the folders of the steps."""
+    modules = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(steps.items())]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None})
+    return list(steps)
+
+
+def write_router(folder: Path, query: str, document: str, *, normalize: bool) -> None:
+    """Lets sentence-transformers (5 or later) load a folder that holds two encoders: ``encode_query`` uses the one in the subfolder
+    ``query``, ``encode_document`` and ``encode`` the one in ``document``."""
+    _write_modules(folder, {"": f"{MODULES}.Router"})
+    routes = {
+        route: {f"{name}/{path}".rstrip("/"): kind for path, kind in _steps(normalize).items()}
+        for route, name in (("query", query), ("document", document))
+    }
+    types = {path: kind for steps in routes.values() for path, kind in steps.items()}
+    structure = {route: list(steps) for route, steps in routes.items()}
+    write_json(
+        folder / "router_config.json",
+        {"types": types, "structure": structure, "parameters": {"default_route": "document", "allow_empty_key": True}},
+    )
+
+
 def write_folder(
     folder: Path,
     backbone: BackboneConfig,
@@ -185,13 +219,8 @@ def write_folder(
     write_tokenizer(folder, tokenizer, backbone.max_tokens)
     if not sentence_transformers:
         return
-    # Names from before version 5; later versions still read them.
-    steps = ["Transformer", "Pooling", *(["Normalize"] if normalize else []), "Dense"]
-    paths = [f"{i}_{kind}" if i else "" for i, kind in enumerate(steps)]
-    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in zip(paths, steps, strict=True)]
-    write_json(folder / "modules.json", [{"idx": i, "name": str(i)} | module for i, module in enumerate(modules)])
+    paths = _write_modules(folder, _steps(normalize))
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": min(max_tokens, backbone.max_tokens), "do_lower_case": False})
-    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None})
     (folder / "1_Pooling").mkdir()
     flags = {field: POOLING_NAMES[name] == pooling for name, field in POOLING_FIELDS.items()}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": backbone.width} | flags)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qrag_jax.config.trees import parse_json
+from qrag_jax.models.patterns import backtracks_exponentially
 
 LARGEST_FILE = 2**28  # bytes
 IDS = 2**24
@@ -128,39 +128,3 @@ def _check_step(step: dict[str, Any], where: str) -> int:
         )
     content = step.get("content")
     return max(1, len(content)) if step.get("type") == "Replace" and isinstance(content, str) else 1
-
-
-def backtracks_exponentially(pattern: str) -> bool:
-    """Whether a repeated group of a regular expression may match one text in several ways, as in (a*)*, (a|a)* and (aa?)*.
-
-    It is cautious: a repeated group may hold no *, +, ? or {n,m}, and its branches must begin with different letters or digits. A call of a
-    group, as in \\g<1>, counts as such a group.
-    """
-    if "\\g" in re.findall(r"\\.", pattern, flags=re.DOTALL):
-        return True
-    text = re.sub(r"\\.|\[(?:\\.|\[:\w+:\]|[^\]\\])*\]", "\0", pattern, flags=re.DOTALL)
-    several: list[bool] = []  # for each open group: whether it may match in several ways
-    starts: list[list[str]] = []  # for each open group: the first characters of its branches
-    for i, character in enumerate(text):
-        if character == "(":
-            opening = re.match(r"\((?:\?(?:[a-zA-Z-]*:|<?[=!]|>|<\w+>))?", text[i:])
-            several.append(False)
-            starts.append([_first(text, i + opening.end() if opening else i + 1)])
-        elif character == ")" and several:
-            branches = starts.pop()
-            alike = len(branches) > 1 and ("" in branches or len(set(branches)) < len(branches))
-            ambiguous = several.pop() or alike
-            if ambiguous and re.match(r"\)(?:\*|\+|\{\d*,?\d*\})", text[i : i + 14]):
-                return True
-            if several:
-                several[-1] |= ambiguous
-        elif character == "|" and several:
-            starts[-1].append(_first(text, i + 1))
-        elif several and re.match(r"[*+?]|\{\d*,\d*\}|\{0+\}", text[i : i + 24]) and not (character == "?" and text[i - 1] == "("):
-            several[-1] = True
-    return False
-
-
-def _first(text: str, at: int) -> str:
-    """The letter or digit that a branch begins with, whatever its case; "" if it begins with anything else."""
-    return text[at].casefold()[0] if at < len(text) and text[at].isalnum() else ""

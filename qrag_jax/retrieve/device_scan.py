@@ -25,7 +25,10 @@ AXIS = "rows"
 
 
 class DeviceScorer:
-    """Scores a document on ``devices`` (default: all local ones). If its rows fit, they stay there; else they are streamed in blocks."""
+    """Scores a document on ``devices`` (default: all local ones). If its rows fit, they stay there; else they are streamed in blocks.
+
+    ``restarts``: see :func:`~qrag_jax.retrieve.scan.runs`.
+    """
 
     def __init__(
         self,
@@ -36,9 +39,10 @@ class DeviceScorer:
         block: int = BLOCK,
         resident: bool | None = None,
         hidden: Hidden | None = None,
+        restarts: Sequence[int] = (0,),
     ) -> None:
         self._hidden = hidden or Hidden()
-        self._rows, self._config = rows, config
+        self._rows, self._config, self._restarts = rows, config, restarts
         self._mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
         self._block = min(block, _padded(-(-len(rows) // self._mesh.size), SMALLEST)) * self._mesh.size
         self._step = _make_step(self._mesh, config)
@@ -57,11 +61,12 @@ class DeviceScorer:
         """As :class:`~qrag_jax.retrieve.scan.HostScorer`."""
         length = len(self._rows)
         top = min(top, length - max(len(picks) for picks in picked))
-        cut = [runs(picks, length, self._config) for picks in picked]
-        size = _padded(max(len(found.start) for found in cut), 64)
-        fill = lambda values, empty: np.pad(values, (0, size - len(values)), constant_values=empty)
-        starts = np.stack([fill(found.start, length) for found in cut]).astype(np.int32)
-        first, grows = (np.stack([fill(getattr(found, name), 0) for found in cut]).astype(np.float32) for name in ("first", "step"))
+        cut = [runs(picks, length, self._config, self._restarts) for picks in picked]
+        # Runs of several documents share positions: the state is rotated once for each of them.
+        at, columns = zip(*(np.unique(found.first, return_inverse=True) for found in cut), strict=True)
+        starts = _table([found.start for found in cut], length).astype(np.int32)
+        grows = _table([found.step for found in cut], 0).astype(np.float32)
+        columns, at = _table(columns, 0).astype(np.int32), _table(at, 0).astype(np.float32)
         gone = [self._hidden.of(picks) for picks in picked]
         taken = np.full((len(picked), _padded(max(len(hidden) for hidden in gone), 8)), length, np.int32)
         for row, picks in enumerate(gone):
@@ -74,7 +79,9 @@ class DeviceScorer:
         )
         for number, block in enumerate(self._kept or self._blocks()):
             allowed = self._allowed(number * self._block)
-            best = self._step(block, allowed, number * self._block, length, jnp.asarray(states), starts, first, grows, taken, edges, best)
+            best = self._step(
+                block, allowed, number * self._block, length, jnp.asarray(states), starts, columns, at, grows, taken, edges, best
+            )
         q, chunks, curve = jax.device_get(best)
         curve = np.where(np.isneginf(curve), np.nan, curve)
         found = []
@@ -88,6 +95,12 @@ class DeviceScorer:
         allowed = self._hidden.allowed
         part = np.ones(self._block, bool) if allowed is None else allowed[start : start + self._block]
         return np.pad(part, (0, self._block - len(part)))
+
+
+def _table(parts: Sequence[np.ndarray], empty: int) -> np.ndarray:
+    """Rows of different lengths in one array, filled up to one of few widths."""
+    size = _padded(max(map(len, parts)), 64)
+    return np.stack([np.pad(part, (0, size - len(part)), constant_values=empty) for part in parts])
 
 
 def _padded(count: int, least: int) -> int:
@@ -105,12 +118,13 @@ def _free(device: jax.Device) -> float:
 def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
     """One block for B states, compiled once for all documents.
 
-    (block, its rows that may be picked, its first row, N, states, runs, picks, edges of the curve, best so far) -> best so far.
+    (block, its rows that may be picked, its first row, N, states, S runs, the P positions at which they begin and the one of each, picks,
+    edges of the curve, best so far) -> best so far.
     """
     constant = config.positions == "none" or (config.positions == "relative" and config.position_resolution == "integer")
 
     @jax.jit
-    @partial(jax.shard_map, mesh=mesh, in_specs=(P(AXIS), P(AXIS), *[P()] * 9), out_specs=P(), check_vma=False)
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(AXIS), P(AXIS), *[P()] * 10), out_specs=P(), check_vma=False)
     def step(
         block: Float[Array, "R D"],
         allowed: Bool[Array, " R"],
@@ -118,7 +132,8 @@ def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
         length: Int[Array, ""],
         states: Float[Array, "B D"],
         starts: Int[Array, "B S"],
-        first: Float[Array, "B S"],
+        columns: Int[Array, "B S"],
+        at: Float[Array, "B P"],
         grows: Float[Array, "B S"],
         taken: Int[Array, "B T"],
         edges: Int[Array, " bins"],
@@ -130,19 +145,19 @@ def _make_step(mesh: Mesh, config: QHeadConfig) -> Callable[..., Any]:
         top = best[0].shape[1]
 
         def one(question: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-            state, start, at, grow, picks = question
+            state, start, column, at, grow, picks = question
             run = jnp.searchsorted(start, row, side="right") - 1
             if constant:
                 turned = rotate(jnp.broadcast_to(state, (len(at), len(state))), -at, config)
                 every = jnp.matmul(block, turned.T, precision=jax.lax.Precision.HIGHEST)
-                q = jnp.take_along_axis(every, run[:, None], axis=1)[:, 0]
+                q = jnp.take_along_axis(every, column[run][:, None], axis=1)[:, 0]
             else:
-                q = q_halves(state, block, at[run] + grow[run] * (row - start[run]), config).sum(-1)
+                q = q_halves(state, block, at[column[run]] + grow[run] * (row - start[run]), config).sum(-1)
             q = jnp.where(allowed & (row < length) & (row[:, None] != picks).all(1), q, -jnp.inf)
             value, place = jax.lax.top_k(q, min(top, count))
             return value, row[place], jnp.full(edges.shape, -jnp.inf).at[stretch].max(q)
 
-        q, chunk, curve = jax.lax.map(one, (states, starts, first, grows, taken))
+        q, chunk, curve = jax.lax.map(one, (states, starts, columns, at, grows, taken))
         gather = lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
         q, chunk = jnp.concatenate([best[0], gather(q)], axis=1), jnp.concatenate([best[1], gather(chunk)], axis=1)
         q, place = jax.lax.top_k(q, top)

@@ -4,7 +4,7 @@
     building.json    the shards that an unfinished change has written
     vectors-, scales-, texts-, offsets-, keys-00000...    one file each per shard (:mod:`qrag_jax.retrieve.storage`)
 
-Vectors are un-rotated, so an index does not depend on positions: every question, budget and state reads the same bytes. These bytes are a
+Vectors are un-rotated, so its vectors do not depend on positions: every question, budget and state reads the same bytes. These bytes are a
 function of source, model and settings, however often the build was killed. An addition begins a new shard, so an index that grew has other
 shard borders than an index built at once; each is a function of its own history. Memory: one file's text, one shard, and a 16-byte key per
 distinct text (about 150 bytes with its entry in a table).
@@ -26,7 +26,7 @@ from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
-from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta
+from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta, Positions, check_positions
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.sources import ChunkStream, Text
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, StoredRows, check_dtype
@@ -35,6 +35,7 @@ from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import progress, say
 
+SHORT = 0.1  # seconds before a progress bar is shown: a change that is refused at once shows none
 Source = str | Path | Text | Iterable[Any]
 """A ``str`` is a text; a ``Path`` is a text file or a folder of .txt and .md files; anything else is documents or ready chunks. See
 :class:`~qrag_jax.retrieve.sources.ChunkStream`."""
@@ -88,6 +89,7 @@ class Index:
         dtype: Dtype = "float32",
         shard_chunks: int = 16384,
         chunk_by: ChunkBy | None = None,
+        positions: Positions = "index",
         retriever_path: str | Path | None = None,
     ) -> Index:
         """Cuts a source into chunks, embeds each distinct chunk once, and writes an index.
@@ -103,12 +105,15 @@ class Index:
             dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter. errors: see :func:`~qrag_jax.retrieve.storage.pack`.
             shard_chunks: chunks per shard. A killed build loses at most one shard.
             chunk_by: how a text is cut (:func:`~qrag_jax.data.text.chunker.chunk_spans`); None: as in training, ``data.chunk_by``.
+            positions: "index": the positions of a search run through the whole index; "document": they restart with each document, which
+                has the positions that it would have alone.
             retriever_path: written to meta.json, so that later commands find the retriever.
 
         Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when it holds a finished index of another
         source, model or settings; Busy when another process is writing to the folder.
         """
         check_dtype(dtype)
+        check_positions(positions)
         if shard_chunks < 1:
             raise ValueError(f"shard_chunks = {shard_chunks}: must be 1 or more")
         path, data = Path(path), retriever.config.data
@@ -119,7 +124,7 @@ class Index:
             home = str(here.resolve() if here.exists() else retriever_path)  # a URL or a hub name stays as it is
         by = chunk_by or data.chunk_by
         model = IndexModel(model_hash(retriever), data.chunk_tokens, by, home)
-        meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks)
+        meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks, positions=positions)
         stream, changes = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, by), Changes()
         with only_writer(path):
             _check_place(path)
@@ -189,6 +194,11 @@ class Index:
         return self.meta.sources
 
     @cached_property
+    def restarts(self) -> tuple[int, ...]:
+        """The chunks at which positions begin again, the first of which is 0."""
+        return self.meta.restarts
+
+    @cached_property
     def _starts(self) -> tuple[int, ...]:
         return self.meta.starts
 
@@ -230,7 +240,7 @@ def _carry_out(
     skipped: Mapping[str, int],
 ) -> Index:
     """Writes what ``plan`` says in place of ``meta``, and says what a search does not see of the documents that are new."""
-    with progress(unit="chunk", desc="index") as bar:
+    with progress(unit="chunk", desc="index", delay=SHORT) as bar:
         made, changes.embedded = rewrite(path, replace(meta, skipped=skipped), plan, retriever, bar)
     if stream is not None:
         for notice in notices(stream.read, stream.skipped):
@@ -243,7 +253,7 @@ def _unchanged(path: Path, meta: Meta, stream: ChunkStream) -> Index:
     index = Index.open(path)
     found = index.meta
     _check_model(path, found.model.hash, meta.model.hash)
-    pairs = [(name, getattr(found, name), getattr(meta, name)) for name in ("dtype", "shard_chunks")]
+    pairs = [(name, getattr(found, name), getattr(meta, name)) for name in ("dtype", "shard_chunks", "positions")]
     pairs += [(name, getattr(found.model, name), getattr(meta.model, name)) for name in ("chunk_by", "chunk_tokens")]
     for name, old, new in pairs:
         if old != new:

@@ -7,20 +7,23 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from qrag_jax.config.parse import LARGEST, decode
+from qrag_jax.config.parse import LARGEST, decode, require
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.storage import Dtype, Shard, check_dtype
 from qrag_jax.rundir.files import read_json, write_json
 
-FORMAT, VERSION = "qrag-jax-index", 3
-READABLE = (1, 2, 3)
-"""1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts."""
+FORMAT, VERSION = "qrag-jax-index", 4
+READABLE = (1, 2, 3, 4)
+"""1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts. 4 alone says where
+positions restart; those of the others run through the whole index."""
 META, JOURNAL = "meta.json", "building.json"
+Positions = Literal["index", "document"]
+"""Positions run through the whole index, or restart with each document."""
 AGAIN = "build the index again in another folder"
 
 
@@ -40,6 +43,7 @@ class Meta:
 
     ``shards`` in order, and the documents whose chunks they hold, in the same order. ``skipped``: how many files of each suffix were not
     read. ``written``: the number of the next shard; it grows with every change, so no name of a file is used twice.
+    ``positions``: where the positions of a search restart.
     """
 
     model: IndexModel
@@ -50,15 +54,26 @@ class Meta:
     sources: tuple[SourceRecord, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
     written: int = 0
+    positions: Positions = "index"
 
     @property
     def starts(self) -> tuple[int, ...]:
         """The first chunk of each of ``sources``, and at the end the number of chunks."""
         return tuple(accumulate((record.chunks for record in self.sources), initial=0))
 
+    @property
+    def restarts(self) -> tuple[int, ...]:
+        """The chunks at which positions restart. Consecutive records with the same name are parts of one document."""
+        if self.positions == "index":
+            return (0,)
+        names = [None, *(record.name for record in self.sources)]
+        parts = zip(self.sources, self.starts, pairwise(names), strict=False)
+        found = [start for record, start, (before, name) in parts if record.chunks and (name is None or name != before)]
+        return tuple(found)
+
     def write(self, path: Path) -> None:
         tree = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
-        tree |= {"shard_chunks": self.shard_chunks, "written": self.written}
+        tree |= {"shard_chunks": self.shard_chunks, "positions": self.positions, "written": self.written}
         tree |= {"chunks": sum(shard.chunks for shard in self.shards)}
         tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [source.tree() for source in self.sources]}
         tree |= {"skipped": dict(sorted(self.skipped.items()))}
@@ -92,11 +107,15 @@ class Meta:
             raise ValueError(f"{path}: its sources do not have the {chunks} chunks of its shards; it is damaged: {AGAIN}")
         settings = (tree["dtype"], tree["width"], tree["shard_chunks"])
         written = max([tree.get("written", 0), *(shard.number + 1 for shard in shards)])
-        return cls(model, *settings, shards, sources, tree.get("skipped", {}), written)
+        return cls(model, *settings, shards, sources, tree.get("skipped", {}), written, tree.get("positions", "index"))
 
 
 def checksum(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def check_positions(value: str) -> None:
+    require(value in get_args(Positions), "positions", value, " or ".join(get_args(Positions)))
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -111,6 +130,7 @@ _FIELDS: tuple[tuple[str, int, Callable[[Any], bool], str], ...] = (
     ("sources", 1, lambda value: isinstance(value, list), "a list"),
     ("model", 1, lambda value: isinstance(value, dict), "an object"),
     ("skipped", 2, lambda value: isinstance(value, dict) and all(_whole(count, 1) for count in value.values()), "counts of files by kind"),
+    ("positions", 4, lambda value: value in get_args(Positions), " or ".join(get_args(Positions))),
     ("written", 3, lambda value: _whole(value, 0), "a whole number"),
 )
 """The fields of meta.json that its checksum does not prove: field, the version it came with, whether a value is valid, what is."""

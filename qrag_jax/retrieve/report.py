@@ -20,9 +20,10 @@ def index_lines(index: Index, verified: bool) -> list[str]:
     files = [file for shard in meta.shards for file in shard.files.values()]
     size = sum(file.bytes for file in files)
     model = meta.model
+    restart = "run through the whole index" if meta.positions == "index" else "restart with each document"
     lines = [
         f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens of each embedded, {size / 1e6:,.1f} MB",
-        f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}",
+        f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}; positions {restart}",
         f"model: {model.hash[:12]}, loaded from {model.retriever or 'a place that was not recorded'}",
     ]
     for source in meta.sources[:SHOWN]:

@@ -302,11 +302,11 @@ class Retriever:
         are split over the local devices."""
         hidden = Hidden(allowed, document.equals)
         if jax.default_backend() == "cpu" or len(document) <= HOST_ROWS:
-            return HostScorer(document.rows, self.config.qhead, hidden)
-        return DeviceScorer(document.rows, self.config.qhead, hidden=hidden)
+            return HostScorer(document.rows, self.config.qhead, hidden, document.restarts)
+        return DeviceScorer(document.rows, self.config.qhead, hidden=hidden, restarts=document.restarts)
 
     def _position(self, document: Document, path: SearchPath, t: int) -> float:
-        return runs(path.picked[:t], len(document), self.config.qhead).position(path.picked[t])
+        return runs(path.picked[:t], len(document), self.config.qhead, document.restarts).position(path.picked[t])
 
     def _pick(self, document: Document, path: SearchPath, t: int) -> Pick:
         chunk = document.chunk(path.picked[t])

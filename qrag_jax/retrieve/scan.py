@@ -18,6 +18,7 @@ from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.types import Look, Rows
 
 TURNED = 256  # rows at a time, if a state is rotated for each row
+SHORT = 64  # rows of a run below which a product for each run costs more than a rotation for each row
 
 
 @dataclass(frozen=True)
@@ -30,36 +31,43 @@ class Runs:
     step: Float[np.ndarray, " S"]
 
     def position(self, chunk: int) -> float:
-        i = int(np.searchsorted(self.start, chunk, side="right")) - 1
-        return float(self.first[i] + self.step[i] * (chunk - self.start[i]))
+        return float(self.positions(chunk, chunk + 1)[0])
+
+    def positions(self, begin: int, end: int) -> Float[np.ndarray, " R"]:
+        """The positions of chunks ``begin`` to ``end``."""
+        chunk = np.arange(begin, end)
+        i = np.searchsorted(self.start, chunk, side="right") - 1
+        return self.first[i] + self.step[i] * (chunk - self.start[i])
 
 
-def runs(picked: Sequence[int], length: int, config: QHeadConfig) -> Runs:
-    """The positions of :func:`qrag_jax.rl.positions.chunk_positions` for a document of ``length`` chunks, ``picked`` ones taken, as runs.
+def runs(picked: Sequence[int], length: int, config: QHeadConfig, restarts: Sequence[int] = (0,)) -> Runs:
+    """The positions of :func:`qrag_jax.rl.positions.chunk_positions` for ``length`` chunks, ``picked`` ones taken, as runs.
 
-    "random" positions are the index itself here: an offset is drawn only in training.
+    ``restarts``: the first chunk of each document, in order and beginning with 0. Each document has the positions that it would have alone:
+    a pick begins an interval in its own document and changes nothing in the others. "random" positions are the index in the document: an
+    offset is drawn only in training.
     """
+    borders = np.asarray(restarts, np.int64)
+    if config.positions == "none":
+        return Runs(np.zeros(1, np.int64), np.zeros(1), np.zeros(1))
     if config.positions != "relative":
-        grows = 0.0 if config.positions == "none" else 1.0
-        return Runs(np.zeros(1, np.int64), np.zeros(1), np.full(1, grows))
-    cuts = sorted(picked)
-    start, first, step = [], [], []
-    for j, (begin, end) in enumerate(zip([0, *cuts], [*cuts, length], strict=True)):
-        count = end - begin
-        if not count:
-            continue
-        if config.position_resolution == "continuous":
-            start.append(np.array([begin]))
-            first.append(np.array([j * config.delta]))
-            step.append(np.array([config.span / count]))
-            continue
-        span = int(config.span)
-        # floor(span * k / (count - 1)) reaches v at k = ceil(v * (count - 1) / span); in short intervals it skips some v.
-        k = np.arange(count) if count <= span else -(-np.arange(span + 1) * (count - 1) // span)
-        start.append(begin + k)
-        first.append(j * config.delta + span * k // max(count - 1, 1))
-        step.append(np.zeros(len(k)))
-    return Runs(np.concatenate(start), np.concatenate(first).astype(float), np.concatenate(step))
+        return Runs(borders, np.zeros(len(borders)), np.ones(len(borders)))
+    begin = np.concatenate([borders, np.sort(np.asarray(picked, np.int64))])
+    order = np.argsort(begin, kind="stable")  # a document that begins with a pick has an empty interval 0
+    begin, picks = begin[order], np.cumsum(order >= len(borders))
+    interval: np.ndarray = picks - np.maximum.accumulate(np.where(order < len(borders), picks, 0))
+    count = np.append(begin[1:], length) - begin
+    begin, interval, count = begin[count > 0], interval[count > 0], count[count > 0]
+    if config.position_resolution == "continuous":
+        return Runs(begin, np.asarray(interval * config.delta), config.span / count)
+    span = int(config.span)
+    # floor(span * k / (count - 1)) reaches v at k = ceil(v * (count - 1) / span); in short intervals it skips some v.
+    values = np.minimum(count, span + 1)
+    of = np.repeat(np.arange(len(count)), values)
+    v = np.arange(len(of)) - np.repeat(np.cumsum(values) - values, values)
+    k = np.where(count[of] <= span, v, -(-v * (count[of] - 1) // span))
+    first = interval[of] * config.delta + span * k // np.maximum(count[of] - 1, 1)
+    return Runs(begin[of] + k, first.astype(float), np.zeros(len(k)))
 
 
 def rotations(positions: Float[np.ndarray, " P"], width: int, config: QHeadConfig) -> Complex64[np.ndarray, "P W"]:
@@ -75,10 +83,17 @@ def rotate_state(state: Float[np.ndarray, " D"], positions: Float[np.ndarray, " 
     return (pairs * rotations(positions, len(state), config)).view(np.float32)
 
 
-def scan(rows: Rows, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], config: QHeadConfig) -> Float[np.ndarray, "B N"]:
-    """Q of every chunk of one document (also of picked ones) in each of B states, in one pass over ``rows``, part by part."""
+def scan(
+    rows: Rows, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], config: QHeadConfig, restarts: Sequence[int] = (0,)
+) -> Float[np.ndarray, "B N"]:
+    """Q of every chunk (also of picked ones) in each of B states, in one pass over ``rows``, part by part.
+
+    ``restarts``: see :func:`runs`.
+    """
     q = np.empty((len(states), len(rows)), np.float32)
-    cut = [runs(picks, len(rows), config) for picks in picked]
+    cut = [runs(picks, len(rows), config, restarts) for picks in picked]
+    if len(restarts) > 1 and max(len(found.start) for found in cut) * SHORT > len(rows):
+        return _scan_rows(rows, states, cut, config, q)
     turned = [rotate_state(state, found.first, config) for state, found in zip(states, cut, strict=True)]
     even = not any(found.step.any() for found in cut)
     # The chunks where any question's position changes, and which of its rotated states each question uses from there on.
@@ -100,6 +115,20 @@ def scan(rows: Rows, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence
             else:
                 q[:, a:b] = (part @ columns[at[i] + offsets].T).T
     return q
+
+
+def _scan_rows(
+    rows: Rows, states: Float[np.ndarray, "B D"], cut: Sequence[Runs], config: QHeadConfig, out: Float[np.ndarray, "B N"]
+) -> Float[np.ndarray, "B N"]:
+    """:func:`scan` of many short runs, as of an index of short documents: one rotated state per row, computed once per position."""
+    for begin, end in rows.parts():
+        block = rows.block(begin, end)
+        for a in range(begin, end, TURNED):
+            part = block[a - begin : a - begin + TURNED]
+            for state, found, q in zip(states, cut, out, strict=True):
+                position, at = np.unique(found.positions(a, a + len(part)), return_inverse=True)
+                np.einsum("rd,rd->r", part, rotate_state(state, position, config)[at], out=q[a : a + len(part)])
+    return out
 
 
 def _graded(
@@ -135,14 +164,14 @@ class Hidden:
 
 
 class HostScorer:
-    """Scores a document on the CPU and reads its rows in place."""
+    """Scores a document on the CPU and reads its rows in place. ``restarts``: see :func:`runs`."""
 
-    def __init__(self, rows: Rows, config: QHeadConfig, hidden: Hidden | None = None) -> None:
-        self._rows, self._config, self._hidden = rows, config, hidden or Hidden()
+    def __init__(self, rows: Rows, config: QHeadConfig, hidden: Hidden | None = None, restarts: Sequence[int] = (0,)) -> None:
+        self._rows, self._config, self._hidden, self._restarts = rows, config, hidden or Hidden(), restarts
 
     def __call__(self, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], top: int, bins: int = 0) -> list[Look]:
         """The ``top`` best chunks for each of B states with the given picks; fewer if fewer are left."""
-        q = scan(self._rows, states, picked, self._config)
+        q = scan(self._rows, states, picked, self._config, self._restarts)
         allowed, found = self._hidden.allowed, []
         for row, picks in zip(q, picked, strict=True):
             if allowed is not None:

@@ -25,7 +25,7 @@ from qrag_jax.rundir.files import write_text
 from qrag_jax.rundir.printable import printable
 
 FORMAT, VERSION = "qrag-jax-trace", 1
-POSITIONS = ("relative", "absolute", "random", "none")
+POSITIONS = ("relative", "per document", "absolute", "random", "none")
 EXCERPT = 160  # characters of a runner-up that are shown before its text is folded
 
 
@@ -46,8 +46,8 @@ def render_trace(
         steps: the steps in order, those after a stop included. Stretch b of a curve of n begins at chunk b * chunks // n.
         chunks: N, chunks of the document.
         threshold: the stop threshold in units of Q, or None.
-        positions: the retriever's ``qhead.positions``. The page shows intervals only if they are relative, and positions unless they are
-            none.
+        positions: the retriever's ``qhead.positions``; "per document" if they are relative and restart with each document. The page shows
+            intervals only if they are relative, and positions unless they are none.
         source: the name of what was searched, a document or an index.
         support: chunks known to support the answer, if any are.
 

@@ -50,6 +50,10 @@ class Document(Protocol):
     def sources(self) -> Sequence[SourceRecord]:
         """The documents, in the order of their chunks; empty if they are not known."""
 
+    @property
+    def restarts(self) -> Sequence[int]:
+        """The chunks at which positions begin again, the first of which is 0."""
+
     def chunk(self, i: int) -> Chunk:
         """Text, characters, source and metadata of chunk ``i``."""
 
@@ -156,6 +160,7 @@ class MemoryDocument:
     rows: PoolRows
     owner: ChunkEmbedder
     sources: tuple[SourceRecord, ...] = ()
+    restarts: tuple[int, ...] = (0,)
 
     def __len__(self) -> int:
         return len(self.chunks)

@@ -1,8 +1,10 @@
-"""Supervised fine-tuning with Beam Retriever's trajectory loss (Zhang et al. 2024): an ablation of the paper, Table 3.
+"""Supervised fine-tuning along the supporting chunks, without rewards.
 
 The supporting chunks are picked one by one in document order (the data has no other order), independently of the policy. In each state on
-the way, Q classifies every chunk that is not picked yet: it is positive if it is a supporting chunk that is still missing. After all of
-them are picked, or after the budget, nothing is learned: Q says which chunk is next, not when to stop.
+the way, the chunks that are not picked yet compete; those that support and are still missing are positive. The loss is binary (Beam
+Retriever's trajectory loss, Zhang et al. 2024; an ablation of the paper, Table 3) or a softmax, which says only which chunks are before
+which others and so works in haystacks of any size. After all supporting chunks are picked, or after the budget, nothing is learned: Q says
+which chunk is next, not when to stop.
 """
 
 from __future__ import annotations
@@ -28,29 +30,45 @@ def gold_picks(support: Bool[Array, " N"], budget: int) -> Int[Array, " T"]:
     return jnp.sort(jnp.where(support, jnp.arange(count), count))[:budget]
 
 
-def labels(support: Bool[Array, " N"], budget: int) -> tuple[Bool[Array, "T N"], Bool[Array, " T"]]:
+def labels(available: Bool[Array, "T N"], support: Bool[Array, " N"]) -> tuple[Bool[Array, "T N"], Bool[Array, " T"]]:
     """The positive chunks in the state at each time, and the times at which a supporting chunk is left to pick."""
-    rank = jnp.cumsum(support) - 1
-    positive = support & (rank >= jnp.arange(budget)[:, None])
+    positive = available & support
     return positive, positive.any(-1)
 
 
-def trajectory_loss(
+def binary_loss(
     q: Float[Array, "T N"], available: Bool[Array, "T N"], support: Bool[Array, " N"], alpha: Float[Array, ""] | float
 ) -> Float[Array, ""]:
     """sum_t mean over available chunks of the binary cross-entropy of sigmoid(Q / alpha), over times with a chunk left to pick.
 
     ``q`` and ``available`` belong to the states along :func:`gold_picks`. 0 without supporting chunks.
     """
-    positive, counts = labels(support, q.shape[0])
+    positive, counts = labels(available, support)
     entropy = optax.sigmoid_binary_cross_entropy(q / alpha, positive)
     means = (entropy * available).sum(-1) / jnp.maximum(available.sum(-1), 1)
     return (means * counts).sum()
 
 
+def softmax_loss(
+    q: Float[Array, "T N"], available: Bool[Array, "T N"], support: Bool[Array, " N"], alpha: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """sum_t -log(share of the missing supporting chunks in the sum of exp(Q / alpha) over available chunks), over times with one missing.
+
+    ``q`` and ``available`` belong to the states along :func:`gold_picks`. 0 without supporting chunks.
+    """
+    positive, counts = labels(available, support)
+    # At a time that does not count, both sums are over all chunks, so that nothing is infinite.
+    total = jax.nn.logsumexp(q / alpha, axis=-1, where=available | ~counts[:, None])
+    return (total - jax.nn.logsumexp(q / alpha, axis=-1, where=positive | ~counts[:, None])).sum()
+
+
+LOSSES = {"binary": binary_loss, "softmax": softmax_loss}
+"""The losses of ``rl.supervised_loss``."""
+
+
 def ranked_first(q: Float[Array, "T N"], available: Bool[Array, "T N"], support: Bool[Array, " N"]) -> Bool[Array, ""]:
     """Whether, in every state along the way, a chunk that is still missing has the highest Q."""
-    positive, counts = labels(support, q.shape[0])
+    positive, counts = labels(available, support)
     best = jnp.where(available, q, -jnp.inf).argmax(-1)
     return (jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] | ~counts).all()
 
@@ -68,7 +86,7 @@ class SupervisedLearner(Learner):
         return self.apply_gradients(state, grads, metrics, axis_name)
 
     def supervised_gradient(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[Params, Metrics]:
-        """Gradient and metrics of the mean :func:`trajectory_loss` over episodes; the gradient averaged over devices."""
+        """Gradient and metrics of the mean loss (one of ``LOSSES``) over episodes; the gradient averaged over devices."""
         rl, qhead = self.config.rl, self.config.qhead
         count = batch.chunk_mask.shape[1]
         params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
@@ -81,7 +99,7 @@ class SupervisedLearner(Learner):
             at = embedded.reshape(rl.budget, *gold.shape[:1], -1)
             steps = [scores(at[t], pool[batch.chunk_index], batch, picks, offset, qhead)[:2] for t, picks in enumerate(picked)]
             q, available = jnp.stack([q.sum(-1) for q, _ in steps], axis=1), jnp.stack([free for _, free in steps], axis=1)
-            value = jax.vmap(partial(trajectory_loss, alpha=rl.alpha))(q, available, batch.support).mean()
+            value = jax.vmap(partial(LOSSES[rl.supervised_loss], alpha=rl.alpha))(q, available, batch.support).mean()
             first = jax.vmap(ranked_first)(q, available, batch.support).mean()
             taken = gold < count
             of_gold = jnp.take_along_axis(q, jnp.minimum(gold, count - 1)[..., None], axis=2)[..., 0]

@@ -1,14 +1,18 @@
-"""How programs are compiled, and where they are kept so that the next start of a command finds them again."""
+"""How programs are compiled, how long it took, and where they are kept so that the next start of a command finds them."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qrag_jax.rundir.log import say
 
+COMPILED = "/jax/core/compile/backend_compile_duration"
 GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 TRITON = "--xla_gpu_enable_triton_gemm"
 
@@ -50,3 +54,21 @@ def _keep_compilations() -> None:
         say(f"compiled programs are not kept ({reason}); JAX_COMPILATION_CACHE_DIR names a folder for them")
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+@contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Seconds of each XLA compilation inside the block, as they happen."""
+    import jax
+
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILED:
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -45,12 +45,10 @@ def _end(number: int, frame: object) -> None:
 
 
 def _leave() -> None:
-    """Before Python frees what it holds, when it also restores the system's handlers, which kill (but signals that are ignored stay so).
+    """Ends the process before Python frees what it holds.
 
-    After a request to stop, threads of JAX may still compile. They crash when Python frees what they use, so nothing is freed.
+    That takes seconds with JAX and PyTorch. Meanwhile, Python restores the system's handlers of signals, which kill. And after a request to
+    stop, threads of JAX may still compile; they crash when Python frees what they use.
     """
-    for number in SIGNALS:
-        if signal.getsignal(number) is _end:
-            signal.signal(number, signal.SIG_IGN)
-    if _code in (INTERRUPTED, STOPPED):
+    if _code is not None:
         os._exit(_code)

@@ -33,10 +33,11 @@ DONE, BAD_INPUT, NOT_FINITE, CANNOT_WRITE = 0, 64, 70, 74
 NOT_OURS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # of this machine, whatever the command
 
 
-def execute(run: Callable[[], int | None]) -> int:
+def execute(run: Callable[[], int | None], tell: Callable[[str], str] = str) -> int:
     """Runs a command, and returns its exit code: the value of ``run`` (None: 0), or one of the codes above, with one line on stderr.
 
-    ``--help``, which raises SystemExit, is 0. An exception that is a fault of this program is raised.
+    ``tell`` changes that line to what the user is told. ``--help``, which raises SystemExit, is 0. An exception that is a fault of this
+    program is raised.
     """
     try:
         for name in ("stdout", "stderr"):
@@ -53,7 +54,7 @@ def execute(run: Callable[[], int | None]) -> int:
             raise
         code, message = end
         with suppress(OSError):  # a stderr on a full disk
-            sys.stderr.write(printable(redact(" ".join(message.split()))) + "\n")
+            sys.stderr.write(printable(redact(" ".join(tell(message).split()))) + "\n")
     finally:
         sys.stdout, sys.stderr = (getattr(stream, "inner", stream) for stream in (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -91,6 +92,8 @@ class RunLog:
                 record = parse_json(line)
                 if not isinstance(record, dict) or not isinstance(record.get("kind"), str) or type(record.get("step")) is not int:
                     raise ValueError("is not a record with a kind and a step")
+                if bad := [name for name, value in record.items() if name != "kind" and not _is_measured(value)]:
+                    raise ValueError(f"{bad[0]} = {ascii(record[bad[0]])[:60]}: must be a finite number or null")
             except ValueError as error:
                 if number < len(lines):  # the last line may be damaged: the machine died while it was written
                     raise ValueError(f"{self.path}:{number}: {error}; the file is damaged: restore a copy of it") from error
@@ -98,10 +101,24 @@ class RunLog:
             records.append(record)
         return records
 
+    def validations(self, *needed: str) -> list[dict[str, Any]]:
+        """The records of validations. Raises ValueError, naming the file, unless each has the ``needed`` figures as numbers."""
+        found = [record for record in self.read() if record["kind"] == "validation"]
+        for record in found:
+            if missing := [name for name in needed if record.get(name) is None]:
+                raise ValueError(
+                    f"{self.path}: the validation after update {record['step']} has no {missing[0]}; restore a copy of the file"
+                )
+        return found
+
     def rewind(self, step: int) -> None:
         """Removes the records made after ``step`` updates: a resumed run makes them again."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _is_measured(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
 def write_manifest(run_dir: Path, seed: int, devices: list[str], x64: bool = False) -> None:

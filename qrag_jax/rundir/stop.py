@@ -86,7 +86,8 @@ def acknowledge() -> None:
 def stop_requests() -> Iterator[StopRequest]:
     """Inside this block, SIGTERM (a preempted machine) and Ctrl-C ask to stop; afterwards the old handlers are restored.
 
-    Blocks may be nested. An inner one has the request of the outer one, so that what was asked before it began, and swallowed, still holds.
+    If a request was swallowed to the end of the block, it is raised there. Blocks may be nested. An inner one has the request of the outer
+    one, so that what was asked before it began, and swallowed, still holds.
     """
     global _open
     if threading.current_thread() is not threading.main_thread():  # the caller handles signals
@@ -109,6 +110,8 @@ def stop_requests() -> Iterator[StopRequest]:
         for number in SIGNALS:
             signal.signal(number, request.ask)
         yield request
+        if request.asked:  # swallowed, and the command ended before it was repeated
+            raise request.kind("run the same command again to resume")
     finally:
         _open = None
         sys.unraisablehook = told

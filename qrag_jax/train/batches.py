@@ -10,6 +10,7 @@ import numpy as np
 
 from qrag_jax import data
 from qrag_jax.config import DataConfig, RunConfig, Stage
+from qrag_jax.data.pooled import check_pooled, in_one_haystack
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.types import PAD, WHOLE, QAExample, Share, TaskBatch
 
@@ -19,7 +20,9 @@ POOL_SAMPLE = 16  # number of batches from which a stage's pool size is estimate
 
 
 def stage_examples(config: RunConfig, stage: Stage) -> Sequence[QAExample]:
-    """The training examples of a stage. Raises ValueError on missing or broken data."""
+    """The training examples of a stage. Raises ValueError on missing or broken data, and on a haystack that the benchmark cannot have."""
+    if config.data.haystack == "batch":
+        check_pooled(config.data.benchmark, config.qhead.positions)
     settings = replace(config.data, task=stage.task, chunks=stage.chunks)
     return data.load(settings, "train", seed=config.train.seed, group=config.optim.batch)
 
@@ -45,8 +48,9 @@ class Batches:
         return self._stages[self._number(step)][0]
 
     def examples(self, step: int) -> list[QAExample]:
-        """The examples of batch ``step``."""
-        return self._examples(self._number(step), step)
+        """The examples of batch ``step``, in their haystack."""
+        examples = self._examples(self._number(step), step)
+        return in_one_haystack(examples) if self._config.haystack == "batch" else examples
 
     def _number(self, step: int) -> int:
         return next((i for i, (stage, _) in enumerate(self._stages) if step < stage.until), len(self._stages) - 1)
@@ -64,7 +68,13 @@ class Batches:
         pool = Pool.build(examples, self._tokenizer, self._config.chunk_tokens, at_least=self._rows[stage], share=self._share)
         part = self._share.of(len(examples))
         first = step * self._size + part.start
-        return make_batch(examples[part], first, self._tokenizer, self._config, chunks=self._stages[stage][0].chunks, pool=pool)
+        return make_batch(examples[part], first, self._tokenizer, self._config, chunks=self._chunks(stage, len(pool.rows)), pool=pool)
+
+    def _chunks(self, stage: int, texts: int) -> int:
+        """To how many chunks documents are padded, in a batch of ``texts`` distinct texts."""
+        if self._config.haystack == "batch":
+            return padded_size(max(texts, self._rows[stage]))
+        return self._stages[stage][0].chunks
 
     def ahead(self, start: int, stop: int) -> Iterator[TaskBatch]:
         """Batches ``start`` to ``stop - 1``; a thread makes the next batch while the device works on the current one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qrag_jax.config import RunConfig
+from qrag_jax.data.pooled import in_one_haystack
 from qrag_jax.evaluate.episodes import read_answers, run_episodes, summary, threshold_of
 from qrag_jax.evaluate.sets import EvaluationSet
 from qrag_jax.reader.protocol import Reader
@@ -33,12 +34,18 @@ class Validation:
     def __call__(self, params: Params, step: int, progress: Progress) -> Progress:
         """Records how good ``params`` are after ``step`` updates; saves them as "best" unless an earlier validation was better."""
         retriever = Retriever(self.config, self.model.embedder, params, self.model.tokenizer)
-        records = run_episodes(retriever, self.examples, self.config.eval.budget, beam=self.config.eval.beam)
+        # A run that trains among the chunks of its batch also searches those of all validation questions; this chooses nothing.
+        pooled = in_one_haystack(self.examples) if self.config.data.haystack == "batch" else []
+        records = run_episodes(retriever, [*self.examples, *pooled], self.config.eval.budget, beam=self.config.eval.beam)
+        records, in_haystack = records[: len(self.examples)], records[len(self.examples) :]
         threshold = threshold_of(records)
         if self.reader is not None:
             records = read_answers(self.reader, records, self.questions, "retrieved", self.examples)
         found = summary(records, threshold)
-        self.log.record("validation", step, **{name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped", "answer_em")})
+        figures = {name: found[name] for name in ("fact_em", "fact_f1", "fact_f1_stopped", "answer_em")}
+        if in_haystack:
+            figures["haystack_fact_em"] = summary(in_haystack, threshold)["fact_em"]
+        self.log.record("validation", step, **figures)
         target = self.config.train.stop_at
         reached = progress.reached + 1 if target is not None and found["fact_em"] >= target else 0
         progress = replace(progress, threshold=threshold, reached=reached)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from qrag_jax.config.command_line import in_one_line, read, read_command, refuse_urls
+from qrag_jax.config.command_line import as_typed, flags, in_one_line, read, read_command, refuse_urls
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,68 @@ def test_urls_are_no_places_on_this_machine() -> None:
         refuse_urls(Pack(Path("gs://b/c")), "; try cp")
     for name in ("notes:2024.txt", "a/gs:/b", "/gs:/b", ".", "C:/x"):
         refuse_urls(Pack(Path(name)))
+
+
+@dataclass(frozen=True)
+class Section:
+    skip_bad: bool = False
+    tokens: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Send:
+    places: tyro.conf.Positional[tuple[str, ...]] = ()
+    data: Section = Section()
+    level: int = 3
+    run_dir: str = ""
+    mark: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--level", "1", "--level", "2"],
+        ["--level=1", "--level", "1"],
+        ["--data.tokens", "1k", "--data.tokens", "4k"],
+        ["--data.skip-bad", "--data.skip_bad"],
+        ["--data.skip-bad", "--data.no-skip-bad"],
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^send --[a-z.-]+: is given 2 times; give it once, with all its values$"):
+        read(Send, words, "send")
+
+
+def test_options_that_add_up_may_be_given_twice() -> None:
+    assert read(Send, ["--mark", "a", "--mark", "b", "--level", "1"], "send") == Send(mark=("a", "b"), level=1)
+    with pytest.raises(SystemExit):
+        read(Send, ["--help", "--help"], "send")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("error: data.skip_bad = 3: must be a flag", "error: --data.skip-bad = 3: must be a flag"),
+        ("data.tokens is empty; see data.skip_bad.", "--tokens is empty; see --data.skip-bad."),
+        ("error: level = 9: must be 1", "error: --level = 9: must be 1"),
+        ("run_dir 3: the level is too low", "--run-dir 3: the level is too low"),
+        ("the level = 3", "the level = 3"),
+        ("x/config.json: data.skip_bad = 3: must", "x/config.json: data.skip_bad = 3: must"),
+        (
+            "x/data.skip_bad, data.skip_bad/x, data.skip_bad.gz, --data.skip_bad",
+            "x/data.skip_bad, data.skip_bad/x, data.skip_bad.gz, --data.skip_bad",
+        ),
+        ("data.skip_bads, places, data", "data.skip_bads, places, data"),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(message: str, told: str) -> None:
+    known = flags(Send, {"--tokens": "--data.tokens", "--other": "--data.other"})
+    assert known == {
+        "data.skip_bad": "--data.skip-bad",
+        "data.tokens": "--tokens",
+        "level": "--level",
+        "run_dir": "--run-dir",
+        "mark": "--mark",
+    }
+    assert as_typed(message, known) == told
+    assert as_typed(message, {}) == message

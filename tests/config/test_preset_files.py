@@ -69,7 +69,7 @@ def test_a_mixture_belongs_to_each_of_its_benchmarks(path: Path) -> None:
         ('{"optim": {"lr": 1}}', "optim: unknown field 'lr'"),
         ('{"optim": {"learning_rate": -1}}', "optim.learning_rate = -1.0: must be > 0"),
         ('{"data": {"benchmark": "ruler"}}', "holds settings for ruler, not for babilong"),
-        ('{"data": {"task": "niah"}}', "data.task = 'niah': unknown task of babilong; known: qa1"),
+        ('{"data": {"task": "niah"}}', "best.json: data.task = 'niah': unknown task of babilong; known: qa1"),
     ],
 )
 def test_a_bad_file_is_refused(text: str | None, message: str, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_help_names_files(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_empty_task_is_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for preset_words in ((), ("--preset", str(path))):
         assert main("babilong", "", [*preset_words, "--task="]) == 64
-        assert "data.task = ''" in capsys.readouterr().err
+        assert "--task = ''" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"data\.task = ''"):
         Questions(task="").of_preset("tiny")
     with pytest.raises(ValueError, match=r"data\.task = ''"):

@@ -12,11 +12,10 @@ import pytest
 from qrag_jax import data
 from qrag_jax.config import DataConfig
 from qrag_jax.config.benchmarks import BENCHMARKS
-from qrag_jax.data.babilong.documents import ContiguousNoise, SharedNoise
+from qrag_jax.data.documents import ENDLESS, ContiguousNoise, Item, Piece, SharedNoise, TextHaystack
 from qrag_jax.data.ruler import needles as ruler_needles
 from qrag_jax.data.ruler import tasks as ruler
-from qrag_jax.data.ruler.documents import Documents, Item, Piece, TextHaystack
-from qrag_jax.data.ruler.tasks import context_chunks, load
+from qrag_jax.data.ruler.tasks import Ruler, context_chunks, load
 from qrag_jax.data.splits import SPLITS, Split
 from qrag_jax.types import QAExample
 from tests.support.small import NEEDLE
@@ -109,13 +108,16 @@ class TwoHeights:
 
     most_pieces = 3
 
+    def __len__(self) -> int:
+        return ENDLESS
+
     def item(self, i: int) -> Item:
         return Item("How high?", "3, 4", (Piece("a", "A is 3."), Piece("x", "X is 9."), Piece("b", "B is 4.")), (0, 2))
 
 
-def two_heights(chunks: int, *, noise: SharedNoise | ContiguousNoise | None = None, texts: tuple[str, ...] = ("Noise.",)) -> Documents:
+def two_heights(chunks: int, *, noise: SharedNoise | ContiguousNoise | None = None, texts: tuple[str, ...] = ("Noise.",)) -> Ruler:
     haystack = TextHaystack(texts)
-    return Documents(TwoHeights(), haystack, noise or SharedNoise(4, 10), task="heights", split="train", seed=0, chunks=chunks)
+    return Ruler(TwoHeights(), haystack, noise or SharedNoise(4, 10), task="heights", split="train", seed=0, chunks=chunks)
 
 
 def test_a_document_without_room_for_noise_is_its_pieces() -> None:

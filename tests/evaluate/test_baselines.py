@@ -184,7 +184,7 @@ def test_the_command_on_paragraphs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "results are in" in capsys.readouterr().out
     before = (run_dir / "results.json").read_text(encoding="utf-8")
     assert main([*words, "--seed", "3", "--run-dir", str(run_dir)]) == 64
-    assert "train.seed was 0, now 3" in capsys.readouterr().err
+    assert "--seed was 0, now 3" in capsys.readouterr().err
     assert (run_dir / "results.json").read_text(encoding="utf-8") == before
 
 
@@ -211,11 +211,11 @@ def test_the_command_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--preset", "huge"], "preset = 'huge': unknown; known: tiny"),
         (["--methods", "tfidf"], "must be one or more of bm25, single, multi, random"),
-        (["--benchmark", "trivia"], "data.benchmark = 'trivia': unknown"),
-        (["--benchmark", "hotpotqa"], "data.data_dir"),
-        (["--budget", "0"], "eval.budget = 0"),
-        (["--eval-episodes", "0"], "eval.episodes = 0"),
-        (["--eval-tokens", "1k", "--budget", "99"], "eval.budget = 99"),
+        (["--benchmark", "trivia"], "--benchmark = 'trivia': unknown"),
+        (["--benchmark", "hotpotqa"], "--data-dir"),
+        (["--budget", "0"], "--budget = 0"),
+        (["--eval-episodes", "0"], "--eval-episodes = 0"),
+        (["--eval-tokens", "1k", "--budget", "99"], "--budget = 99"),
     ],
 )
 def test_bad_words_are_refused_in_one_line(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

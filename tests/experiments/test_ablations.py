@@ -88,7 +88,7 @@ def test_runs_are_made_once_and_told_in_the_papers_order(tmp_path: Path, trained
     assert [path.name for _, path in trained[6:]] == ["full-seed0", "no_soft-seed0", "full-seed1", "no_soft-seed1"]
     capsys.readouterr()
     assert main([*words, "--steps", "10"]) == 64
-    assert "train.steps was 20, now 10" in capsys.readouterr().err
+    assert "--steps was 20, now 10" in capsys.readouterr().err
 
 
 def test_baselines_are_measured_on_the_same_questions(tmp_path: Path, trained: list[Any]) -> None:
@@ -138,7 +138,7 @@ def test_the_papers_rows_stand_beside_their_variants() -> None:
         (["--preset", "huge"], "preset = 'huge': unknown; known: tiny"),
         (["--task", "qa3", "--steps", "600"], "train.curriculum"),
         (["--seeds", "-1"], "train.seed = -1"),
-        (["--eval-episodes", "0"], "eval.episodes = 0"),
+        (["--eval-episodes", "0"], "--eval-episodes = 0"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(

@@ -59,7 +59,7 @@ def test_evaluation_on_validation_questions_leaves_the_test_alone(whole, tmp_pat
     assert evaluate.main([*words, "--split", "train"]) == 64
     official = ["--benchmark", "ruler", "--task", "niah_s1", "--official", "--split", "validation", "--data-dir", str(tmp_path)]
     assert evaluate.main([*words[:1], "--run-dir", str(tmp_path / "official"), *official]) == 64
-    assert "eval.split = 'validation': official records are for the test alone" in capsys.readouterr().err
+    assert "--split = 'validation': official records are for the test alone" in capsys.readouterr().err
 
 
 def test_the_trained_retriever_answers_over_a_text(whole):
@@ -90,12 +90,12 @@ def test_bad_values_are_refused_in_one_line(capsys, tmp_path):
     run_dir = ("--run-dir", str(tmp_path / "run"))
     assert "qa9" in refuse(capsys, "--task", "qa9", *run_dir)
     assert "known: tiny" in refuse(capsys, "--preset", "huge", *run_dir)
-    assert "rl.budget = 20: must be <= data.chunks (16)" in refuse(capsys, "--rl.budget", "20", *run_dir)
+    assert "--rl.budget = 20: must be <= --data.chunks (16)" in refuse(capsys, "--rl.budget", "20", *run_dir)
     assert "optim.batch = 6: does not divide over 4 devices" in refuse(
         capsys, "--optim.batch", "6", "--train.parallel", "pmap", "--train.devices", "4", *run_dir
     )
     assert "context length '4q'" in refuse(capsys, "--eval-tokens", "4q", *run_dir)
-    assert "train.curriculum" in refuse(capsys, "--curriculum", "qa1", *run_dir)
+    assert "--curriculum" in refuse(capsys, "--curriculum", "qa1", *run_dir)
     assert "model.embedder = 'nonsense'" in refuse(capsys, "--embedder", "nonsense", *run_dir)
     assert not any((tmp_path / "run").rglob("*.json*"))
 

@@ -38,8 +38,8 @@ def test_calibrate(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--budget", "1"], "budget = 1: must be >= 2"),
         (["--task", "qa9"], "qa9"),
-        (["--beam", "0"], "eval.beam = 0"),
-        (["--episodes", "0"], "train.eval_episodes = 0"),
+        (["--beam", "0"], "--beam = 0"),
+        (["--episodes", "0"], "--episodes = 0"),
     ],
 )
 def test_bad_input(run_dir: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 
-from experiments import report
+from experiments import baselines, report, seeds
 from experiments.ablations.report import read_ablations
+from experiments.checks import NEEDED
+from experiments.speed.plots import read_speed
 from experiments.sweep.spec import read_spec
+from experiments.tables import read_tables
 from qrag_jax.config import RunConfig
 from qrag_jax.data import prepared
 from qrag_jax.export.card import model_card
 from qrag_jax.rundir.files import is_name, markdown_text
+from qrag_jax.rundir.log import RunLog
 from tests.conftest import ROOT
 
 EVIL = "<script>alert(1)</script>|x\n# head [a](javascript:x) ![b](http://x) `c` *d* _e_"
@@ -46,7 +50,7 @@ def test_names(name: str) -> None:
 def test_what_a_page_quotes_has_no_effect() -> None:
     text = markdown_text(EVIL)
     assert text == r"&lt;script>alert(1)&lt;/script>\|x # head \[a\](javascript:x) !\[b\](http://x) \`c\` \*d\* \_e\_"
-    rows = [dict.fromkeys(report.NEEDED) | {"benchmark": "own", "task": "qa1", "chunks": 1, "episodes": 1, "budget": 1, "split": EVIL}]
+    rows = [dict.fromkeys(NEEDED) | {"benchmark": "own", "task": "qa1", "chunks": 1, "episodes": 1, "budget": 1, "split": EVIL}]
     page = report.page([report.Run("run", tuple(rows), None, "<b>12345")])
     assert "<script>" not in page
     assert "<b>" not in page
@@ -123,19 +127,46 @@ BAD_SWEEPS: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("trials", 0, "values", "rl.alpha"), 1e300, r"trials\[0\].values.rl.alpha = 1e\+300: must be in"),
     (("trials", 2, "validations"), [[1]], r"trials\[2\].validations = \[\[1\]\]: must be a list of pairs"),
 ]
+BAD_TABLES: list[tuple[tuple[str | int, ...], Any, str]] = [
+    (("schema",), True, "must be an object with schema = 1"),
+    (("stop_threshold",), "x", "stop_threshold = 'x': must be a finite number or null"),
+    (("sections",), [], r"sections = \[\]: must be a list of one or more"),
+    (("sections", 0), 3, r"sections\[0\]: must be an object with benchmark"),
+    (("sections", 0, "task"), "../x", r"sections\[0\].task = '../x': must be a name"),
+    (("sections", 0, "context_tokens"), True, r"sections\[0\].context_tokens = True: must be a whole number or null"),
+    (("sections", 0, "episodes"), "<b>", r"sections\[0\].episodes = '<b>'"),
+    (("sections", 0, "budgets"), {}, r"sections\[0\].budgets = \{\}: must be a list"),
+    (("sections", 0, "budgets", 1, "fact_em"), 7, r"sections\[0\].budgets\[1\].fact_em = 7: must be a number in \[0, 1\]"),
+    (("sections", 0, "beams", 0, "seconds"), None, r"sections\[0\].beams\[0\].seconds = None"),
+    (("sections", 0, "stopping"), None, r"sections\[0\].stopping: must be an object"),
+    (("sections", 0, "stopping", "length"), [1.0], r"sections\[0\].stopping: must have threshold, .* lists of one length"),
+    (("sections", 0, "stopping", "threshold", 0), float("nan"), r"sections\[0\].stopping.threshold = \[nan"),
+    (("sections", 0, "stopping", "more"), 1, r"sections\[0\].stopping: must have"),
+]
+BAD_SPEEDS: list[tuple[tuple[str | int, ...], Any, str]] = [
+    (("schema",), "1", "must be an object with schema = 1"),
+    (("search",), 3, "search = 3: must be a list"),
+    (("search", 0, "step"), {"median_s": "x"}, r"search\[0\].step = .*must be a time"),
+    (("search", 0, "tokens"), 0, r"search\[0\].tokens = 0"),
+    (("build", 0, "median_s"), -1, r"build\[0\].median_s = -1"),
+    (("compare",), [], r"compare = \[\]"),
+]
 BAD_FILES = [("babilong-qa2-ablations/ablations.json", *bad) for bad in BAD_ABLATIONS]
 BAD_FILES += [("sweep-qa1/sweep.json", *bad) for bad in BAD_SWEEPS]
+BAD_FILES += [("babilong-qa2-tables/tables.json", *bad) for bad in BAD_TABLES]
+BAD_FILES += [("speed/speed.json", *bad) for bad in BAD_SPEEDS]
 
 
 @pytest.mark.parametrize(("name", "way", "value", "why"), BAD_FILES, ids=range(len(BAD_FILES)))
-def test_ablations_and_sweeps_that_are_damaged(name: str, way: tuple[Any, ...], value: Any, why: str, tmp_path: Path) -> None:
+def test_files_of_results_that_are_damaged(name: str, way: tuple[Any, ...], value: Any, why: str, tmp_path: Path) -> None:
     file = tmp_path / Path(name).name
     tree = part = json.loads((ROOT / "docs/results" / name).read_text())
     for key in way[:-1]:
         part = part[key]
     part[way[-1]] = value
     file.write_text(json.dumps(tree))
-    read: Callable[[], object] = lambda: read_ablations(file)
+    readers: dict[str, Callable[[Path], object]] = {"tables.json": read_tables, "speed.json": read_speed, "ablations.json": read_ablations}
+    read: Callable[[], object] = lambda: readers[file.name](file)
     if file.name == "sweep.json":
         pytest.importorskip("optuna")
         from experiments.sweep.report import drawings
@@ -145,3 +176,19 @@ def test_ablations_and_sweeps_that_are_damaged(name: str, way: tuple[Any, ...], 
         read()
     assert str(caught.value).startswith(f"{file}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_results_and_metrics_that_are_damaged_are_refused_wherever_they_are_read_back(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 1, "rows": [{"method": 3}]}')
+    with pytest.raises(ValueError, match=r"results\.json: row 1: no column 'benchmark'"):
+        baselines.check_results(tmp_path)
+    (tmp_path / "config.json").write_text(RunConfig().to_json())
+    with pytest.raises(ValueError, match=r"results\.json: row 1: no column 'benchmark'"):
+        seeds.finished(RunConfig(), tmp_path)
+    log = RunLog(tmp_path)
+    for value, why in (("x", "'x': must be"), ([1], r"\[1\]: must be"), (True, "True: must be"), (None, "has no fact_em")):
+        log.path.write_text(json.dumps({"kind": "validation", "step": 4, "fact_em": value}) + "\n" + '{"kind": "train", "step": 5}\n')
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl:.*{why}"):
+            log.validations("fact_em")
+    log.path.write_text('{"kind": "validation", "step": 4, "fact_em": 0.5}\n')
+    assert [record["fact_em"] for record in log.validations("fact_em")] == [0.5]

@@ -142,7 +142,7 @@ def test_old_results_are_not_taken_for_those_of_a_test_that_was_stopped(tmp_path
     [
         (("--seeds", "1", "1"), "seeds = (1, 1): must be one or more different numbers"),
         (("--seeds",), "seeds = (): must be one or more different numbers"),
-        (("--seeds", "0", "-1"), "train.seed = -1"),
+        (("--seeds", "0", "-1"), "--seed = -1"),
         (("--seeds", "0", "1", "--seed", "3"), "--seed and --seeds: give one of them"),
         (("--train.seed=3", "--seeds", "0"), "--seed and --seeds: give one of them"),
         (("--seed",), "seed"),
@@ -170,8 +170,8 @@ def test_a_folder_that_holds_something_else_is_refused(
         return line
 
     assert call("--seeds", "0", "1") == 0
-    assert "seed-0: holds another run (train.steps was 1000, now 20)" in refused("--seeds", "0", "--steps", "20")
-    assert "seed-0: holds another run (train.steps was 1000, now 20)" in refused("--seeds", "7", "--steps", "20"), "of any seed"
+    assert "seed-0: holds another run (--steps was 1000, now 20)" in refused("--seeds", "0", "--steps", "20")
+    assert "seed-0: holds another run (--steps was 1000, now 20)" in refused("--seeds", "7", "--steps", "20"), "of any seed"
     assert f"{out}: holds runs of several seeds; add --seeds" in refused()
     out.rename(tmp_path / "seeds")
     assert call() == 0
@@ -214,6 +214,7 @@ def test_the_results_page_shows_mean_and_spread(tmp_path: Path, trained: Trained
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_two_seeds_killed_in_the_second_end_as_plain_runs(tmp_path: Path) -> None:
     both = ("--seeds", "0", "1")
     process = runs.start(tmp_path / "seeds", *both)
@@ -225,5 +226,5 @@ def test_two_seeds_killed_in_the_second_end_as_plain_runs(tmp_path: Path) -> Non
     assert said.count("it is not repeated") == 1
     assert "resuming" in said
     assert results(tmp_path / "seeds")["seeds"] == [0, 1]
-    runs.finish(runs.start(tmp_path / "plain", "--seed", "1"))
+    assert runs.here(tmp_path / "plain", "--seed", "1") == 0
     runs.assert_same_run(tmp_path / "seeds" / "seed-1", tmp_path / "plain")

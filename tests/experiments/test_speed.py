@@ -161,7 +161,7 @@ def test_a_haystack_that_runs_out_begins_again() -> None:
     ("words", "message"),
     [
         (["--repeats", "0"], "repeats = 0: must be 1 or more"),
-        (["--build-chunks", "ten"], "build_chunks = ten: must be positive numbers"),
+        (["--build-chunks", "ten"], "--build-chunks = ten: must be positive numbers"),
         (["--tokens", "10m", "--build-chunks", "10k"], "tokens 10m = 400000 chunks: must be in 10..10000"),
         (["--tokens", "100"], "tokens 100 = 4 chunks: must be in 10..400000"),
         (["--retriever", "absent", *SMALL_SIZES], "absent: no such folder or file"),

@@ -41,6 +41,7 @@ def use_best(run_dir: Path, best: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 def test_a_real_trial_is_trained_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial is a process of its own, with 8 updates; the sweep is this one."""
@@ -57,6 +58,7 @@ def test_a_real_trial_is_trained_and_used(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 def test_killed_resumed_and_used(tmp_path: Path) -> None:
     spec, run_dir = write_spec(tmp_path / "small.yaml"), tmp_path / "sweep"

@@ -81,7 +81,7 @@ def test_the_command(retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["--budgets", "1"], "budgets = (1,): the largest must be >= 2"),
         (["--beams", "0"], "beams = (0,): must be one or more different numbers >= 1"),
-        (["--eval-episodes", "0"], "eval.episodes = 0"),
+        (["--eval-episodes", "0"], "--eval-episodes = 0"),
         (["--eval-tokens", "1x"], "context length '1x'"),
     ],
 )

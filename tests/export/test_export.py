@@ -24,6 +24,7 @@ from qrag_jax.export.from_reference import read_reference
 from qrag_jax.export.to_torch import NAMES, SAMPLES, difference, flax_embeddings, to_torch
 from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.embedder import make_embedder, pair
+from qrag_jax.models.folder import ROUTER_FILES
 from qrag_jax.models.qwen3 import Qwen3Config
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, backbone_of
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
@@ -105,6 +106,23 @@ def test_sentence_transformers_loads_an_export_as_it_is(name: str, pooling: Any,
         assert (model.max_seq_length, model.similarity_fn_name) == (length, "dot")
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("layout", ["export", "sentence-transformers"])
+def test_sentence_transformers_loads_the_root_of_an_export(layout: Any, normalize: bool, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    config = replace(CONFIG, model=replace(CONFIG.model, normalize=normalize))
+    read = export(tmp_path / "export", TINY["bert"], config=config)
+    root = tmp_path / "export" if layout == "export" else to_torch(read, tmp_path / "torch", layout)
+    model = library.SentenceTransformer(str(root), device="cpu")
+    states, actions = (library.SentenceTransformer(str(root / name), device="cpu").encode(list(SAMPLES)) for name in NAMES)
+    assert np.abs(states - actions).max() > 1e-5, "two different encoders"
+    np.testing.assert_array_equal(model.encode_query(list(SAMPLES)), states)
+    np.testing.assert_array_equal(model.encode_document(list(SAMPLES)), actions)
+    np.testing.assert_array_equal(model.encode(list(SAMPLES)), actions)
+    assert model.similarity_fn_name == "dot"
+    read_export(tmp_path / "export")
+
+
 @pytest.mark.parametrize("bad", NAMES)
 def test_embeddings_that_are_not_numbers_differ(bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = lambda name: np.full((1, 4), np.nan if name == bad else 0.0)
@@ -123,7 +141,8 @@ def test_to_torch_computes_the_same(config: BackboneConfig, layout: Any, tmp_pat
     found = difference(read, out, layout)
     assert found is not None
     assert found < 1e-4
-    assert {path.name for path in out.iterdir()} == {*NAMES, "README.md"}
+    root = ROUTER_FILES if layout == "sentence-transformers" else ()
+    assert {path.name for path in out.iterdir()} == {*NAMES, "README.md", *root}
     assert (out / NAMES[0] / "modules.json").exists() == (layout == "sentence-transformers")
 
 

@@ -18,7 +18,7 @@ from qrag_jax.export.folder import read_export
 from qrag_jax.models.folder import read_backbone
 from qrag_jax.models.gguf_layout import check_layout
 from qrag_jax.models.tokenizer import TextTokenizer
-from qrag_jax.models.tokenizer_files import backtracks_exponentially, check_tokenizer_file
+from qrag_jax.models.tokenizer_files import check_tokenizer_file
 from tests.support.index import write_small_export
 
 
@@ -130,35 +130,6 @@ def test_tokenizers_that_abort_hang_or_give_ids_without_a_vector(export: Path, p
 def test_a_real_tokenizer_passes(good: Path) -> None:
     check_tokenizer_file(good / "tokenizer.json")
     assert TextTokenizer.load(good / "tokenizer.json").ids <= read_backbone(good / "state_encoder").vocab_size
-
-
-NESTED = ["(a*)*", "(a+b)+", "((a+)b){2,}", r"(\(a*\))*", "(?:x|y+)*", "(a{1,2})*", "(aa?)*", "(?:a??a)+"]
-ALIKE = [
-    *("(a|a)*", "(?:ab|a|b)+", "(?i:a|A)*", r"(\w|a)*", r"(?:[ab]|\d){2,}", "(a|)*", "(c(?:b|b))*", "(?<n>a|b|a)+", "(a{0}b|b)*"),
-    *("((a|a)b)*", r"(a|a)\g<1>"),
-]
-
-
-@pytest.mark.parametrize("pattern", NESTED + ALIKE)
-def test_a_repetition_of_what_matches_in_several_ways(pattern: str) -> None:
-    assert backtracks_exponentially(pattern)
-
-
-# Those of GPT-2, Llama 3, Qwen 2, GPT-4o and XLM-R, and plain ones.
-UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-REST = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-PLAIN = [
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|{REST}",
-    *(r"\d{1,3}(?=(?:\d{3})*\b)", "(ab)*", "[(a*)]*", " {2,}", "(?:ab|cd)*", r"(?:a(?:b|c))+", "(a|a)?"),
-]
-
-
-@pytest.mark.parametrize("pattern", PLAIN)
-def test_usual_patterns_pass(pattern: str) -> None:
-    assert not backtracks_exponentially(pattern)
 
 
 def gguf(tensors: int = 0, fields: int = 0, rest: bytes = b"") -> bytes:

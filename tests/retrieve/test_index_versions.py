@@ -21,13 +21,13 @@ def retriever() -> Retriever:
 def test_other_formats_and_versions_are_refused(retriever: Retriever, tmp_path: Path) -> None:
     copy = Index.build(retriever, CHUNKS[:8], tmp_path / "index").path
     tree = json.loads((copy / "meta.json").read_text())
-    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 4}, "version = 4.*update")):
+    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 5}, "version = 5.*update")):
         (copy / "meta.json").write_text(json.dumps(tree | change))
         with pytest.raises(ValueError, match=message):
             Index.open(copy)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_index_of_an_older_version_is_read_and_changed(version: int, retriever: Retriever, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "text")
     path = tmp_path / "index"
@@ -35,7 +35,8 @@ def test_an_index_of_an_older_version_is_read_and_changed(version: int, retrieve
     wanted = retriever.search("Where is Mary?", new, 3)
     make_older(path, version)
     old = Index.open(path, verify=True)
-    assert [one.digest for one in old.sources] == [None] * len(new.sources)
+    assert (old.sources[0].digest is None) == (version < 3)
+    assert old.restarts == (0,)
     assert (old.sources[0].tokens is None) == (version == 1)
     assert retriever.search("Where is Mary?", old, 3) == wanted
     assert old.equals(0) == new.equals(0)
@@ -45,7 +46,7 @@ def test_an_index_of_an_older_version_is_read_and_changed(version: int, retrieve
     (folder / "new.txt").write_text("Mary left at once.")
     grown = old.sync(retriever, folder)
     assert str(grown.changes) == "documents: 1 added, 1 replaced, 0 removed, 3 unchanged; texts embedded: 2"
-    assert json.loads((path / "meta.json").read_text())["version"] == 3
+    assert json.loads((path / "meta.json").read_text())["version"] == 4
     fresh = Index.build(retriever, folder, tmp_path / "fresh", shard_chunks=8)
     assert grown.sources == fresh.sources, "with the digests and counts that the older version did not have"
     found = Index.open(path, verify=True)
@@ -53,8 +54,15 @@ def test_an_index_of_an_older_version_is_read_and_changed(version: int, retrieve
 
 
 def make_older(path: Path, version: int) -> None:
-    """Turns an index into what version 1 or 2 wrote: no keys, digests and metadata; in version 1, no counts of tokens and skipped files."""
+    """Turns an index into what an older version wrote: 3 without positions; 2 without keys, digests and metadata, too; 1 without counts of
+    tokens and skipped files, too."""
     tree = json.loads((path / "meta.json").read_text())
+    del tree["positions"]
+    if version == 3:
+        tree["version"] = version
+        del tree["sha256"]
+        (path / "meta.json").write_text(json.dumps(tree | {"sha256": checksum(tree)}))
+        return
     fields = ["name", "characters", "chunks"] + (["tokens", "outside", "cut", "unknown"] if version == 2 else [])
     tree["sources"] = [{name: source[name] for name in fields} for source in tree["sources"]]
     for shard in tree["shards"]:

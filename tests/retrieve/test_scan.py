@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,49 @@ def test_scan_is_what_was_trained(name: str) -> None:
     position = chunk_positions(picked_mask(jnp.asarray(picks), 200), 200, 0, config)
     wanted = q_halves(jnp.asarray(state), jnp.asarray(vectors), position, config).sum(-1)
     np.testing.assert_allclose(scan(rows, state[None], [picks], config)[0], wanted, atol=1e-4 if name == "absolute" else 1e-5)
+
+
+def split(draw: Any, lengths: Sequence[int]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Documents of these lengths in one index: where each begins, picks over all of them, and the picks of each, counted in it."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    picked = draw(st.lists(st.integers(0, sum(lengths) - 1), unique=True, max_size=min(5, sum(lengths))))
+    return (
+        starts,
+        picked,
+        [[pick - start for pick in picked if start <= pick < start + n] for start, n in zip(starts, lengths, strict=True)],
+    )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_positions_that_restart_are_those_of_each_document_alone(name: str, data: st.DataObject) -> None:
+    config = VARIANTS[name]
+    lengths = data.draw(st.lists(st.integers(1, 60) | st.integers(1, 900), min_size=1, max_size=12))
+    starts, picked, own = split(data.draw, lengths)
+    wanted = np.concatenate([oracle_positions(n, picks, config) for n, picks in zip(lengths, own, strict=True)])
+    found = runs(picked, sum(lengths), config, starts)
+    assert (np.diff(found.start) > 0).all()
+    np.testing.assert_allclose(found.positions(0, sum(lengths)), wanted, rtol=1e-6, atol=1e-5)
+    rows, vectors = document(sum(lengths), seed=sum(lengths))
+    state = np.random.default_rng(1).standard_normal((1, rows.width)).astype(np.float32) / 4
+    parts = zip(np.split(vectors, starts[1:]), own, strict=True)
+    alone = np.concatenate([naive(part, state[0], picks, config) for part, picks in parts])
+    np.testing.assert_allclose(scan(rows, state, [picked], config, starts)[0], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(1200, 300), (7,) * 200 + (100,)], ids=["long documents", "short documents"])
+@pytest.mark.parametrize("name", ["integer", "continuous", "absolute"])
+def test_devices_restart_positions_as_the_host_does(name: str, lengths: tuple[int, ...]) -> None:
+    config, starts = VARIANTS[name], [sum(lengths[:i]) for i in range(len(lengths))]
+    rows = PoolRows(np.random.default_rng(5).standard_normal((1500, 16)).astype(np.float32), np.arange(1500, dtype=np.int32))  # no ties
+    states = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
+    picked = [[], [700], [3, 1499, 20]]
+    scorer = DeviceScorer(rows, config, jax.devices()[:1], block=512, restarts=starts)
+    wanted = HostScorer(rows, config, restarts=starts)(states, picked, 7, 40)
+    for found, other in zip(scorer(states, picked, 7, 40), wanted, strict=True):
+        assert found.chunks == other.chunks
+        np.testing.assert_allclose(found.q, other.q, atol=1e-4)
 
 
 @pytest.mark.parametrize("devices", [1, 4])

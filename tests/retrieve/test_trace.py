@@ -310,7 +310,7 @@ def test_written_whole_and_nothing_else(tmp_path):
         ({"support": (-1,)}, "support: chunk -1 is outside"),
         ({"chunks": 6}, r"steps\[0\].runners_up: chunk 6 is outside the document, 0\.\.5"),
         ({"threshold": NAN}, "threshold = nan: must be finite"),
-        ({"positions": "eq. 6"}, "positions = 'eq. 6': must be one of relative, absolute, random, none"),
+        ({"positions": "eq. 6"}, "positions = 'eq. 6': must be one of relative, per document, absolute, random, none"),
         ({"threshold": None}, r"steps\[2\].stop is set, but threshold is None"),
         ({"steps": changed(1, curve=np.zeros(4, np.float32))}, r"curves of different lengths \[5, 4, 5\]"),
         ({"steps": changed(1, curve=None)}, r"curves of different lengths \[5, None, 5\]"),

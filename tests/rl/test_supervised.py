@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qrag_jax.config import RLConfig
-from qrag_jax.rl.supervised import gold_picks, labels, ranked_first, trajectory_loss
+from qrag_jax.rl.supervised import LOSSES, binary_loss, gold_picks, labels, ranked_first, softmax_loss
 from qrag_jax.train.parallel import make_parallel
 from tests.support.oracles import rl_python as oracle
 from tests.support.small import SMALL, changed, small_batch, small_learner
@@ -23,7 +23,8 @@ def test_the_way_of_the_supporting_chunks_by_hand():
     support = jnp.array([False, True, False, True])
     assert gold_picks(support, 3).tolist() == [1, 3, 4], "document order, then empty places"
     assert gold_picks(support, 1).tolist() == [1]
-    positive, counts = labels(support, 3)
+    available = jnp.array([[True] * 4, [True, False, True, True], [True, False, True, False]])
+    positive, counts = labels(available, support)
     assert positive.tolist() == [[False, True, False, True], [False, False, False, True], [False] * 4]
     assert counts.tolist() == [True, True, False]
 
@@ -35,27 +36,37 @@ def test_loss_by_hand():
     q = jnp.array([[0.0, 2.0, -2.0], [9.0, 0.0, 0.0], [7.0, 7.0, 7.0]])
     available = jnp.array([[True, True, True], [False, True, True], [False, False, True]])
     low = math.log(1 + math.exp(-1))
-    assert trajectory_loss(q, available, support, 2.0) == pytest.approx((math.log(2) + 2 * low) / 3 + math.log(2), rel=1e-6)
+    assert binary_loss(q, available, support, 2.0) == pytest.approx((math.log(2) + 2 * low) / 3 + math.log(2), rel=1e-6)
     assert ranked_first(q, available, support), "1 beats 2 in the empty state; of equals the first one is taken"
     assert not ranked_first(q.at[1, 2].set(0.1), available, support)
-    assert trajectory_loss(q, available, jnp.zeros(3, bool), 2.0) == 0.0, "no labels, nothing to learn"
+    # Softmax: exp(Q / 2) = (1, e, 1/e) in the empty state, of which chunks 0 and 1 have 1 + e; then (1, 1), of which chunk 1 has a half.
+    share = (1 + math.e) / (1 + math.e + 1 / math.e)
+    assert softmax_loss(q, available, support, 2.0) == pytest.approx(-math.log(share) + math.log(2), rel=1e-6)
+    for loss in LOSSES.values():
+        assert loss(q, available, jnp.zeros(3, bool), 2.0) == 0.0, "no labels, nothing to learn"
 
 
-@pytest.mark.parametrize("support", [{2}, {0, 3}, {1, 2, 4, 5}])
-def test_loss_equals_the_oracle(support):
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("support", [set(), {2}, {0, 3}, {1, 2, 4, 5}, set(range(6))])
+def test_loss_and_gradient_equal_the_oracle(support, kind):
     # Budget 3, six chunks and one of padding: of four supporting chunks only the first three are ever next.
     q = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
     mask = np.array([True] * 6 + [False])
     flags = np.isin(np.arange(7), list(support))
     order = sorted(support)
     available = np.stack([mask & ~np.isin(np.arange(7), order[:t]) for t in range(3)])
-    found = jax.jit(trajectory_loss)(q, available, flags, 0.5)
-    assert found == pytest.approx(oracle.trajectory_loss(q, list(mask), support, 0.5), rel=1e-5)
+    expected = lambda q: oracle.LOSSES[kind](q, list(mask), support, 0.5)
+    found, slope = jax.jit(jax.value_and_grad(LOSSES[kind]))(q, available, flags, 0.5)
+    assert found == pytest.approx(expected(q), rel=1e-5)
+    steps = np.eye(q.size).reshape(q.size, *q.shape) * 1e-5
+    differences = [(expected(q + step) - expected(q - step)) / 2e-5 for step in steps.astype(np.float64)]
+    np.testing.assert_allclose(slope, np.reshape(differences, q.shape), atol=1e-5)
 
 
-def test_a_batch_scores_the_states_on_the_way():
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_batch_scores_the_states_on_the_way(kind):
     # The loss of a batch against Q of each chunk, computed one by one; no positions, so that a product is all there is to it.
-    config = changed(CONFIG, qhead={"positions": "none"})
+    config = changed(CONFIG, qhead={"positions": "none"}, rl={"supervised_loss": kind})
     learner, state = small_learner(config)
     batch = small_batch(config=config)
     embed = lambda ids, what: np.asarray(jax.jit(learner.embedder.apply, static_argnames="method")(state.params, ids, method=what))
@@ -71,7 +82,7 @@ def test_a_batch_scores_the_states_on_the_way():
     for row in range(config.optim.batch):
         order = np.flatnonzero(batch.support[row]).tolist()
         q = at[row] @ pool[batch.chunk_index[row]].T
-        losses.append(oracle.trajectory_loss(q, [True] * 16, set(order), config.rl.alpha))
+        losses.append(oracle.LOSSES[kind](q, [True] * 16, set(order), config.rl.alpha))
     assert len(order) == 2
     loss = jax.jit(learner.supervised_gradient)(state, batch)[1]["loss"]
     assert loss == pytest.approx(np.mean(losses), rel=1e-4)

@@ -88,6 +88,7 @@ def at_update_13(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 def test_a_killed_run_goes_on_elsewhere_to_the_same_end(server, whole, machine, capsys):
     url = f"{server}/runs/killed"

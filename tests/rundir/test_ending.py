@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,6 +137,16 @@ def test_a_request_that_was_swallowed_before_an_inner_block_keeps_its_kind(numbe
     assert execute(run) == (130 if number == signal.SIGINT else 75)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_request_that_is_swallowed_just_before_the_end_still_counts(number: signal.Signals, code: int) -> None:
+    def run() -> None:
+        with suppress(BaseException):
+            signal.raise_signal(number)
+
+    assert execute(run) == code
+    assert execute(lambda: None) == 0, "and is forgotten"
+
+
 SCRIPT = """
 import sys
 from qrag_jax.rundir.ending import execute
@@ -217,26 +230,55 @@ def test_say_goes_on_after_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch)
     assert execute(lambda: say("a line")) == 0
 
 
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "ask": ("qrag_jax", "ask", "index", "Where is Mary?"),
+    "build": ("qrag_jax", "index", "build", "story.txt", "new", "--retriever", "run"),
+    "import": ("qrag_jax", "import", "reference", "imported"),
+    "evaluate": ("experiments.evaluate", "run", "--run-dir", "out", "--eval-tokens", "1k", "--eval-episodes", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A retriever, a text and its index, and a checkpoint of the reference code."""
+    from qrag_jax.__main__ import main
+    from tests.support.index import CHUNKS, write_small_export
+
+    place = tmp_path_factory.mktemp("place")
+    write_small_export(place / "run")
+    (place / "story.txt").write_text(" ".join(CHUNKS))
+    assert main(["index", "build", str(place / "story.txt"), str(place / "index"), "--retriever", str(place / "run")]) == 0
+    if importlib.util.find_spec("torch"):
+        assert main(["export", str(place / "run"), str(place / "reference"), "--format", "reference"]) == 0
+    return place
+
+
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_any_moment_of_a_question_is_one_line(number: signal.Signals, tmp_path: Path) -> None:
-    """While Python imports, JAX starts and compiles, and while Python frees what they held: never killed, never a crash."""
-    from tests.support.index import CHUNKS, write_small_export
+@pytest.mark.parametrize(("name", "number"), [*((name, signal.SIGINT) for name in COMMANDS), ("ask", signal.SIGTERM)])
+def test_a_signal_at_any_moment_of_a_command_is_one_line(name: str, number: signal.Signals, place: Path) -> None:
+    """While Python imports, JAX starts and compiles, and at the end: never swallowed, never killed, never a crash."""
     from tests.support.processes import environment
 
-    write_small_export(tmp_path / "run")
-    (tmp_path / "story.txt").write_text(" ".join(CHUNKS))
-    words = [sys.executable, "-m", "qrag_jax"]
-    build = [*words, "index", "build", str(tmp_path / "story.txt"), str(tmp_path / "index"), "--retriever", str(tmp_path / "run")]
-    subprocess.run(build, cwd=ROOT, env=environment(), check=True, capture_output=True)
-    for tenths in (3, 10, 20, 22, 24, 26, 28, 30, 35):
-        asked = subprocess.Popen(
-            [*words, "ask", str(tmp_path / "index"), "Where is Mary?"], cwd=ROOT, env=environment(), stdout=-1, stderr=-1, text=True
-        )
+    if name == "import":
+        pytest.importorskip("torch")
+    words = [sys.executable, "-m", *COMMANDS[name]]
+    variables = environment() | {"PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    subprocess.run(words, cwd=place, env=variables, check=True, capture_output=True)
+    whole = time.monotonic() - began
+    for share in (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97):
+        for out in ("new", "imported", "out"):
+            shutil.rmtree(place / out, ignore_errors=True)
+        started = subprocess.Popen(words, cwd=place, env=variables, stdout=-1, stderr=-1, text=True)
         with suppress(subprocess.TimeoutExpired):
-            asked.wait(tenths / 10)
-        asked.send_signal(number)
-        _, told = asked.communicate(timeout=60)
-        assert asked.returncode in (0, 130 if number == signal.SIGINT else 75), (tenths, asked.returncode, told)
-        assert told.count("\n") == (asked.returncode != 0), (tenths, told)
+            started.wait(share * whole)
+        asked = time.monotonic()
+        started.send_signal(number)
+        _, told = started.communicate(timeout=60)
+        took = time.monotonic() - asked
+        lines = [line for line in told.replace("\r", "\n").splitlines() if line.startswith(("interrupted", "stopped", "preempted"))]
+        assert "Traceback" not in told, (share, told)
+        assert started.returncode in (0, 130 if number == signal.SIGINT else 75), (share, started.returncode, told)
+        assert len(lines) == (started.returncode != 0), (share, told)
+        assert started.returncode or took < max(1.0, 0.15 * whole), (share, took, "it went on to its end")

@@ -28,7 +28,7 @@ from experiments.sweep.__main__ import main as sweep
 from qrag_jax.config import RunConfig
 from qrag_jax.rl.rewards import support_reward
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
-from qrag_jax.train import hosts, window
+from qrag_jax.train import hosts, model, window
 from qrag_jax.train.batches import Batches, stage_examples
 from qrag_jax.train.parallel import choose_devices, make_parallel
 from tests.support import sharded
@@ -45,6 +45,8 @@ SPEC: dict[str, Any] = {
     "space": {"eval.budget": {"values": [4, 1, 15]}},
 }
 del SPEC["fixed"]["data.task"]
+# 16 updates with four validations each, so that a signal meets a trial under way. Two seeds have the same programs.
+SEEDS: dict[str, Any] = {"fixed": SPEC["fixed"] | {"train.steps": 16}, "space": {"train.seed": {"values": [0, 1]}}, "prune": False}
 
 
 def write_spec(path: Path, **changes: Any) -> Path:
@@ -151,15 +153,28 @@ def play_stopped(folder: Path) -> int:
 def play_sweep(folder: Path) -> int:
     """Three trials: one finishes, one is pruned, one fails."""
     name = "sweep" if hosts.is_leader() else "unused sweep"
-    return sweep([str(write_spec(folder / f"{name}.yaml")), "--run-dir", str(folder / name)])
+    return sweep_here(str(write_spec(folder / f"{name}.yaml")), "--run-dir", str(folder / name))
+
+
+def play_seeds(folder: Path) -> int:
+    """Two trials that finish."""
+    name = "seeds" if hosts.is_leader() else "unused seeds"
+    return sweep_here(str(write_spec(folder / f"{name}.yaml", **SEEDS)), "--run-dir", str(folder / name))
+
+
+def sweep_here(*words: str) -> int:
+    """``python -m experiments.sweep WORDS`` in this process, with a vocabulary of few training documents."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "VOCABULARY_EXAMPLES", 64)
+        return sweep(words)
 
 
 SCENES: dict[str, Callable[[Path], int]] = {
     **{"gradients": play_gradients, "endings": play_endings, "different": play_different},
-    **{"whole": play_whole, "stopped": play_stopped, "sweep": play_sweep, "nan": play_nan},
+    **{"whole": play_whole, "stopped": play_stopped, "sweep": play_sweep, "seeds": play_seeds, "nan": play_nan},
     **{"sharded": play_sharded, "split": play_split},
 }
-ALONE = ("nan", "sweep", "sharded", "split")  # played only where they are asked for, in the slow tier
+ALONE = ("nan", "sweep", "seeds", "sharded", "split")  # played only where they are asked for, in the slow tier
 
 
 def play(folder: Path, *scenes: str) -> None:

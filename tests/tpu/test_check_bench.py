@@ -14,6 +14,7 @@ import pytest
 
 from qrag_jax.models.embedder import embed_actions, make_embedder
 from qrag_jax.models.pretrained import scratch_backbone
+from qrag_jax.rundir.compilations import compilations
 from qrag_jax.train import model
 from tests.conftest import ROOT
 from tests.support.small import SMALL, changed
@@ -31,7 +32,7 @@ def tpu(monkeypatch):
     config = changed(SMALL, rl={"budget": 2}, train={"devices": min(2, len(jax.devices()))})
     monkeypatch.setattr(measure, "preset", lambda *_: config)
     yield {"bench": bench, "check": check, "measure": measure}
-    for name in ("bench", "check", "measure"):
+    for name in ("bench", "check", "command", "measure"):
         del sys.modules[name]
 
 
@@ -106,12 +107,12 @@ def test_the_difference_of_gradients(tpu):
         tpu["check"].difference({"a": jnp.ones(2)}, {"a": jnp.zeros(2)})
 
 
-def test_compilations_are_counted(tpu):
+def test_compilations_are_counted():
     function = jax.jit(lambda x: x * 3 + 1)
     one, two = jnp.zeros(7), jnp.zeros(9)
     counts = []
     for x in (one, one, two):
-        with tpu["measure"].compilations() as found:
+        with compilations() as found:
             function(x).block_until_ready()
         counts.append(len(found))
     assert counts == [1, 0, 1]

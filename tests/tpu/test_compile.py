@@ -17,7 +17,7 @@ from qrag_jax.config.presets import PRESETS, preset
 from tests.conftest import ROOT
 from tests.support.processes import environment
 
-NAMES = ("abstract", "collectives", "compile", "fits", "sizes", "topology")
+NAMES = ("abstract", "collectives", "command", "compile", "fits", "sizes", "topology")
 GIB = 2**30
 
 

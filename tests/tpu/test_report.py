@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.support.processes import environment
 from tests.support.small import SMALL, small_batch, small_tokenizer
 
-NAMES = ("report", "summary", "section", "sizes", "kernels", "bench", "check", "measure")
+NAMES = ("report", "command", "summary", "section", "sizes", "kernels", "bench", "check", "measure")
 
 
 @pytest.fixture
@@ -147,6 +147,8 @@ def test_the_variables_of_a_section(tpu):
     [
         (["--minutes", "0"], "--minutes = 0.0: must be > 0"),
         (["--minutes", "nan"], "--minutes = nan: must be > 0"),
+        (["--minute"], "expected one argument; "),
+        (["--fast"], "unrecognized arguments: --fast; "),
         (["--only", "speed"], "--only speed: no such section; known: machine, speed-tiny"),
     ],
 )
@@ -160,8 +162,8 @@ def test_a_folder_that_cannot_be_made_is_refused(tpu, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert tpu.report.main(["--out", str(tmp_path / "file")]) == 64
     assert "is a file; name a folder" in capsys.readouterr().err
-    assert tpu.report.main(["--out", str(tmp_path / "file" / "below")]) == 74
-    assert "cannot be written to (Not a directory)" in capsys.readouterr().err
+    assert tpu.report.main(["--out", str(tmp_path / "file" / "below")]) == 64
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file' / 'below'}: Not a directory; choose another place\n"
 
 
 def test_shares_of_the_hardware(tpu):
@@ -310,7 +312,7 @@ def test_a_report_on_a_cpu(tmp_path):
 @pytest.mark.processes
 def test_sigterm_ends_the_section_as_well(tpu, monkeypatch, tmp_path):
     """The machine's process must not go on with the accelerator when the report is stopped."""
-    for name in ("report.py", "summary.py"):
+    for name in ("report.py", "command.py", "summary.py"):
         (tmp_path / name).write_text((ROOT / "tpu" / name).read_text())
     (tmp_path / "section.py").write_text(WRITE + "import os; out.with_name('pid').write_text(str(os.getpid())); time.sleep(600)")
     variables = environment() | {"PYTHONPATH": str(ROOT)}
@@ -322,6 +324,6 @@ def test_sigterm_ends_the_section_as_well(tpu, monkeypatch, tmp_path):
         time.sleep(0.05)
     child = int((out / "pid").read_text())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(60) == 75
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)

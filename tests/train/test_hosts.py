@@ -111,8 +111,9 @@ def assert_same_end(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
-def test_a_real_sigterm_stops_two_processes_and_one_resumes_to_the_same_end(pair, tmp_path):
+def test_a_real_sigterm_stops_two_processes_and_one_resumes_to_the_same_end(tmp_path, capsys):
     run_dir, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     train = ("-m", "tests.support.runs", *TRAIN, "--run-dir", str(run_dir))
     with processes(train, train) as started:
@@ -122,12 +123,14 @@ def test_a_real_sigterm_stops_two_processes_and_one_resumes_to_the_same_end(pair
     saved = saved_steps(run_dir)[0]
     assert all(f"saved at update {saved}; run the same command again" in text for text in stopped)
     assert saved < 20
-    with processes(train) as started:
-        assert f"at update {saved} of 20" in finish_all(started)[0]
-    assert_same_end(run_dir, pair / "whole")
+    assert here(run_dir, small=TRAIN) == 0
+    assert f"at update {saved} of 20" in capsys.readouterr().out
+    assert here(tmp_path / "whole", small=TRAIN) == 0
+    assert_same_end(run_dir, tmp_path / "whole")
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 def test_nan_stops_all_and_the_first_process_leaves_the_update(tmp_path):
     with processes(*[("-m", "tests.support.pair", str(tmp_path), "nan")] * 2) as started:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import pytest
 
+from qrag_jax.rundir.compilations import compilations
 from qrag_jax.train import plan as plans
 from qrag_jax.train.parallel import make_parallel
 from qrag_jax.train.plan import GIB, Plan, check_state, devices_to_fit, fitting_tile, plan_update, ways_to_fit
@@ -21,21 +21,6 @@ CONFIG = changed(SMALL, rl={"budget": 2})
 
 def small_plan(**values):
     return replace(Plan(1, 1, 4 * GIB, 4 * GIB, 8 * GIB, 6 * GIB, GIB // 4, 24 * GIB), **values)
-
-
-@contextmanager
-def compilations():
-    found: list[float] = []
-
-    def listen(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(("kind", "count", "shard_state"), WAYS)

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from qrag_jax.config import RunConfig, TrainConfig
 from qrag_jax.rundir.checkpoint import Checkpoints, Progress, saved_steps
+from qrag_jax.rundir.compilations import compilations
 from qrag_jax.train import sharding
 from qrag_jax.train.loop import first_state
 from qrag_jax.train.parallel import Parallel, make_parallel
@@ -25,7 +26,6 @@ from tests.support.pair import CONFIG, TRAIN, batches, scene
 from tests.support.processes import finish_all, processes, start_python
 from tests.support.runs import assert_same_records, assert_same_run, here, records
 from tests.support.small import changed, small_batch, small_learner
-from tpu.measure import compilations
 
 MODES = {"jit": 1, "pmap": 4, "shard_map": 4, "full": 4}
 
@@ -183,6 +183,7 @@ def assert_those_of_one_device(path, devices):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_eight_devices_compute_what_one_does(tmp_path):
@@ -192,6 +193,7 @@ def test_eight_devices_compute_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_two_processes_of_two_devices_compute_and_train_as_one(tmp_path, capsys):
@@ -222,6 +224,7 @@ def test_bfloat16_parameters_are_gathered_in_bfloat16_and_their_gradients_summed
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_split_run_resumes_bit_for_bit_and_in_another_mode(stop_at_13, tmp_path, capsys):
     split = ("--train.devices", "4", "--train.shard-state", "full")
     assert here(tmp_path / "run", *split) == 75

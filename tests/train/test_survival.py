@@ -111,8 +111,9 @@ def test_killed_in_a_save_equals_uninterrupted(whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
-def test_ten_times_killed_equals_uninterrupted(whole, tmp_path):
+def test_ten_times_killed_equals_uninterrupted(whole, tmp_path, capsys):
     run_dir = tmp_path / "run"
     moments = Moments(run_dir, random.Random(0))
     plan: list[Callable[[subprocess.Popen[str]], None]] = [
@@ -131,7 +132,8 @@ def test_ten_times_killed_equals_uninterrupted(whole, tmp_path):
     assert halves >= 2  # kills that did hit a save
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')  # as if killed while writing a line
-    assert "skipping" not in finish(start(run_dir, *OFTEN))
+    assert here(run_dir, *OFTEN) == 0
+    assert "skipping" not in capsys.readouterr().out
     assert_same_run(run_dir, whole)
 
 
@@ -153,6 +155,7 @@ def test_a_second_run_in_the_same_folder_exits_75_and_changes_nothing(tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize("stop_at_13", [signal.SIGINT], indirect=True)
 def test_a_run_that_ctrl_c_ended_can_be_exported_resumed_extended_and_tested_again(tmp_path, stop_at_13, capsys):
     run_dir = tmp_path / "run"
@@ -204,6 +207,7 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_other_random_numbers_of_jax_change_nothing(whole, tmp_path):
     """JAX_DEFAULT_PRNG_IMPL and its like."""
     before = jax.config.jax_default_prng_impl
@@ -226,6 +230,7 @@ def test_sigterm_during_the_final_evaluation_exits_75_too(whole, tmp_path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.processes
 def test_a_disk_that_fails_stops_the_run_with_the_checkpoint_before_intact(whole, tmp_path):
     """No file may be larger than 20 kB after the first checkpoint: some file of the next one is."""
@@ -239,7 +244,7 @@ def test_a_disk_that_fails_stops_the_run_with_the_checkpoint_before_intact(whole
     assert told in output
     # Threads of tensorstore, which writes checkpoints, may still say that they were left; none of our code does.
     assert not re.search(r"qrag_jax/\w+\.py", output.partition(told)[2])
-    finish(start(run_dir))
+    assert here(run_dir) == 0
     assert_same_run(run_dir, whole)
 
 
@@ -255,6 +260,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_full_disk_stops_the_run(small_disk, tmp_path, capsys):
     assert here(small_disk / "run", "--steps", "15") == 74
     error = capsys.readouterr().err

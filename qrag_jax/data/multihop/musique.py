@@ -13,7 +13,17 @@ from typing import Any
 
 from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
-from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, make_record, objects, read_jsonl
+from qrag_jax.data.multihop.records import (
+    BadRecord,
+    ReadReport,
+    Record,
+    aliases_of,
+    flagged,
+    get,
+    make_record,
+    objects,
+    read_jsonl,
+)
 
 TYPES = BENCHMARKS["musique"].types
 
@@ -26,11 +36,7 @@ def read_musique(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Rec
 def _parse(tree: Any, notes: Counter[str]) -> Record:
     if not get(tree, "answerable", bool):
         raise BadRecord("not answerable", "its paragraphs do not answer it; use the files of MuSiQue-Ans, not of MuSiQue-Full")
-    paragraphs = []
-    for number, paragraph in enumerate(objects(tree, "paragraphs")):
-        if get(paragraph, "idx", int) != number:
-            raise BadRecord("idx out of sequence", f"paragraph {number} has the idx {paragraph['idx']}")
-        paragraphs.append((get(paragraph, "title", str), get(paragraph, "paragraph_text", str), get(paragraph, "is_supporting", bool)))
+    paragraphs = flagged(tree)
     hops = [get(hop, "paragraph_support_idx", int) for hop in objects(tree, "question_decomposition")]
     support = [number for number, (_, _, supports) in enumerate(paragraphs) if supports]
     if support and sorted(set(hops)) != support:
@@ -38,9 +44,7 @@ def _parse(tree: Any, notes: Counter[str]) -> Record:
     kind = f"{len(hops)}hop"
     if support and kind not in TYPES:
         raise BadRecord("unknown type", f"{len(hops)} hops; known: {', '.join(TYPES)}")
-    aliases = [check(alias, str, "answer_aliases").strip() for alias in get(tree, "answer_aliases", list)]
-    notes["empty alias, not read"] += aliases.count("")
-    return make_record(tree, "id", kind, paragraphs, notes, filter(None, aliases))
+    return make_record(tree, "id", kind, paragraphs, notes, aliases_of(tree, notes))
 
 
 MUSIQUE = multihop.QuestionFiles(

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -28,17 +29,20 @@ _ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random 
 
 @dataclass(frozen=True)
 class QuestionFiles:
-    """The places of a benchmark's files and the function that reads them. ``files``: pairs of a training and a test file, the preferred
-    pair first; ``downloads``: addresses of the first pair, if they are plain files; ``after_title``: the text that the reference code puts
-    between the title and the text of a chunk."""
+    """The places of a benchmark's files and the function that reads them.
+
+    ``files``: pairs of a training and a test file, the preferred pair first; a training file alone also gives the test. ``downloads``:
+    addresses of the first pair, if they are plain files; ``after_title``: the text that the reference code puts between the title and the
+    text of a chunk; ``group``: the part of a file that stays in one split when the file is divided, by default each question."""
 
     name: str
     folder: str
-    files: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, ...], ...]
     home: str
     read: Callable[..., tuple[tuple[Record, ...], ReadReport]]
     downloads: tuple[str, str] | None = None
     after_title: str = ". "
+    group: Callable[[Record], str] = attrgetter("id")
 
     @property
     def wanted(self) -> str:
@@ -82,6 +86,7 @@ class MultihopQuestions(Sequence[QAExample]):
             support=tuple(place for place, k in enumerate(order) if k in record.support),
             aliases=record.aliases,
             missing=record.missing,
+            titles=tuple(record.paragraphs[k][0] for k in order) if any(title for title, _ in record.paragraphs) else (),
         )
 
     def record(self, i: SupportsIndex) -> Record:
@@ -109,14 +114,15 @@ def load(
     Raises ValueError on missing or broken files, and in training on documents of more than ``config.chunks`` paragraphs.
     """
     check_split(split)
-    benchmarks.task(benchmark.name, config.task)
+    ordered = benchmarks.task(benchmark.name, config.task).ordered
     if config.data_dir is None:
         raise ValueError(f"data.data_dir: {benchmark.name} is read from files, so give their folder; {benchmark.wanted}")
     records = [r for r in read_split(benchmark, config.data_dir, split, config.skip_bad) if config.task in (benchmarks.ALL, r.type)]
     if split == "train":
         check_room(records, config.chunks)
     after_title = benchmark.after_title if config.chunk_text == "reference" else ". "
-    return MultihopQuestions(benchmark.name, records, split, seed=seed, shuffle=split == "train", after_title=after_title)
+    shuffle = split == "train" and not ordered
+    return MultihopQuestions(benchmark.name, records, split, seed=seed, shuffle=shuffle, after_title=after_title)
 
 
 def check_room(records: Sequence[Record], chunks: int) -> None:
@@ -126,14 +132,14 @@ def check_room(records: Sequence[Record], chunks: int) -> None:
         raise ValueError(f"data.chunks = {chunks}: must be >= {longest}, the number of paragraphs of the longest training document")
 
 
-def find_files(benchmark: QuestionFiles, data_dir: str | Path) -> tuple[Path, Path] | None:
-    """The training and the test file: the first pair of which both exist; None if there is none.
+def find_files(benchmark: QuestionFiles, data_dir: str | Path) -> tuple[Path, ...] | None:
+    """The training and the test file (or a training file alone): the first of ``benchmark.files`` that exist; None if there are none.
 
     Files of two pairs are never mixed, since a training subset may hold questions of the official test file."""
     for pair in benchmark.files:
-        train, test = (Path(data_dir, benchmark.folder, name) for name in pair)
-        if train.is_file() and test.is_file():
-            return train, test
+        paths = tuple(Path(data_dir, benchmark.folder, name) for name in pair)
+        if all(path.is_file() for path in paths):
+            return paths
     return None
 
 
@@ -149,14 +155,17 @@ def read_split(benchmark: QuestionFiles, data_dir: str, split: Split, skip_bad: 
 
 
 @lru_cache(maxsize=8)
-def split_files(benchmark: QuestionFiles, files: tuple[Path, Path], skip_bad: bool) -> dict[Split, tuple[Record, ...]]:
-    """The three splits: the test file is test; a tenth of the training file, by a hash of the id, is validation.
+def split_files(benchmark: QuestionFiles, files: tuple[Path, ...], skip_bad: bool) -> dict[Split, tuple[Record, ...]]:
+    """The three splits: the test file is test; a tenth of the training file is validation, and without a test file another tenth is test,
+    by a hash of ``benchmark.group`` (usually the id).
 
     Prints how many records were skipped. Raises ValueError if the two files share a question id."""
-    train, test = (read_and_say(benchmark.read, path, skip_bad) for path in files)
-    check_disjoint({"train": train, "test": test}, f"{files[0]} and {files[1]}")
-    side = lambda split: tuple(record for record in train if hashed_split(record.id, test=0.0) == split)
-    return {"train": side("train"), "validation": side("validation"), "test": test}
+    train, *tests = (read_and_say(benchmark.read, path, skip_bad) for path in files)
+    for test in tests:
+        check_disjoint({"train": train, "test": test}, f"{files[0]} and {files[1]}")
+    share = 0.0 if tests else 0.1
+    side = lambda split: tuple(record for record in train if hashed_split(benchmark.group(record), test=share) == split)
+    return {"train": side("train"), "validation": side("validation"), "test": tests[0] if tests else side("test")}
 
 
 def read_and_say(read: Callable[..., tuple[tuple[Record, ...], ReadReport]], path: Path, skip_bad: bool) -> tuple[Record, ...]:

@@ -90,7 +90,7 @@ def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) ->
     path = Path(path)
     if path.name.endswith(OTHER_FORMATS):
         return read_jsonl(path, parse, skip_bad=skip_bad)
-    text = _text(path)
+    text = read_text(path)
     try:
         tree = parse_json(text)
     except ValueError as error:
@@ -107,12 +107,13 @@ def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tup
     if path.suffix == ".parquet":
         return _collect(path, ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), start=1)), parse, skip_bad)
     # Not splitlines, which also splits at U+2028 and other characters that a JSON string may hold.
-    lines = _text(path).rstrip(" \t\r\n").split("\n")
+    lines = read_text(path).rstrip(" \t\r\n").split("\n")
     pieces = ((f"{path}:{n}", line) for n, line in enumerate(lines, start=1))
     return _collect(path, pieces, lambda line, notes: parse(_loads(line), notes), skip_bad)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, perhaps with gzip. Raises ValueError, naming it, when it is missing, empty or not such a file."""
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
@@ -220,20 +221,21 @@ def make_record(
     notes: Counter[str],
     aliases: Iterable[str] = (),
     missing: int = 0,
+    titles: bool = True,
 ) -> Record:
     """A record from an object with the fields ``id_name``, question and answer, and from paragraphs (title, text, supports).
 
     Paragraphs with the same title and text become one paragraph, which supports the answer if any of them does. One without text that
     supports nothing is left out. Raises BadRecord on another empty title or text, and without paragraphs or support. ``missing``: number
-    of supporting paragraphs that are known to be elsewhere.
+    of supporting paragraphs that are known to be elsewhere. ``titles``: whether every paragraph must have one.
     """
     merged: dict[tuple[str, str], bool] = {}
     for number, (title, text, supports) in enumerate(paragraphs):
         if not text.strip() and not supports:
             notes[EMPTY] += 1
             continue
-        if not title.strip() or not text.strip():
-            raise BadRecord("empty paragraph", f"paragraph {number} ({title!r}) has no {'text' if title.strip() else 'title'}")
+        if (titles and not title.strip()) or not text.strip():
+            raise BadRecord("empty paragraph", f"paragraph {number} ({title!r}) has no {'title' if text.strip() else 'text'}")
         key = (title.strip(), text.strip())
         if key in merged:
             notes["paragraph repeated word for word, read once"] += 1
@@ -273,6 +275,23 @@ def objects(tree: Any, name: str) -> list[Any]:
         _check_lengths(lists, name)
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
     return get(tree, name, list)
+
+
+def flagged(tree: Any) -> list[tuple[str, str, bool]]:
+    """The field ``paragraphs`` in MuSiQue's form: objects with idx (from 0), title, paragraph_text and is_supporting."""
+    found = []
+    for number, paragraph in enumerate(objects(tree, "paragraphs")):
+        if get(paragraph, "idx", int) != number:
+            raise BadRecord("idx out of sequence", f"paragraph {number} has the idx {paragraph['idx']}")
+        found.append((get(paragraph, "title", str), get(paragraph, "paragraph_text", str), get(paragraph, "is_supporting", bool)))
+    return found
+
+
+def aliases_of(tree: Any, notes: Counter[str]) -> list[str]:
+    """The field ``answer_aliases`` without empty texts, which are counted as a note."""
+    found = [check(alias, str, "answer_aliases").strip() for alias in get(tree, "answer_aliases", list)]
+    notes["empty alias, not read"] += found.count("")
+    return [alias for alias in found if alias]
 
 
 def same_title(one: str, other: str) -> bool:

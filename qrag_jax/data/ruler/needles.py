@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from qrag_jax.data.ruler.documents import Item, Piece
+from qrag_jax.data.documents import ENDLESS, Item, Piece
 from qrag_jax.data.splits import SPLITS, Split, hashed_split
 from qrag_jax.types import VALUES_SEPARATOR
 
@@ -84,6 +84,9 @@ class NiahQuestions:
     def __init__(self, task: NiahTask, split: Split, *, seed: int) -> None:
         self.task, self.split, self.seed = task, split, seed
         self.most_pieces = task.keys * task.values
+
+    def __len__(self) -> int:
+        return ENDLESS
 
     def item(self, i: int) -> Item:
         task = self.task

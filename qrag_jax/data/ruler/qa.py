@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from qrag_jax.data.documents import Item, Piece, TextHaystack
 from qrag_jax.data.multihop.hotpotqa import HOTPOTQA
 from qrag_jax.data.multihop.questions import MultihopQuestions, read_split
 from qrag_jax.data.multihop.records import BadRecord, Record, check, get, get_text
-from qrag_jax.data.ruler.documents import Item, Piece, TextHaystack
 from qrag_jax.data.splits import SPLITS, Split, stable_fraction
 from qrag_jax.rundir.files import read_json
 
@@ -35,6 +35,9 @@ class ParagraphQuestions:
         self.records = MultihopQuestions(f"ruler {task}", records, split, seed=seed, shuffle=False)
         self.split, self.seed = split, seed
         self.most_pieces = max(len(record.paragraphs) for record in records)
+
+    def __len__(self) -> int:
+        return len(self.records)
 
     def item(self, i: int) -> Item:
         record = self.records.record(i)

@@ -14,21 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.config import DataConfig, benchmarks, lengths
-from qrag_jax.data.babilong.documents import ENDLESS, HAYSTACK_SENTENCES, ContiguousNoise, SharedNoise
+from qrag_jax.data.documents import Documents, NoiseSource, TextHaystack, choose_noise
 from qrag_jax.data.mixture import Mixture
-from qrag_jax.data.ruler.documents import Documents, NoiseSource, TextHaystack
 from qrag_jax.data.ruler.files import official_path, read_official
 from qrag_jax.data.ruler.needles import NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions
 from qrag_jax.data.ruler.qa import QA_TASKS, load_qa
 from qrag_jax.data.ruler.qa_files import read_official_qa
 from qrag_jax.data.splits import Split, check_split, stable_fraction
-from qrag_jax.data.text.haystack import book_sentences, load_haystack
+from qrag_jax.data.text.haystack import HAYSTACK_SENTENCES, book_sentences, load_haystack
 from qrag_jax.types import QAExample
 
 ALL_NEEDLES = "niah"
 """The eight needle tasks in equal parts, to train one retriever for all of them; they are evaluated one by one."""
 CHUNK_TOKENS = {"niah_multikey_2": 18, "niah_multikey_3": 68, "qa_sh": 150, "qa_mh": 120}
 """Tokens per chunk, for chunks other than sentences (25): needles as in RULER's own files, paragraphs by their words and punctuation."""
+
+
+class Ruler(Documents):
+    """Needles among lines, essays or other needles; or the paragraphs that answer a question, among other paragraphs."""
+
+    BENCHMARK, NOISE, EXAMPLE = "ruler", 112, 113
 
 
 def full_name(task: str) -> str:
@@ -51,7 +56,7 @@ def load(
     chunks: int | None = None,
     group: int | None = None,
     haystacks: int | None = None,
-) -> Documents | Mixture:
+) -> Ruler | Mixture:
     """The examples of a split. A document has ``chunks`` chunks; None: ``config.chunks``.
 
     Give exactly one of ``group`` (training: the number of consecutive examples that share ``config.shared_noise`` pieces of noise) and
@@ -59,25 +64,23 @@ def load(
     missing or broken files, and on documents with too little room for a question or with more chunks than there are paragraphs.
     """
     check_split(split)
-    if (group is None) == (haystacks is None):
-        raise ValueError(f"group = {group}, haystacks = {haystacks}: give group to train, or haystacks to evaluate, not both")
+    noise = choose_noise(group, haystacks, config.shared_noise)
     task = full_name(config.task)
     if task == ALL_NEEDLES:
         options: dict[str, Any] = {"seed": seed, "chunks": chunks, "group": group, "haystacks": haystacks}
         return Mixture([load(replace(config, task=part), split, **options) for part in NIAH], [1] * len(NIAH), split, seed=seed)
     chunks = config.chunks if chunks is None else chunks
-    noise = SharedNoise(group, config.shared_noise) if group is not None else ContiguousNoise(haystacks or 0)
     if task in QA_TASKS:
         paragraphs, texts = load_qa(task, config.data_dir, split, seed=seed)
-        if group is None and chunks > len(texts.texts):
+        if group is None and chunks > len(texts.pieces):
             raise ValueError(
-                f"chunks = {chunks}: must be <= {len(texts.texts)}, the number of different paragraphs of task {task} in {split}; "
+                f"chunks = {chunks}: must be <= {len(texts.pieces)}, the number of different paragraphs of task {task} in {split}; "
                 "leave out the longest of eval.tokens, or use larger files"
             )
-        return Documents(paragraphs, texts, noise, task=task, split=split, seed=seed, chunks=chunks, length=len(paragraphs.records))
+        return Ruler(paragraphs, texts, noise, task=task, split=split, seed=seed, chunks=chunks)
     questions = NiahQuestions(NIAH[task], split, seed=seed)
     haystack = _haystack(task, config.data_dir, split, chunks * (haystacks or 0))
-    return Documents(questions, haystack, noise, task=task, split=split, seed=seed, chunks=chunks, length=ENDLESS)
+    return Ruler(questions, haystack, noise, task=task, split=split, seed=seed, chunks=chunks)
 
 
 def _haystack(task: str, data_dir: str | None, split: Split, sentences: int) -> NoiseSource:

@@ -22,6 +22,8 @@ from qrag_jax.data.prepared import prepared_folder, read_records
 from qrag_jax.data.splits import Split, check_split, hashed_split, stable_fraction
 from qrag_jax.data.text.sentences import split_sentences
 
+HAYSTACK_SENTENCES = 100_000
+"""Benchmarks read at least this many sentences if there are as many: about 30 books, in three seconds from text files."""
 PYTHON_DOCS = "python documentation"
 VALIDATION_SHARE = 0.1
 """Share of the books in ``books/train`` that are used for validation."""

@@ -83,7 +83,7 @@ def state_row(question: list[int], chunks: list[list[int]], prefix: int, separat
     return row[:tokens]
 
 
-def trajectory_loss(q: np.ndarray, mask: list[bool], support: set[int], alpha: float) -> float:
+def binary_loss(q: np.ndarray, mask: list[bool], support: set[int], alpha: float) -> float:
     """Beam Retriever's loss, chunk by chunk: ``q[t]`` are the values in the state of the first t supporting chunks."""
     total, order = 0.0, sorted(support)
     for t, row in enumerate(q):
@@ -97,3 +97,17 @@ def trajectory_loss(q: np.ndarray, mask: list[bool], support: set[int], alpha: f
                 losses.append(-math.log(p if i in left else 1 - p))
         total += sum(losses) / len(losses)
     return total
+
+
+def softmax_loss(q: np.ndarray, mask: list[bool], support: set[int], alpha: float) -> float:
+    """-log of the share that the missing supporting chunks have of exp(q / alpha), state by state."""
+    total, order = 0.0, sorted(support)
+    for t, row in enumerate(q):
+        if not order[t:]:
+            break
+        weights = {i: math.exp(value / alpha) for i, value in enumerate(row) if mask[i] and i not in order[:t]}
+        total -= math.log(sum(weights[i] for i in order[t:]) / sum(weights.values()))
+    return total
+
+
+LOSSES = {"binary": binary_loss, "softmax": softmax_loss}

@@ -1,0 +1,1 @@
+"""Open-corpus evaluation: all paragraphs of the evaluation questions are one collection."""

@@ -6,11 +6,12 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from qrag_jax.config.command_line import DIFFERS, DONE
+from qrag_jax.export.adapter import RANK, write_adapter
 from qrag_jax.export.folder import write_export
 from qrag_jax.export.hub import load_model, push_export
 from qrag_jax.export.to_torch import TOLERANCE, Format, difference, to_torch
@@ -38,9 +39,9 @@ class Import:
 
 @dataclass(frozen=True)
 class ToTorch:
-    """Write a trained retriever for PyTorch.
+    """Write a trained retriever for PyTorch, or as a small adapter to its pretrained encoder.
 
-    Where PyTorch is installed, the files are loaded there and compared with JAX.
+    Where PyTorch is installed, its files are loaded there and compared with JAX.
 
     Example: qrag export runs/babilong-qa2-tiny for-torch --format sentence-transformers
     """
@@ -49,8 +50,11 @@ class ToTorch:
     """Run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
     out: tyro.conf.Positional[Path]
     """Folder to write."""
-    format: Annotated[Format, tyro.conf.arg(metavar="FORMAT")] = "hf"
-    """hf: for transformers.AutoModel. sentence-transformers: the same with pooling. reference: model_best.pt of the reference code."""
+    format: Annotated[Format | Literal["adapter"], tyro.conf.arg(metavar="FORMAT")] = "hf"
+    """hf: for transformers.AutoModel. sentence-transformers: the same with pooling. reference: model_best.pt of the reference code.
+    adapter: a few MB; whoever loads it needs the pretrained encoder (model.embedder) as well."""
+    rank: int | None = None
+    """With --format adapter: the rank of the adapter of each dense layer. (default: model.lora_rank of the run, or 16)"""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,14 @@ def run_import(command: Import, say: Callable[[str], None]) -> int:
 def run_to_torch(command: ToTorch, say: Callable[[str], None]) -> int:
     """Returns 0, or 1 when PyTorch and JAX differ: the files stay. Raises ValueError when there is no export or ``out`` is taken."""
     export = load_model(command.run)
+    if command.format == "adapter":
+        rank = (export.config.model.lora_rank or RANK) if command.rank is None else command.rank
+        kept = write_adapter(command.out, export, rank)
+        size = sum(path.stat().st_size for path in command.out.iterdir()) / 1e6
+        say(f"{command.out}: adapter of rank {rank} written, {size:.1f} MB; it keeps {kept:.1%} of what training changed (squared)")
+        return DONE
+    if command.rank is not None:
+        raise ValueError(f"--rank {command.rank}: only --format adapter has a rank")
     out = to_torch(export, command.out, command.format)
     say(f"{out}: written ({command.format})")
     if importlib.util.find_spec("torch") is None:

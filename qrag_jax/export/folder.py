@@ -98,12 +98,28 @@ def read_export(folder: str | Path) -> Export:
             " (`qrag export RUN OUT` also writes it for a run that has not ended)"
             "; a released checkpoint has model_best.pt and config.yaml"
         )
-    tree = read_object(path)
-    if tree.get("format") != FORMAT:
-        raise ValueError(f"{path}: format = {tree.get('format')!r}, expected {FORMAT!r}")
+    settings = read_settings(path, read_object(path), FORMAT, VERSION)
+    config = settings["config"]
+    state, action = (folder / name for name in ENCODERS)
+    backbone = read_backbone(state)
+    if backbone != read_backbone(action):
+        raise ValueError(f"{folder}: config.json of state_encoder and action_encoder differ; they must be the same network")
+    tokenizer = TextTokenizer.load(folder / "tokenizer.json")
+    check_ids(folder, tokenizer, backbone)
+    params = pair(read_params(state, backbone), None if config.model.tied else read_params(action, backbone), config.model.tied)
+    return Export(backbone=backbone, params=params, tokenizer=tokenizer, **settings)
+
+
+def read_settings(path: Path, tree: Mapping[str, Any], kind: str, newest: int) -> dict[str, Any]:
+    """The fields of an :class:`Export` that stand in qrag.json: config, pooling, threshold, step, rows.
+
+    ``kind`` and ``newest``: the format, and the newest version of it that can be read. Raises ValueError, naming the file.
+    """
+    if tree.get("format") != kind:
+        raise ValueError(f"{path}: format = {tree.get('format')!r}, expected {kind!r}")
     version = tree.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise ValueError(f"{path}: version = {version!r}; this qrag-jax reads versions 1 to {VERSION}: update it (pip install -U qrag-jax)")
+    if type(version) is not int or not 1 <= version <= newest:
+        raise ValueError(f"{path}: version = {version!r}; this qrag-jax reads versions 1 to {newest}: update it (pip install -U qrag-jax)")
     fields: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         ("pooling", lambda value: isinstance(value, str) and value in get_args(Pooling), f"one of {', '.join(get_args(Pooling))}"),
         ("threshold", lambda value: value is None or (type(value) in (int, float) and math.isfinite(value)), "a finite number or null"),
@@ -117,22 +133,7 @@ def read_export(folder: str | Path) -> Export:
         config = RunConfig.from_json(json.dumps(tree.get("config")))
     except ValueError as error:
         raise ValueError(f"{path}: config: {error}") from error
-    state, action = (folder / name for name in ENCODERS)
-    backbone = read_backbone(state)
-    if backbone != read_backbone(action):
-        raise ValueError(f"{folder}: config.json of state_encoder and action_encoder differ; they must be the same network")
-    tokenizer = TextTokenizer.load(folder / "tokenizer.json")
-    check_ids(folder, tokenizer, backbone)
-    return Export(
-        config=config,
-        backbone=backbone,
-        params=pair(read_params(state, backbone), None if config.model.tied else read_params(action, backbone), config.model.tied),
-        tokenizer=tokenizer,
-        pooling=tree["pooling"],
-        threshold=tree["threshold"],
-        step=tree["step"],
-        rows=tree["rows"],
-    )
+    return {"config": config, **{name: tree[name] for name, *_ in fields}}
 
 
 def state_tokens(config: RunConfig) -> int:

@@ -1,7 +1,7 @@
 """Models by the names that users give them, and exports on the hub.
 
-A name is a run directory, an export folder, a released Q-RAG checkpoint (its folder or its .pt file), gs://BUCKET/NAME, or OWNER/NAME on
-the Hugging Face hub, which holds an export or a released checkpoint.
+A name is one of SHIPPED, a run directory, the folder of an export or an adapter, a released Q-RAG checkpoint (its folder or its .pt file),
+gs://BUCKET/NAME, or OWNER/NAME on the Hugging Face hub, which holds an export, an adapter or a released checkpoint.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qrag_jax.export.adapter import TENSORS, is_adapter, read_adapter
 from qrag_jax.export.folder import ENCODERS, Export, find_export, read_export
 from qrag_jax.export.from_reference import CHECKPOINT, CONFIG, read_reference
 from qrag_jax.export.hydra import HydraConfig
@@ -17,12 +18,14 @@ from qrag_jax.models.folder import ROUTER_FILES
 from qrag_jax.rundir.bucket import is_url
 
 ALLOWED = (
-    f"a run directory, an export folder, a released checkpoint (a .pt file, or a folder with {CHECKPOINT} and {CONFIG}), gs://BUCKET/NAME, "
-    "or OWNER/NAME[@REVISION] on the hub"
+    f"minilm-multihop, a run directory, the folder of an export or an adapter, a released checkpoint (a .pt file, or a folder with "
+    f"{CHECKPOINT} and {CONFIG}), gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub"
 )
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-# What an export is read from.
-EXPORT = ("qrag.json", "tokenizer.json", *(f"{encoder}/{file}" for encoder in ENCODERS for file in ("config.json", *WEIGHTS)))
+SHIPPED = {"minilm-multihop": Path(__file__).with_name("shipped") / "minilm-multihop"}
+"""Retrievers inside this package: name -> the folder of an adapter."""
+# What an export or an adapter is read from.
+EXPORT = ("qrag.json", TENSORS, "tokenizer.json", *(f"{encoder}/{file}" for encoder in ENCODERS for file in ("config.json", *WEIGHTS)))
 # What else of it is sent: what PyTorch's libraries read, and the model card.
 SENT = (
     "README.md",
@@ -62,13 +65,15 @@ def load_model(name: str | Path, *, base_model: Path | None = None, config: Path
     for option, value in (("base-model", base_model), ("config", config)):
         if value is not None:
             raise ValueError(f"--{option} {value}: only a released checkpoint needs it; {name} is an export and has its own")
-    return read_export(path)
+    return read_adapter(path) if is_adapter(path) else read_export(path)
 
 
 def find_model(name: str | Path) -> Path:
     """The export folder or the checkpoint's file that ``name`` means, on this machine. Raises ValueError saying what is allowed."""
     if is_url(name):
         return find_export(name)
+    if name in SHIPPED:
+        return SHIPPED[str(name)]
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -119,7 +124,7 @@ def push_export(run: str | Path, repo: str, *, private: bool = False) -> str:
     or is out of reach, and when ``private`` is asked of a repository that is public.
     """
     folder = find_export(run)
-    read_export(folder)  # a damaged one is not sent
+    load_model(folder)  # a damaged one is not sent
     if not pretrained.HUB_NAME.fullmatch(repo):
         raise ValueError(f"{repo}: must be OWNER/NAME, such as my-team/q-rag-hotpotqa")
     from huggingface_hub import HfApi

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from qrag_jax.train.parallel import make_parallel
 from qrag_jax.train.sharding import state_bytes
 from qrag_jax.train.training import read_config
 from tests.support.runs import assert_same_run, here
-from tests.support.small import SMALL, changed, small_batch, small_learner
+from tests.support.small import SMALL, changed, options, small_batch, small_learner
 
 ADAPTED = changed(SMALL, model={"lora_rank": 3, "lora_alpha": 6.0})
 
@@ -97,10 +99,11 @@ def test_devices_give_the_update_of_one(kind, shard_state):
 
 
 def test_a_run_with_adapters_resumes_and_exports(tmp_path):
-    words = ("--model.lora-rank", "2", "--train.steps", "4", "--train.eval-every", "2", "--train.checkpoint-every", "2")
-    assert here(tmp_path / "whole", *words) == 0
-    assert here(tmp_path / "parts", *words[:2], "--train.steps", "2", *words[4:]) == 0
-    assert here(tmp_path / "parts", *words) == 0
+    small = options(model={"lora_rank": 2}, train={"devices": 1, "steps": 4, "log_every": 1, "eval_every": 2, "checkpoint_every": 2})
+    assert here(tmp_path / "whole", small=small) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts/checkpoints/last/4")
+    assert here(tmp_path / "parts", small=small) == 0
     config = read_config(tmp_path / "whole")
     model = build_model(config, tmp_path / "whole", [])
     with Checkpoints(tmp_path / "whole") as checkpoints:

@@ -1,4 +1,4 @@
-"""A run's shapes, as a preset makes them, without weights, tokenizers and, where possible, data: what is needed to compile its update."""
+"""The shapes of a preset's run, enough to compile its update. Loads no weights or tokenizers, and data only from a given folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from qrag_jax.rl.supervised import make_learner
 from qrag_jax.train.batches import POOL_SAMPLE, pool_rows, stage_examples
 from qrag_jax.types import TaskBatch
 
-# Paragraphs of the longest document of benchmarks that are read from files. "own": data.chunks.
+# Paragraphs of the longest document, for benchmarks that are read from files. For "own": data.chunks.
 PARAGRAPHS = {"hotpotqa": 10, "musique": 20, "twowiki": 10}
 
 
 @dataclass
 class OneToken:
-    """As most tokenizers do: one special token before a text, one after it."""
+    """Stands for a tokenizer with one special token before a text and one after it, as most have."""
 
     prefix: tuple[int, ...] = (0,)
     suffix: tuple[int, ...] = (1,)
@@ -35,7 +35,7 @@ class OneToken:
 
 
 def network(config: RunConfig) -> BackboneConfig:
-    """The network of ``model.embedder``. Raises ValueError when it is neither tiny nor published with the paper's, nor a folder."""
+    """The network of ``model.embedder``. Raises ValueError unless it is tiny, an embedder of the paper, or a folder."""
     name = config.model.embedder
     if name == "tiny":
         return scratch_backbone(config.model, config.model.vocab_size)
@@ -80,7 +80,7 @@ def batch_shapes(config: RunConfig, devices: int) -> TaskBatch:
 
 
 def most_texts(config: RunConfig) -> int:
-    """The largest number of distinct texts in a batch: counted in the first ones, or all of them, where the files are not at hand."""
+    """The largest number of distinct texts in a batch: counted in the first batches; without files, as if all texts were different."""
     data, size = config.data, config.optim.batch
     names = benchmarks.weights(data.benchmark)
     if data.data_dir is None and not benchmarks.made_to_length(data.benchmark):

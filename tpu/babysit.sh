@@ -3,19 +3,19 @@
 #
 #   ZONE=europe-west4-a tpu/babysit.sh NAME -- python -m experiments.babilong --task qa2 --run-dir gs://my-bucket/qa2
 #
-# It takes the settings of create.sh, setup.sh and run.sh (ENV_NAMES and ENV_FILE too), and:
+# Settings: those of create.sh, setup.sh and run.sh (also ENV_NAMES and ENV_FILE), and:
 #   MAX_FAILURES      failed attempts in a row before it gives up, default 20
 #   BASE_DELAY        seconds before the first new attempt, default 15; doubled each time
 #   MAX_DELAY         longest delay in seconds, default 900
 #   POLL              seconds between checks while all is well, default 60
-#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs --run-dir gs://...); 0 (default): keep it, and it still costs money
+#   DELETE_WHEN_DONE  1: delete the TPU after exit code 0 (needs --run-dir gs://...); 0 (default): keep it; it then still costs money
 #   DRY_RUN           1: only print what it would do
 #
 # If the TPU is missing, SUSPENDED, PREEMPTED or FAILED, babysit.sh deletes what is left, creates a new one, sets it up and starts the
 # command again. After exit code 75 (preempted and saved, or the bucket cannot be reached), 134 (lost another host) or 143, or if the
 # process has vanished, it starts the same command again. With any other exit code it stops and returns that code: also with 64 (bad
 # configuration), 70 (NaN) and 74 (disk full or broken), since the same command would fail again.
-# You may stop it and start it again: it finds a running job and watches it.
+# You may stop babysit.sh and start it again: it finds a running job and watches it.
 # Its own exit codes: 64 bad settings or another job on the TPU, 69 gave up.
 
 # shellcheck source=tpu/lib.sh

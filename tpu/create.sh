@@ -4,11 +4,11 @@
 #   ZONE=europe-west4-a tpu/create.sh NAME
 #
 #   ZONE          zone of the TPU (required)
-#   PROJECT       Google Cloud project; default: gcloud's own
+#   PROJECT       Google Cloud project; default: the one that gcloud is set to
 #   ACCELERATOR   type and size, default v6e-8 (one host of eight chips)
 #   RUNTIME       runtime version; default: the one for JAX on that type
 #   SPOT          1 (default): spot, cheap, but Google may take it back at any time; 0: on demand
-#   CREATE_FLAGS  further flags of `gcloud compute tpus queued-resources create`, separated by spaces
+#   CREATE_FLAGS  more flags of `gcloud compute tpus queued-resources create`, separated by spaces
 #   WAIT          1 (default): wait; 0: return once the request is queued
 #   POLL          seconds between checks while waiting, default 60
 #   DRY_RUN       1: only print the commands

@@ -1,4 +1,4 @@
-"""What compile.py found about one update: the record of it, a text for the terminal, a file of many, and a table of them."""
+"""A result of compile.py for one update: as a record, as text for the terminal, and with others in a file and a table."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ class Found:
     mode: str
     layers: int
     of_layers: int
-    """The network's own number; ``layers`` were compiled."""
+    """Number of layers of the network, of which ``layers`` were compiled."""
     settings: dict[str, Any]
     parameters: int
     pool_rows: int
     seconds: float
-    """Of compiling."""
+    """How long compiling took."""
     available: int | None
     fits: bool | None
     needs: int | None
-    """Bytes in all. The compiler says so even where it refuses a program."""
+    """Bytes in all. Known even if the compiler refuses the program."""
     refused: str | None = None
     """Why the compiler refused it, or why it was not asked."""
     at_least: bool = False
-    """Whether ``needs`` is the state alone, which does not fit; then nothing was compiled."""
+    """Whether the state alone does not fit, so that nothing was compiled; ``needs`` is then the state."""
     plan: dict[str, int] | None = None
     """``needs`` by :class:`qrag_jax.train.plan.Plan`'s names, ``PARTS``."""
     argument_bytes: int | None = None
     output_bytes: int | None = None
     alias_bytes: int | None = None
-    """Of the results that are written over arguments."""
+    """Bytes of the results that overwrite arguments."""
     temporary_bytes: int | None = None
     code_bytes: int | None = None
     flops: float | None = None
@@ -68,7 +68,7 @@ class Found:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What a later compilation of the same replaces."""
+        """A later record with this key replaces this one."""
         return self.preset, self.benchmark, self.task, self.topology, self.mode, self.layers
 
     @property
@@ -138,7 +138,7 @@ def read(file: Path) -> list[Found]:
 
 
 def table(rows: Sequence[Found]) -> str:
-    """Markdown, a line for each record."""
+    """A table in Markdown, with a line for each record."""
     lines = ["| " + " | ".join(HEADS) + " |", "|---|---|---|---|---|" + "---:|" * 9 + "---|---|"]
     for row in rows:
         name = row.preset if row.layers == row.of_layers else f"{row.preset}, {row.layers} of {row.of_layers} layers"

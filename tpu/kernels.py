@@ -34,17 +34,17 @@ def packed_mask(rows: int, length: int, text: int) -> Bool[Array, "R L L"]:
 
 
 def attention_flops(rows: int, length: int, heads: int, width: int) -> float:
-    """FLOP of a forward and a backward pass: Q K^T and A V are 2 R heads L^2 H each, and each has two products more in the backward."""
+    """FLOP of a forward and a backward pass: Q K^T and A V are 2 R heads L^2 H each, with two more products each in the backward pass."""
     return 3 * 2 * 2.0 * rows * heads * length**2 * width
 
 
 def compare_attentions(
     shapes: dict[str, tuple[int, int, int]], heads: int, width: int, dtypes: tuple[ComputeDtype, ...]
 ) -> Iterator[dict[str, Any]]:
-    """The seconds of each attention, forward, and forward with backward; and how far its values and gradients are at most from the plain
-    one's, padding left out.
+    """Yields, for each attention, its seconds (forward; forward with backward) and the largest difference of its values and gradients
+    from those of the plain one, without padding.
 
-    ``shapes``: name -> rows, tokens of a row, tokens of a text in it; each in all of ``dtypes``. What cannot run has "error".
+    ``shapes``: name -> rows, tokens of a row, tokens of a text in it; each in all of ``dtypes``. An attention that cannot run has "error".
     """
     for (name, (rows, length, text)), dtype in ((shape, dtype) for shape in shapes.items() for dtype in dtypes):
         keys = jax.random.split(jax.random.key(0), 3)
@@ -55,7 +55,7 @@ def compare_attentions(
             found: dict[str, Any] = {"shape": name, "rows": rows, "tokens": length, "dtype": dtype, "attention": kind}
             try:
                 found |= _measure(attention, arrays, mask, expected)
-            except Exception as error:  # XLA and cuDNN raise many kinds of errors; the other attentions are measured all the same
+            except Exception as error:  # XLA and cuDNN raise many kinds of errors; the other attentions are still measured
                 found["error"] = f"{type(error).__name__}: {str(error)[:200]}"
             else:
                 found["flops"] = attention_flops(rows, length, heads, width) / found["both_seconds"]

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-EXIT_BAD_USE=64 # as experiments/cli.py
+EXIT_BAD_USE=64 # as in qrag_jax/rundir/ending.py
 EXIT_GAVE_UP=69 # no TPU
 DRY_RUN=${DRY_RUN:-0}
 
@@ -44,7 +44,7 @@ arguments() {
   [[ -z ${RUN_BUCKET:-} ]] || die "RUN_BUCKET is no longer used; give the command --run-dir gs://BUCKET/NAME"
 }
 
-# A command line can be read by everyone on the machine (ps), and the job's folder keeps it.
+# Everyone on the machine can read a command line (ps), and it is stored in the job's folder.
 refuse_secrets() {
   local word
   for word in "${COMMAND[@]}"; do
@@ -55,19 +55,19 @@ refuse_secrets() {
   done
 }
 
-# Copies the variables of ENV_NAMES, or the file ENV_FILE, to ~/qrag-env on all workers, where vm_job.sh takes them up and removes the file.
+# Copies the variables of ENV_NAMES, or the file ENV_FILE, to ~/qrag-env on all workers. vm_job.sh reads that file and removes it.
 send_environment() {
   local name line number=0 scratch
   [[ -z ${ENV_NAMES:-} || -z ${ENV_FILE:-} ]] || die "ENV_NAMES and ENV_FILE: give one of them"
   if [[ -z ${ENV_NAMES:-}${ENV_FILE:-} ]]; then return; fi
   if [[ -n ${ENV_FILE:-} && ! -r ${ENV_FILE:-} ]]; then die "ENV_FILE = '$ENV_FILE': no such file, or it cannot be read"; fi
   scratch=$(umask 077 && mktemp)
-  # shellcheck disable=SC2064  # the name of now
+  # shellcheck disable=SC2064  # the name is expanded now
   trap "rm -f '$scratch'" EXIT
   for name in ${ENV_NAMES:-}; do
     [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "ENV_NAMES: must be names of variables, not their values"
     [[ -n ${!name+set} ]] || die "ENV_NAMES: $name is not set; export it first"
-    [[ ${!name} != *$'\n'* ]] || die "$name: its value has several lines"
+    [[ ${!name} != *$'\n'* ]] || die "ENV_NAMES: the value of $name has more than one line; put it in a file, and give the command the file's name"
     printf '%s=%s\n' "$name" "${!name}" >>"$scratch"
   done
   if [[ -n ${ENV_FILE:-} ]]; then
@@ -88,7 +88,7 @@ send_environment() {
 
 whole_number() { [[ ${!1} =~ ^[1-9][0-9]*$ ]] || die "$1 = '${!1}': must be a whole number above 0"; }
 
-# Quotes words as one line of shell, which gives the same words when it is pasted or run by `bash -c`.
+# Quotes words as one line of shell: pasted, or run by `bash -c`, it gives the same words.
 quoted() {
   local word line=''
   for word; do

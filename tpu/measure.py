@@ -183,7 +183,7 @@ def main(description: str, run: Callable[[argparse.Namespace], int], **defaults:
     parser.add_argument("--matmul-size", type=int, default=0, help="n of the n x n matrix product (default: 8192; on a CPU 1024)")
     parser.add_argument("--out", help="JSON file for the results (default: none)")
     for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"number of {name} (default: {value})")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     leave_products_to_cublas()
 

@@ -8,11 +8,11 @@
 #
 # With --run-dir gs://BUCKET/NAME the command keeps its run in the bucket. Without it, the run is lost with the VM.
 # The command runs in ~/qrag, with ~/qrag/venv first on the PATH. Log: ~/qrag/job/log; exit code, once it has ended: ~/qrag/job/exit.
-# To set an environment variable that is no secret: -- env NAME=VALUE python -m ... For a secret, such as OPENAI_API_KEY or HF_TOKEN:
+# To set an environment variable that is not secret: -- env NAME=VALUE python -m ... For a secret, such as OPENAI_API_KEY or HF_TOKEN:
 #   ENV_NAMES       names of variables of this shell, separated by spaces; the command gets them with their values
-#   ENV_FILE        or: a file with lines NAME=VALUE, which only you can read
-# Their values go over ssh in a file, not in an argument list, where others could see them (ps), and are on no disk of the VM once it runs.
-# Only one job runs at a time: while it runs, the same command changes nothing, and another command is refused (64).
+#   ENV_FILE        or: a file of NAME=VALUE lines; only you should be able to read it
+# The values travel over ssh in a file, because others could see an argument list (ps). The VM removes the file when the command starts.
+# Only one job runs at a time. While it runs, starting the same command changes nothing, and another command is refused (64).
 
 # shellcheck source=tpu/lib.sh
 source "$(dirname "$0")/lib.sh"

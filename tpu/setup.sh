@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies this checkout to every worker of a TPU VM (~/qrag/src) and installs it with ".[tpu,gcs]" into ~/qrag/venv. It can be repeated.
+# Copies this checkout to every worker of a TPU VM (~/qrag/src) and installs it with ".[tpu,gcs]" into ~/qrag/venv.
 #
 #   ZONE=europe-west4-a tpu/setup.sh NAME
 #
@@ -8,7 +8,8 @@
 #   REPO_REF        branch, tag or commit of REPO_URL, default main
 #   DRY_RUN         1: only print the commands
 #
-# It copies all files that git tracks or would add, as they are now. Runs (~/qrag/runs) are kept. Do not repeat it while a job runs.
+# It copies all files that git tracks or would add, as they are now. Run it again after a change, but not while a job runs. Runs
+# (~/qrag/runs) are kept.
 
 # shellcheck source=tpu/lib.sh
 source "$(dirname "$0")/lib.sh"

@@ -1,4 +1,4 @@
-"""What report.py measures: the networks, and how much work; in full, or as little as shows that everything runs."""
+"""What report.py measures: networks and amounts of work, in full, and at the smallest sizes that show that everything works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qrag_jax.models.qwen3 import Qwen3Config
 from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.models.xlm_roberta import XlmRobertaConfig
 
-TILE_TOKENS = 8192  # of all sizes on an accelerator: the largest network's gradient needs some 14 GB for such a tile in bfloat16
+TILE_TOKENS = 8192  # for all networks on an accelerator; the gradient of the largest then takes about 14 GB in bfloat16
 
 
 NETWORKS: dict[str, BackboneConfig] = {
@@ -45,7 +45,7 @@ class Sizes:
     search_chunks: int
     train_seconds: float
     steps: dict[str, int]
-    """Updates of each training, if its time lasts."""
+    """Updates of each training, if there is time for all."""
     eval_every: int
     eval_episodes: int
 
@@ -88,10 +88,10 @@ def sizes(*, smoke: bool) -> Sizes:
 
 
 def speed_config(name: str, sizes: Sizes) -> RunConfig:
-    """The preset ``name`` on one device. The smallest sizes have tiny's documents, in a batch of few episodes."""
+    """The preset ``name`` on one device. At the smallest sizes, documents are those of tiny, and a batch has few episodes."""
     smoke = sizes.batch > 0
     config = preset("tiny" if smoke else name, "babilong", "qa2")
-    words = min(sizes.networks[name].vocab_size, 30_522)  # more than the texts have
+    words = min(sizes.networks[name].vocab_size, 30_522)  # the texts have fewer
     return replace(
         config,
         model=replace(config.model, vocab_size=words, tile_tokens=config.model.tile_tokens if smoke else TILE_TOKENS),
@@ -101,7 +101,7 @@ def speed_config(name: str, sizes: Sizes) -> RunConfig:
 
 
 def training_config(name: str, sizes: Sizes) -> RunConfig:
-    """qa2 as the preset tiny trains it, with the network ``name`` from random weights on one device. Nothing is saved on the way."""
+    """qa2 as the preset tiny trains it, but with the network ``name`` from random weights, on one device. One checkpoint, the last."""
     config, network, steps = speed_config("tiny", sizes), sizes.networks[name], sizes.steps[name]
     model = replace(
         config.model,
@@ -114,7 +114,7 @@ def training_config(name: str, sizes: Sizes) -> RunConfig:
     )
     optim = config.optim
     if network.hidden_size >= 768:
-        # The paper's divisor, and a learning rate that twelve layers with the norm behind them bear from random weights.
+        # The paper's divisor, and a learning rate at which twelve layers with post-norm train stably from random weights.
         model = replace(model, divisor=10.0, compute_dtype="bfloat16")
         optim = replace(optim, learning_rate=1e-4, warmup=min(200, steps))
     return replace(

@@ -1,4 +1,4 @@
-"""How figures are shown: FLOP/s, shares of what the hardware could do, the tables of report.md. Sections are those of report.json."""
+"""Formats figures: FLOP/s, shares of the hardware's peak, and the tables of report.md. Sections are as in report.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 Sections = Sequence[Mapping[str, Any]]
 DTYPES = ("bfloat16", "float32")
-# FLOP/s in bfloat16 without sparsity, as the makers publish them, by what JAX calls the chip.
+# Published FLOP/s in bfloat16 without sparsity, by JAX's name of the chip.
 PUBLISHED = {
     "NVIDIA H100 80GB HBM3": 989.4e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -22,18 +22,18 @@ PUBLISHED = {
 
 
 def flops(value: float) -> str:
-    """FLOP/s in the unit people read."""
+    """FLOP/s with a readable unit."""
     return f"{value / 1e12:.2f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
 
 
 def values_of(sections: Sections, name: str) -> dict[str, Any]:
-    """What a section measured; empty where it has not run."""
+    """What a section measured; empty if it has not run."""
     return next((section["values"] for section in sections if section["name"] == name), {})
 
 
 def with_shares(sections: Sections) -> list[dict[str, Any]]:
-    """The sections, and beside the FLOP/s of each speed "utilisation", their share of the matrix product measured in the same type, and
-    "mfu", their share of the chip's published bfloat16 peak; null where the other figure is not known."""
+    """The sections, with two more figures for each speed: "utilisation", the share of the measured matrix product in the same type, and
+    "mfu", the share of the chip's published bfloat16 peak. They are null if the speed that they compare with is not known."""
     machine = values_of(sections, "machine")
     products, published = machine.get("matmul_flops", {}), PUBLISHED.get(machine.get("kind", ""))
     found = []

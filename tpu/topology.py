@@ -1,4 +1,4 @@
-"""Devices to compile for: TPUs and GPUs, which need not be here, or simulated ones, for which XLA compiles as for CPUs."""
+"""Devices to compile for: TPUs and GPUs, which need not be on this machine, or simulated CPU devices."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ runtime_version { major: 12 minor: 9 }
 dnn_version_info { major: 9 minor: 10 }
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
-"""  # for XLA: what nvidia-smi and the data sheet say of the device
+"""  # describes the device to XLA; the numbers are from nvidia-smi and the data sheet
 CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 KNOWN = "a TPU slice such as v5e:2x4, v6e:2x4 or v5p:2x2x2; h100:N; or cpu:N"
 WITHOUT_HOST = {
-    "TPU_SKIP_MDS_QUERY": "1",  # no TPU machine to ask for its place in a slice
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask a TPU VM's metadata server: this machine is not one
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of the machine, which has none; without any, libtpu prints a warning
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling takes no device from others
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any type; without one, libtpu prints a warning
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling uses no device
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_LOG_DIR": "disabled",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -51,7 +51,7 @@ class Topology:
     kind: str
     bytes: int | None
     compiler: str
-    """Who says what a program needs."""
+    """The compiler, and its version."""
 
     @property
     def is_tpu(self) -> bool:
@@ -63,7 +63,7 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """Must be called before anything uses a device. Raises ValueError on a name that is not known, and where the compiler is missing."""
+    """Must be called before anything uses a device. Raises ValueError on an unknown name, and if the compiler is missing."""
     match = re.fullmatch(r"(?P<chip>h100|cpu):(?P<count>[1-9]\d{0,2})", name)
     jax.config.update("jax_platforms", "cpu")
     if match and match["chip"] == "h100":
@@ -81,7 +81,7 @@ def h100_topology(name: str, count: int) -> Topology:
     plugins = [found for found in CUDA_PLUGINS if found in {one.name for one in importlib.metadata.distributions()}]
     if not plugins:
         raise ValueError(f"--topology = {name}: compiling for GPUs needs JAX's plugin for CUDA (and no GPU); pip install 'jax[cuda12]'")
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it asks a GPU
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # the check needs a GPU
     from jax.experimental import topologies
 
     found = topologies.get_topology_desc("", "cuda", target_config=H100, topology=f"1x1x{count}")

@@ -53,7 +53,7 @@ start() {
   status "$id"
 }
 
-# Takes up the variables in ~/qrag-env, which run.sh has sent, as they are written (nothing is expanded), and removes the file.
+# Exports the variables in ~/qrag-env, which run.sh has sent, without expanding anything, and removes the file.
 take_environment() {
   local file=$HOME/qrag-env line
   if [[ ! -e $file ]]; then return; fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on the TPU VM; setup.sh calls it. It installs ~/qrag/src with the extras tpu and gcs into ~/qrag/venv. It can be repeated.
+# Runs on the TPU VM; setup.sh calls it. It installs ~/qrag/src with the extras tpu and gcs into ~/qrag/venv. It may run again.
 set -euo pipefail
 cd "$HOME/qrag"
 rm -f ready

@@ -74,8 +74,10 @@ def test_a_text_tells_whether_it_fits(tpu):
     text = tpu.fits.describe(record(tpu))
     assert "fits: 3.00 GiB of 16.00 GiB" in text
     assert "2 all-gather (3.0 MiB)" in text
-    refused = record(tpu, fits=False, needs=17 * GIB, plan=None, refused="its state alone; so nothing was compiled", at_least=True)
-    assert "does not fit: more than 17.00 GiB of 16.00 GiB (its state alone" in tpu.fits.describe(refused)
+    refused = record(
+        tpu, fits=False, needs=17 * GIB, plan=None, refused="the state alone is too large; nothing was compiled", at_least=True
+    )
+    assert "does not fit: more than 17.00 GiB of 16.00 GiB (the state alone is too large" in tpu.fits.describe(refused)
     assert "ONLY 2 of its 24 layers" in tpu.fits.describe(record(tpu, layers=2))
 
 

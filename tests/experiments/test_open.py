@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,6 @@ def test_the_title_says_which_questions(retriever: Path, questions: Path, tmp_pa
     assert main([str(retriever), *words(questions, tmp_path / "out", "--baselines-only", "--split", "validation")]) == 0
     found = read_open(tmp_path / "out" / "open.json")
     assert found.title == "your own questions (all): 4 validation questions; one corpus of 13 chunks"
-    from dataclasses import replace
-
     part = replace(found, benchmark="musique", published=2417)
     assert part.title.startswith("MuSiQue (all): 4 validation questions, a subset of the 2,417 published ones; one")
     assert summary(part) in table(part)
@@ -94,6 +93,9 @@ def test_the_title_says_which_questions(retriever: Path, questions: Path, tmp_pa
         (["--beams", "0"], "beams = (0,): must be"),
         (["--questions", "0"], "questions = 0: must be >= 1; omit it to ask all of them"),
         (["--validation-questions", "-1"], "validation_questions = -1: must be >= 0"),
+        (["--preset", "minilm"], "preset = 'minilm': the retriever has its own settings; give one of the two"),
+        (["--baselines-only", "--beams", "2"], "beams = (2,): only for the search of a retriever; omit it for the baselines"),
+        (["--baselines-only", "--validation-questions", "9"], "validation_questions = 9: only for the search of a retriever"),
         (["--encoders", "minilm", "minilm"], "name each encoder once"),
         (["--encoders", "no such encoder"], "model.embedder = 'no such encoder': no such folder"),
         (["--distractors", "gone.jsonl"], "gone.jsonl: no such file"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from experiments.paper.anchors import FILE, anchors, load_anchors
 from experiments.paper.compare import FOLDER, Comparison, compare, comparison_table, expected, load_expected, write_comparison
 from qrag_jax.config import RunConfig
 from qrag_jax.config.benchmarks import BENCHMARKS
@@ -259,3 +260,14 @@ def test_every_experiment_ends_with_the_table(tmp_path: Path, monkeypatch: pytes
     assert path == tmp_path / "context.png"
     assert paper["babilong", "qa3", "fact_f1"] == by_length("babilong")["qa3", "fact_f1"]
     assert paper["babilong", "qa3", "fact_f1"] == {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
+
+
+def test_anchors(tmp_path: Path) -> None:
+    assert {anchor.method for anchor in anchors("musique")} >= {"HippoRAG 2", "PropRAG", "GRITHopper-7B"}
+    assert anchors("babilong") == ()
+    rows = json.loads(FILE.read_text(encoding="utf-8"))["rows"]
+    path = tmp_path / "anchors.json"
+    for change, message in [({"value": 74.7}, "value = 74.7: must be in"), ({"source": ""}, "source = '': must be"), ({"x": 1}, "'x'")]:
+        path.write_text(json.dumps({"schema": 1, "rows": [rows[0], {**rows[1], **change}]}), encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"anchors\.json: row 2: .*{message}"):
+            load_anchors(path)

@@ -40,7 +40,7 @@ def _parse(tree: Any, notes: Counter[str]) -> Record:
         raise BadRecord("unknown type", f"{len(hops)} hops; known: {', '.join(TYPES)}")
     aliases = [check(alias, str, "answer_aliases").strip() for alias in get(tree, "answer_aliases", list)]
     notes["empty alias, not read"] += aliases.count("")
-    return make_record(tree, "id", kind, paragraphs, notes, filter(None, aliases))
+    return make_record(tree, "id", kind, paragraphs, notes, filter(None, aliases), path=hops if support else ())
 
 
 MUSIQUE = multihop.QuestionFiles(

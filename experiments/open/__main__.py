@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.baselines import untuned
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 from experiments.open.report import NAME, write_report
 from experiments.options import OWN, Questions
 from qrag_jax.config import RunConfig, benchmarks
@@ -68,7 +68,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.open", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.open", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:

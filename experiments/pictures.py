@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments import tables
 from experiments.ablations import report as ablations
 from experiments.checks import read_results
+from experiments.open import report as opened
 from experiments.paper.plots import draw_context
 from experiments.speed.plots import read_speed, speed
 
@@ -39,6 +40,8 @@ def drawings(results: Path) -> dict[Path, Draw]:
         found[path.with_name("speed.png")] = partial(speed, read_speed(path))
     for path in sorted(results.glob("*/tables.json")):
         found |= tables.drawings(path.parent)
+    for path in sorted(results.glob("*/open.json")):
+        found |= opened.drawings(path.parent)
     for path in sorted(results.glob("*/sweep.json")):
         from experiments.sweep import report as sweeps  # needs the sweep extra
 

@@ -4,7 +4,7 @@
     python -m experiments.report --check    # changes nothing; exits with 1 if the page does not match the files
 
 Every FOLDER/results.json gives rows. A config.json in the same folder gives the settings of the run, a manifest.json the commit.
-An ablations.json or a tables.json adds further tables. A dash means that a figure was not measured.
+An ablations.json, a tables.json or an open.json adds further tables. A dash means that a figure was not measured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from experiments.ablations.report import read_ablations, table
 from experiments.checks import read_results
 from experiments.cli import execute, read, typed
+from experiments.open.report import read_open, summary
 from experiments.paper.compare import METHOD, Figure, by_length, expected, markdown
 from experiments.paper.plots import Line, PaperLine, draw
 from experiments.pictures import redraw, without_data
@@ -110,11 +111,12 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def read_more(folder: Path) -> list[str]:
-    """The tables and pictures of committed ablations.json and tables.json, each under a heading that names its folder."""
+    """The tables and pictures of committed ablations.json, tables.json and open.json, each under a heading that names its folder."""
     ablations = [(path, table(read_ablations(path))) for path in sorted(folder.glob("*/ablations.json"))]
     tables = [(path, tables_text(read_tables(path))) for path in sorted(folder.glob("*/tables.json"))]
+    opened = [(path, summary(read_open(path))) for path in sorted(folder.glob("*/open.json"))]
     found = []
-    for path, text in [*ablations, *tables]:
+    for path, text in [*ablations, *tables, *opened]:
         folder = path.parent
         pictures = [f"![{folder.name}: {png.stem}]({folder.name}/{png.name})" for png in sorted(folder.glob("*.png"))]
         found.append("\n\n".join([f"## [{folder.name}]({folder.name})", text, *pictures]))

@@ -42,7 +42,8 @@ class QAExample:
     ``chunks`` are in document order; ``support`` holds the indices of the supporting chunks, ascending and without
     repeats. ``support`` is empty only if the data has no labels, or if the document lacks every supporting chunk. ``aliases`` are other
     correct answers. ``missing``: number of supporting chunks that the document lacks, so that no search can find them all.
-    ``titles``: the titles of the chunks; empty if they have none.
+    ``titles``: the titles of the chunks; empty if they have none. ``path``: the supporting chunks in the order in which the question needs
+    them; empty if the data does not say.
     """
 
     id: str
@@ -53,6 +54,7 @@ class QAExample:
     aliases: tuple[str, ...] = ()
     missing: int = 0
     titles: tuple[str, ...] = ()
+    path: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.chunks:
@@ -65,6 +67,8 @@ class QAExample:
             raise ValueError(f"example {self.id!r}: missing = {self.missing}: must be >= 0")
         if self.titles and len(self.titles) != len(self.chunks):
             raise ValueError(f"example {self.id!r}: has {len(self.titles)} titles for {len(self.chunks)} chunks")
+        if self.path and sorted(self.path) != list(self.support):
+            raise ValueError(f"example {self.id!r}: path {self.path} must hold the supporting chunks {self.support}, each once")
 
 
 @no_type_check  # as a pytree, it may also hold axes, shapes and None
@@ -78,6 +82,7 @@ class TaskBatch:
     chunk_mask: Bool[Array, "B N"]  # False for padding, if the document has fewer than N chunks
     support: Bool[Array, "B N"]
     episode_id: Int[Array, " B"]  # global number of the episode, which seeds its randomness on any number of devices
+    hop: Int[Array, "B N"]  # place of a supporting chunk in the order in which the question needs them; 0 if unknown, and for other chunks
 
 
 @no_type_check  # as a pytree, it may also hold axes, shapes and None

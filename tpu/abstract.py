@@ -76,6 +76,7 @@ def batch_shapes(config: RunConfig, devices: int) -> TaskBatch:
         chunk_mask=flags,
         support=flags,
         episode_id=whole(size),
+        hop=whole(size, chunks),
     )
 
 

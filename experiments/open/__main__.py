@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.baselines import untuned
-from experiments.cli import execute, read
+from experiments.cli import execute, read, typed
 from experiments.open.report import NAME, write_report
 from experiments.options import OWN, Questions
 from qrag_jax.config import RunConfig, benchmarks
@@ -30,16 +30,18 @@ from qrag_jax.config.parse import LARGEST
 from qrag_jax.rundir.files import check_folder
 from qrag_jax.rundir.lock import only_writer
 
+PRESET, VALIDATION = "minilm", 200
+
 
 @dataclass(frozen=True)
 class Command:
     run_dir: Annotated[Path, tyro.conf.arg(aliases=["--out"])]
     """Folder for open.json, open.md, open.png and episodes/; it must be new, empty, or hold such results already."""
     retriever: tyro.conf.Positional[str | None] = None
-    """The retriever: a run directory, an export folder, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub. None: baselines alone."""
+    """The retriever: a run directory, an export folder, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub. Omitted: baselines alone."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
-    preset: str = "minilm"
-    """Without a retriever: the settings (longest chunk and question, encoder) of a preset, a .json file, or a run."""
+    preset: str | None = None
+    """Without a retriever: the settings (longest chunk and question, encoder) of a preset, a .json file, or a run. Default: minilm."""
     baselines_only: bool = False
     """Search with the baselines alone. A retriever then only gives questions, encoder and lengths."""
     asked: Annotated[int | None, tyro.conf.arg(name="questions")] = None
@@ -52,21 +54,21 @@ class Command:
     """Numbers of picks at which all-support is measured. The retriever makes the largest of them in one search."""
     recall: tuple[int, ...] = (2, 5, 10)
     """Numbers of picks at which recall is measured. After its own picks, the retriever adds those of its first look."""
-    beams: tuple[int, ...] = (1,)
+    beams: tuple[int, ...] | None = None
     """Beam widths of the retriever's search. Greedy search (1) is always measured; any other width takes one search for each of --picks."""
     encoders: tuple[str, ...] = ()
     """Encoders of the baselines: minilm, a folder of sentence-transformers, or a hub name. Default: the one the retriever started from."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """Similarity of the encoders, as they were trained: dot for contriever, cosine for most others."""
-    validation_questions: int = 200
-    """Validation questions for the choices above. 0: no choice; the retriever's own stop threshold."""
+    validation_questions: int | None = None
+    """Validation questions for the choices above. 0: no choice; the retriever's own stop threshold. Default: 200."""
     seed: Annotated[int | None, OWN] = None
     """Seed of the questions and of the bootstrap."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input."""
-    return execute(lambda: run(read(Command, argv, "experiments.open", __doc__ or "")))
+    return execute(lambda: run(read(Command, argv, "experiments.open", __doc__ or "")), typed(Command))
 
 
 def run(command: Command) -> None:
@@ -84,11 +86,11 @@ def run(command: Command) -> None:
         distractors=command.distractors,
         picks=tuple(sorted(command.picks)),
         recall=tuple(sorted(command.recall)),
-        beams=command.beams,
+        beams=command.beams or (),
         encoders=command.encoders,
         similarity=command.similarity,
-        validation_questions=command.validation_questions,
-        vocabulary=Path(command.retriever or command.preset),
+        validation_questions=VALIDATION if command.validation_questions is None else command.validation_questions,
+        vocabulary=Path(command.retriever or command.preset or PRESET),
     )
     with only_writer(command.run_dir):
         found = measure(test, None if command.baselines_only else retriever, command.run_dir / "episodes")
@@ -100,13 +102,21 @@ def check(command: Command) -> None:
     """Raises ValueError, before anything is loaded, on values that cannot be used, and on a folder that holds something else."""
     for name in ("picks", "recall", "beams"):
         values = getattr(command, name)
+        if values is None:
+            continue
         if not values or min(values) < 1 or len(set(values)) != len(values):
             raise ValueError(f"{name} = {values}: must be one or more different numbers >= 1")
     if max(*command.picks, *command.recall) > 100:
         raise ValueError("picks and recall: must be <= 100, the chunks that are kept of each order")
     if command.asked is not None and command.asked < 1:
         raise ValueError(f"questions = {command.asked}: must be >= 1; omit it to ask all of them")
-    if command.validation_questions < 0:
+    if command.retriever is not None and command.preset is not None:
+        raise ValueError(f"preset = {command.preset!r}: the retriever has its own settings; give one of the two")
+    searched = command.retriever is not None and not command.baselines_only
+    for name in ("beams", "validation_questions"):
+        if not searched and getattr(command, name) is not None:
+            raise ValueError(f"{name} = {getattr(command, name)}: only for the search of a retriever; omit it for the baselines")
+    if command.validation_questions is not None and command.validation_questions < 0:
         raise ValueError(f"validation_questions = {command.validation_questions}: must be >= 0; 0 chooses nothing")
     if len(set(command.encoders)) != len(command.encoders):
         raise ValueError(f"encoders = {command.encoders}: name each encoder once")
@@ -120,7 +130,9 @@ def configuration(command: Command, old: RunConfig | None) -> RunConfig:
 
     Raises ValueError on bad values, and on benchmarks whose documents are made to length: their questions share no corpus.
     """
-    config = command.questions.of_preset(command.preset, command.seed) if old is None else command.questions.of(old, seed=command.seed)
+    config = (
+        command.questions.of_preset(command.preset or PRESET, command.seed) if old is None else command.questions.of(old, seed=command.seed)
+    )
     if "+" in config.data.benchmark:
         raise ValueError(f"data.benchmark = {config.data.benchmark!r}: is a mixture; name one of its parts with --benchmark")
     if benchmarks.made_to_length(config.data.benchmark):

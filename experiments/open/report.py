@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from experiments.paper.anchors import anchors
 from experiments.paper.compare import markdown
 from experiments.paper.plots import COLOURS, MARKERS
 from qrag_jax.config import benchmarks
@@ -94,18 +95,27 @@ def read_open(path: Path) -> Open:
 
 
 def table(found: Open) -> str:
-    """All scores as Markdown: one table for all questions, one for each number of supporting chunks, and the lead over the baselines."""
-    groups = list(dict.fromkeys(score.hops for score in found.scores))
-    parts = [f"**{found.title}**", _scores(found, ALL)]
-    for hops in groups:
+    """All scores as Markdown: those of :func:`summary`, and a table for each number of supporting chunks."""
+    parts = [summary(found)]
+    for hops in dict.fromkeys(score.hops for score in found.scores):
         if hops != ALL:
             part = [score for score in found.scores if score.hops == hops]
             parts += [f"{hops} supporting chunk{'s' * (hops != '1')} ({part[0].questions:,} questions):", _scores(found, hops)]
+    return "\n\n".join(parts)
+
+
+def summary(found: Open) -> str:
+    """The scores of all questions as Markdown, how far each way to use the retriever is ahead of the best
+    baseline, and published figures of other retrievers."""
+    parts = [f"**{found.title}**", _scores(found, ALL)]
     if any(score.trained for score in found.scores):
-        parts += ["Lead over the best baseline of the column, all questions:", _lead(found)]
+        parts += ["Lead over the best baseline of the column:", _lead(found)]
     if found.chosen:
         ways = ", ".join(f"{k} picks: {markdown_text(name)}" for k, name in found.chosen.items())
         parts.append(f"Chosen on validation questions: {ways}.")
+    if known := anchors(found.benchmark):
+        lines = [[a.method, a.metric, f"{a.value:.3f}", a.source, a.differs] for a in known]
+        parts += ["Published figures, which are not comparable:", markdown(["method", "metric", "value", "source", "what differs"], lines)]
     return "\n\n".join(parts)
 
 

@@ -175,7 +175,7 @@ def _method(row: Mapping[str, Any], tested: RunConfig, trained: RunConfig, figur
     if row.get("method"):
         return str(row["method"])
     if trained.rl.objective == "supervised":
-        return SUPERVISED
+        return SUPERVISED if trained.rl.supervised_loss == "binary" else f"{SUPERVISED} by softmax"
     left_out = [name for name, there in (("soft Q", trained.rl.soft), ("target network", trained.rl.target_network)) if not there]
     if left_out:
         return f"{METHOD} without {' and '.join(left_out)}"

@@ -5,6 +5,7 @@ from qrag_jax.config.model import Attention, ModelConfig, QHeadConfig
 from qrag_jax.config.run import (
     TD_ONLY,
     DataConfig,
+    Objective,
     OptimConfig,
     RLConfig,
     RunConfig,
@@ -18,6 +19,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "ModelConfig",
+    "Objective",
     "OptimConfig",
     "QHeadConfig",
     "RLConfig",

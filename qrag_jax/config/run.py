@@ -11,7 +11,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from qrag_jax.config import benchmarks
 from qrag_jax.config.eval import EvalConfig
@@ -20,7 +20,11 @@ from qrag_jax.config.parse import check_values, decode, require
 from qrag_jax.config.trees import parse_json
 
 # Switches of the rl section that only its TD objective reads.
-TD_ONLY = ("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha")
+TD_ONLY = (
+    *("reward", "penalize_extra_steps", "soft", "target_network", "reference_lambda_return", "reference_soft_value", "reference_alpha"),
+    *("demonstrations", "supervised_weight"),
+)
+Objective = Literal["td", "supervised"]
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,19 @@ class RLConfig:
     answer_em, answer_f1: the score of the frozen reader's answer (eval.reader); no support labels are needed."""
     penalize_extra_steps: bool = False
     """The reward for picking all supporting chunks F* is 0.5 + 0.5 |F*| / |picked| instead of 1."""
-    objective: Literal["td", "supervised"] = "td"
-    """td: the value function is learned from rewards. supervised: an ablation without rewards, policy or targets.
-    Its labels are the supporting chunks, one after the other in document order."""
+    objective: Objective = "td"
+    """td: the value function is learned from rewards. supervised: without rewards, policy or targets.
+    Its labels are the supporting chunks, one after the other. A stage of train.curriculum may have another objective."""
     supervised_loss: Literal["binary", "softmax"] = "binary"
     """The loss of the supervised objective. binary: each available chunk is classified by sigmoid(Q / alpha) (Beam Retriever's loss).
     softmax: minus the logarithm of the share of exp(Q / alpha) that the missing supporting chunks have. For large haystacks."""
+    supervised_weight: float = 0.0
+    """Under td, the supervised loss times this is added to the loss of the values."""
+    demonstrations: float = 0.0
+    """Under td, the share of an update's episodes that pick the supporting chunks first. It falls linearly to 0 over training."""
+    gold_order: Literal["document", "policy", "bridge"] = "document"
+    """Order of the supporting chunks in the supervised loss and in demonstrations. document: as in the document.
+    policy: the one with the highest Q first. bridge: as the question needs them if the data says so (MuSiQue), else as policy."""
     soft: bool = True
     """False: the value of a state is max Q instead of the soft value (ablation)."""
     target_network: bool = True
@@ -128,7 +139,8 @@ class RLConfig:
             require(0 <= getattr(self, name) <= 1, f"rl.{name}", getattr(self, name), "in [0, 1]")
         for name in ("alpha", "alpha_end"):
             require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "> 0")
-        for name in ("policy_top_k", "value_top_k", "random_updates"):
+        require(0 <= self.demonstrations <= 1, "rl.demonstrations", self.demonstrations, "in [0, 1]")
+        for name in ("policy_top_k", "value_top_k", "random_updates", "supervised_weight"):
             require(getattr(self, name) >= 0, f"rl.{name}", getattr(self, name), ">= 0")
         if self.objective == "supervised":
             for name in TD_ONLY:
@@ -171,11 +183,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training: ``task`` in documents of ``chunks`` chunks, until update ``until``."""
+    """A part of training: ``task`` in documents of ``chunks`` chunks, until update ``until``. ``objective`` None: ``rl.objective``."""
 
     task: str
     chunks: int
     until: int
+    objective: Objective | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +209,8 @@ class TrainConfig:
     checkpoint_minutes: float = 5.0
     """Maximum minutes between checkpoints, for runs with slow updates. After SIGTERM, a checkpoint is saved at once."""
     curriculum: tuple[str, ...] = ()
-    """Stages of training before the main task, from easy to hard, each TASK:CHUNKS:UPDATES (qa2:40:700)."""
+    """Stages of training before the main task, from easy to hard, each TASK:CHUNKS:UPDATES (qa2:40:700).
+    TASK:CHUNKS:UPDATES:OBJECTIVE has an objective of its own (all:20:100:supervised)."""
     stop_at: float | None = None
     """End training early when Fact EM reaches this value in two validations in a row."""
     init_from: str | None = None
@@ -229,8 +243,11 @@ class TrainConfig:
         if self.stop_at is not None:
             require(0 < self.stop_at <= 1, "train.stop_at", self.stop_at, "in (0, 1]")
         for text in self.curriculum:
-            if not re.fullmatch(r"\w+:[1-9]\d*:[1-9]\d*", text):
-                raise ValueError(f"train.curriculum: stage {text!r} must be TASK:CHUNKS:UPDATES, such as qa2:40:700")
+            if not re.fullmatch(r"\w+:[1-9]\d*:[1-9]\d*(:(td|supervised))?", text):
+                raise ValueError(
+                    f"train.curriculum: stage {text!r} must be TASK:CHUNKS:UPDATES, such as qa2:40:700, or TASK:CHUNKS:UPDATES:OBJECTIVE "
+                    "with td or supervised, such as qa2:40:700:supervised"
+                )
         spent = sum(int(text.split(":")[2]) for text in self.curriculum)
         require(spent < self.steps, "train.curriculum", self.curriculum, f"shorter than train.steps ({self.steps}) in all")
 
@@ -239,9 +256,9 @@ class TrainConfig:
         stages: list[Stage] = []
         until = 0
         for text in self.curriculum:
-            task, chunks, updates = text.split(":")
+            task, chunks, updates, *objective = text.split(":")
             until += int(updates)
-            stages.append(Stage(task, int(chunks), until))
+            stages.append(Stage(task, int(chunks), until, cast(Objective, objective[0]) if objective else None))
         return [*stages, Stage(data.task, data.chunks, self.steps)]
 
 

@@ -48,12 +48,13 @@ def _in_haystack(example: QAExample, titles: dict[str, str], texts_of: dict[str,
     """``example`` over the texts of ``titles``. ``texts_of``: name of :func:`_names` -> the texts that have it."""
     support = {example.chunks[i] for i in example.support}
     alike = {text for one in support for name in _names(one, titles[one]) for text in texts_of[name]} - set(example.chunks)
-    chunks = tuple(text for text in titles if text not in alike)
+    place = {text: i for i, text in enumerate(text for text in titles if text not in alike)}
     return replace(
         example,
-        chunks=chunks,
-        titles=tuple(titles[text] for text in chunks),
-        support=tuple(i for i, text in enumerate(chunks) if text in support),
+        chunks=tuple(place),
+        titles=tuple(titles[text] for text in place),
+        support=tuple(sorted(place[text] for text in support)),
+        path=tuple(dict.fromkeys(place[example.chunks[i]] for i in example.path)),
     )
 
 

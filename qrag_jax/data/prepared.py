@@ -15,7 +15,7 @@ from typing import Any
 
 from qrag_jax.rundir.files import read_json
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 """Version of the records and of the rules that split text into sentences. Raise it when either changes."""
 FOLDER = "tfds"
 FEATURES = re.compile(r"tensorflow_datasets\.core\.features\.[a-z_]+\.[A-Za-z]+")

@@ -136,7 +136,7 @@ class MultihopBuilder(_TextBuilder):
         features = dict.fromkeys(("id", "question", "answer", "type"), text) | dict.fromkeys(("aliases", "title", "text"), texts)
         return self._describe(
             f"Multi-hop questions with their paragraphs, from {self.benchmark.home}",
-            {**features, "support": tfds.features.Sequence(np.int32)},
+            {**features, **dict.fromkeys(("support", "path"), tfds.features.Sequence(np.int32))},
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[Split, Iterator[tuple[int, dict[str, Any]]]]:
@@ -149,7 +149,7 @@ class MultihopBuilder(_TextBuilder):
             yield (
                 key,
                 {
-                    **{name: getattr(record, name) for name in ("id", "question", "answer", "type", "aliases", "support")},
+                    **{name: getattr(record, name) for name in ("id", "question", "answer", "type", "aliases", "support", "path")},
                     "title": [title for title, _ in record.paragraphs],
                     "text": [text for _, text in record.paragraphs],
                 },

@@ -22,6 +22,7 @@ from qrag_jax.models.embedder import Embedder, RowEmbedder
 from qrag_jax.models.lora import Adapted, make_adapters, merge, pull_back, shared_base
 from qrag_jax.rl import policy, shards
 from qrag_jax.rl.env import StateLayout
+from qrag_jax.rl.gold import gold_ranks
 from qrag_jax.rl.qhead import q_halves
 from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
 from qrag_jax.rl.rewards import support_reward
@@ -133,7 +134,17 @@ class Learner:
             budget=rl.budget,
             layout=self.layout,
             qhead=self.config.qhead,
+            ranks=self.demonstrations(state, batch) if rl.demonstrations else None,
         )
+
+    def demonstrations(self, state: TrainState, batch: TaskBatch) -> Int[Array, "B N"]:
+        """The ranks of :func:`gold_ranks` for a share ``rl.demonstrations`` of the episodes, falling linearly to 0 over training; N for
+        the others. Each episode draws by its own key, on any number of devices."""
+        rl, count = self.config.rl, batch.support.shape[1]
+        share = rl.demonstrations * jnp.maximum(1.0 - state.step / self.config.train.steps, 0.0)
+        draw = lambda key: jax.random.uniform(jax.random.fold_in(key, rl.budget + 1))
+        follows = jax.vmap(draw)(self.episode_keys(state, batch)) < share
+        return jnp.where(follows[:, None], gold_ranks(batch, rl.gold_order), count)
 
     def learn(
         self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None

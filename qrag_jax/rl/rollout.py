@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from qrag_jax.config import QHeadConfig
 from qrag_jax.rl.env import StateLayout, picked_mask, state_row
+from qrag_jax.rl.gold import next_gold
 from qrag_jax.rl.positions import chunk_positions
 from qrag_jax.rl.qhead import q_halves
 from qrag_jax.types import Episode, TaskBatch
@@ -57,10 +58,12 @@ def rollout(
     budget: int,
     layout: StateLayout,
     qhead: QHeadConfig,
+    ranks: Int[Array, "B N"] | None = None,
 ) -> Episode:
     """B episodes of ``budget`` picks, each seeded by its key. ``pool``: un-rotated embeddings of ``batch.chunk_pool_ids``.
 
-    A document with fewer chunks is picked empty; the rest of its picks are empty: ``picked`` holds N there, and Q is 0.
+    A document with fewer chunks is picked empty; the rest of its picks are empty: ``picked`` holds N there, and Q is 0. With ``ranks`` (of
+    :func:`qrag_jax.rl.gold.gold_ranks`), the policy chooses among the chunks of the lowest rank first; N in all of a row leaves it free.
     """
     size, count = batch.chunk_index.shape
     chunks = pool[batch.chunk_index]
@@ -71,7 +74,8 @@ def rollout(
         state = embed_states(state_ids)
         q, available, position = scores(state, chunks, batch, picked, offset, qhead)
         q = q.sum(-1)
-        best = jax.vmap(policy)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), q, available)
+        choices = available if ranks is None else jax.vmap(next_gold)(available, ranks)
+        best = jax.vmap(policy)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), q, choices)
         left = available.any(-1)
         at = lambda x: jnp.take_along_axis(x, best[:, None], axis=1)[:, 0]
         return picked.at[:, t].set(jnp.where(left, best, count)), (state_ids, at(position), jnp.where(left, at(q), 0.0), state)

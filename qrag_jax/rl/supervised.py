@@ -1,10 +1,9 @@
 """Supervised fine-tuning along the supporting chunks, without rewards.
 
-The supporting chunks are picked one by one in document order (the data has no other order), independently of the policy. In each state on
-the way, the chunks that are not picked yet compete; those that support and are still missing are positive. The loss is binary (Beam
-Retriever's trajectory loss, Zhang et al. 2024; an ablation of the paper, Table 3) or a softmax, which says only which chunks are before
-which others and so works in haystacks of any size. After all supporting chunks are picked, or after the budget, nothing is learned: Q says
-which chunk is next, not when to stop.
+The supporting chunks are picked one by one, in an order that ``rl.gold_order`` chooses. In each state on the way, the chunks that are not
+picked yet compete; those that support and are still missing are positive. The loss is binary (Beam Retriever's trajectory loss, Zhang et
+al. 2024; an ablation of the paper, Table 3) or a softmax, which only ranks chunks and so works in haystacks of any size. After all
+supporting chunks are picked, or after the budget, nothing is learned: Q says which chunk is next, not when to stop.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from qrag_jax.config import RunConfig
+from qrag_jax.config import Objective, RunConfig
 from qrag_jax.models.embedder import Embedder
 from qrag_jax.rl.env import StateLayout
+from qrag_jax.rl.gold import gold_only, gold_ranks
 from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState, device_share, make_optimizer
-from qrag_jax.rl.rollout import offsets, picks_before, scores, state_rows
-from qrag_jax.types import TaskBatch
+from qrag_jax.rl.policy import greedy
+from qrag_jax.rl.rollout import offsets, picks_before, rollout, scores, state_rows
+from qrag_jax.types import Episode, TaskBatch
 
 
 def gold_picks(support: Bool[Array, " N"], budget: int) -> Int[Array, " T"]:
@@ -73,24 +74,20 @@ def ranked_first(q: Float[Array, "T N"], available: Bool[Array, "T N"], support:
     return (jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0] | ~counts).all()
 
 
-class SupervisedLearner(Learner):
-    """A learner with a supervised update. It inherits rollouts (``collect``) but does not use them in training.
-
-    Metrics: ``fact_em`` and ``return`` are the share of episodes for which :func:`ranked_first` is True; ``q`` is the mean Q of the next
-    picked chunk; there are no targets.
-    """
-
-    def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-        """One update on ``batch``, with the same signature and devices as the parent's."""
-        grads, metrics = self.supervised_gradient(state, batch, axis_name)
-        return self.apply_gradients(state, grads, metrics, axis_name)
+class GoldLearner(Learner):
+    """A learner that can also learn from the supporting chunks directly."""
 
     def supervised_gradient(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[Params, Metrics]:
-        """Gradient and metrics of the mean loss (one of ``LOSSES``) over episodes; the gradient averaged over devices."""
+        """Gradient and metrics of the mean loss (one of ``LOSSES``) over episodes; the gradient averaged over devices.
+
+        Metrics: ``fact_em`` and ``return`` are the share of episodes for which :func:`ranked_first` is True; ``q`` is the mean Q of the
+        next picked chunk; there are no targets.
+        """
         rl, qhead = self.config.rl, self.config.qhead
         count = batch.chunk_mask.shape[1]
         params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
-        gold = jax.vmap(lambda support: gold_picks(support, rl.budget))(batch.support)
+        pool = self.embed_pool(params, batch, axis_name, dropout)
+        gold = self.gold(params, pool, state, batch)
         offset = offsets(self.episode_keys(state, batch), rl.budget, qhead)
         picked = [picks_before(gold, t, count) for t in range(rl.budget)]
         state_ids = jnp.concatenate([state_rows(batch, picks, self.layout) for picks in picked])
@@ -106,7 +103,6 @@ class SupervisedLearner(Learner):
             mean_q = (of_gold * taken).sum() / jnp.maximum(taken.sum(), 1)
             return value, {"loss": value, "return": first, "fact_em": first, "q": mean_q}
 
-        pool = self.embed_pool(params, batch, axis_name, dropout)
         embedded = self.whole(self.state_embedder, params, pool)(state_ids, dropout)
         (of_states, of_pool), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(embedded, pool)
         pool_ids = batch.chunk_pool_ids
@@ -115,10 +111,58 @@ class SupervisedLearner(Learner):
             pool_ids, of_pool = device_share(pool_ids, axis_name), jax.lax.psum_scatter(of_pool, axis_name, tiled=True)
         return self.encoder_gradient(params, (state_ids, of_states), (pool_ids, of_pool), dropout, axis_name), metrics
 
+    def gold(self, params: Params, pool: Float[Array, "U D"], state: TrainState, batch: TaskBatch) -> Int[Array, "B T"]:
+        """The supporting chunks as they are picked, in the order of ``rl.gold_order``; N after the last one.
+
+        The document's order is known beforehand. Otherwise, in each state, the chunk with the highest Q among those that may be next.
+        """
+        rl = self.config.rl
+        if rl.gold_order == "document":
+            return jax.vmap(partial(gold_picks, budget=rl.budget))(batch.support)
+        episode = rollout(
+            self.whole(self.state_embedder, params, pool),
+            pool,
+            batch,
+            self.episode_keys(state, batch),
+            lambda _, q, choices: greedy(q, choices),
+            budget=rl.budget,
+            layout=self.layout,
+            qhead=self.config.qhead,
+            ranks=gold_ranks(batch, rl.gold_order),
+        )
+        return jax.vmap(gold_only)(episode.picked, batch.support)
+
+
+class SupervisedLearner(GoldLearner):
+    """A learner that learns from the supporting chunks alone. It inherits rollouts (``collect``) but does not use them in training."""
+
+    def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        """One update on ``batch``, with the same signature and devices as the parent's."""
+        grads, metrics = self.supervised_gradient(state, batch, axis_name)
+        return self.apply_gradients(state, grads, metrics, axis_name)
+
+
+class JointLearner(GoldLearner):
+    """A learner by temporal differences whose gradient also has ``rl.supervised_weight`` times that of the supervised loss."""
+
+    def gradient(
+        self, state: TrainState, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], axis_name: str | None = None
+    ) -> tuple[Params, Metrics]:
+        """As the parent's; the metric ``supervised_loss`` is the unweighted supervised loss, ``loss`` the parent's."""
+        grads, metrics = super().gradient(state, batch, episode, targets, axis_name)
+        other, found = self.supervised_gradient(state, batch, axis_name)
+        both = jax.tree.map(lambda one, two: one + self.config.rl.supervised_weight * two, grads, other)
+        return both, {**metrics, "supervised_loss": found["loss"]}
+
 
 def make_learner(
-    embedder: Embedder, config: RunConfig, layout: StateLayout, optimizer: optax.GradientTransformation | None = None
+    embedder: Embedder,
+    config: RunConfig,
+    layout: StateLayout,
+    optimizer: optax.GradientTransformation | None = None,
+    objective: Objective | None = None,
 ) -> Learner:
-    """The learner of ``config.rl.objective``; ``optimizer`` None: that of ``config.optim``."""
-    kind = SupervisedLearner if config.rl.objective == "supervised" else Learner
+    """The learner of ``objective`` (None: ``config.rl.objective``); ``optimizer`` None: that of ``config.optim``."""
+    td = JointLearner if config.rl.supervised_weight else Learner
+    kind = SupervisedLearner if (objective or config.rl.objective) == "supervised" else td
     return kind(embedder, config, layout, optimizer or make_optimizer(config.optim, config.train.steps))

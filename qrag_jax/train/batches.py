@@ -142,6 +142,7 @@ def make_batch(
     index = np.zeros((size, count), np.int32)
     mask = np.zeros((size, count), bool)
     support = np.zeros((size, count), bool)
+    hop = np.zeros((size, count), np.int32)
     for row, example in enumerate(examples):
         length = len(example.chunks)
         if length > count:
@@ -149,6 +150,7 @@ def make_batch(
         index[row, :length] = [pool.rows[text] for text in example.chunks]
         mask[row, :length] = True
         support[row, list(example.support)] = True
+        hop[row, list(example.path)] = np.arange(len(example.path))
     return TaskBatch(
         question_ids=tokenizer.rows([example.question for example in examples], config.question_tokens),
         chunk_pool_ids=pool.ids,
@@ -156,4 +158,5 @@ def make_batch(
         chunk_mask=mask,
         support=support,
         episode_id=np.arange(first_id, first_id + size, dtype=np.int32),
+        hop=hop,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from qrag_jax.config import RunConfig, Stage
+from qrag_jax.config import Objective, RunConfig, Stage
 from qrag_jax.evaluate.sets import validation_set
 from qrag_jax.models.lora import shared_base
 from qrag_jax.rl.env import StateLayout
@@ -64,7 +64,7 @@ def train(
     with stop.later(), progress_bar(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
         for step, batch in enumerate(updates.batches.ahead(start, start if ended else steps), start + 1):
             if step == start + 1:
-                updates.say_plan(config, batch)
+                updates.say_plan(config, batch, step)
             state, metrics = updates(state, batch, step)
             window.add(metrics, updates.texts(batch, config.rl.budget))
             bar.update()
@@ -108,25 +108,37 @@ class Updates:
     """The weights, on the host, to which a state's ``params`` are adapters; None without adapters. Checkpoints to resume from lack them."""
     batches: Batches
     parallel: Parallel
+    """The update of ``rl.objective``, and where states lie."""
+    others: dict[Objective, Parallel]
+    """The updates of the other objectives that stages have."""
     answers: AnswerUpdate | None
     """The update for rewards that come from a reader's answers; None for other rewards."""
 
     def __call__(self, state: TrainState, batch: TaskBatch, step: int) -> tuple[TrainState, Metrics]:
         """The state and metrics after update ``step``; ``state`` is donated."""
-        if self.answers is None:
-            return self.parallel.update(state, batch)
+        if (own := self.of_stage(step)) is not None:
+            return own.update(state, batch)
+        assert self.answers is not None
         return self.answers(state, batch, self.batches.examples(step - 1), self.batches.stage(step - 1).task)
 
     def params(self, state: TrainState) -> Params:
         """The parameters of a state's embedder, whole on this process's first device, until the next update."""
         return self.merged(*self.parallel.whole((state.params, state.base)))
 
-    def say_plan(self, config: RunConfig, batch: TaskBatch) -> None:
-        """Says how much memory an update of a batch like this one needs. Raises ValueError when it does not fit.
+    def of_stage(self, step: int) -> Parallel | None:
+        """What makes update ``step``; None if it needs a reader's answers."""
+        objective = self.batches.stage(step - 1).objective
+        if objective in self.others:
+            return self.others[objective]
+        return self.parallel if self.answers is None else None
+
+    def say_plan(self, config: RunConfig, batch: TaskBatch, step: int) -> None:
+        """Says how much memory update ``step`` on a batch like this one needs. Raises ValueError when it does not fit.
 
         Not for rewards that come from answers: the two halves of such an update are compiled when they are used.
         """
-        if self.answers is None and (plan := run_on_all(lambda: plan_update(config, self.parallel, self.shapes, batch))) is not None:
+        own = self.of_stage(step)
+        if own is not None and (plan := run_on_all(lambda: plan_update(config, own, self.shapes, batch))) is not None:
             say(str(plan))
 
     def texts(self, batch: TaskBatch, budget: int) -> int:
@@ -143,7 +155,8 @@ def make_updates(
 ) -> Updates:
     kind = config.train.parallel
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
-    learner = make_learner(model.embedder, config, layout)
+    make = partial(make_learner, model.embedder, config, layout)
+    learner = make()
     # A closure: whether both encoders start from the same weights is seen from numbers, not from shapes.
     shapes = jax.eval_shape(lambda key: learner.init(key, model.params), jax.random.key(config.train.seed))
     shard_state, line = from_leader(lambda: choose_shard_state(config.train, shapes, devices))
@@ -151,13 +164,15 @@ def make_updates(
         say(line)
     parallel = make_parallel(learner.update, kind, devices, shard_state)
     run_on_all(lambda: check_state(config, parallel, shapes))
+    objectives = {stage.objective for stage, _ in stages if stage.objective is not None} - {config.rl.objective}
+    others = {one: make_parallel(make(objective=one).update, kind, devices, shard_state) for one in sorted(objectives)}
     answers = None
     if config.rl.reward != "support":
         answers = AnswerUpdate(learner, make_phases(learner.collect, learner.learn, kind, devices, shard_state), run_dir / "answers")
     batches = Batches(config.data, config.optim.batch, model.tokenizer, stages, parallel.share)
     base = shared_base(model.params) if config.model.lora_rank else None
     start = partial(first_state, learner, config.train.seed, model.params)
-    return Updates(start, shapes, learner.merged, base, batches, parallel, answers)
+    return Updates(start, shapes, learner.merged, base, batches, parallel, others, answers)
 
 
 def first_state(learner: Learner, seed: int, params: Params) -> TrainState:

@@ -33,6 +33,7 @@ from qrag_jax.train.batches import stage_examples
 from qrag_jax.train.hosts import agree, from_leader, leader_only, run_on_all
 from qrag_jax.train.loop import Prune, train
 from qrag_jax.train.model import Model, build_model
+from qrag_jax.train.objective import check_objectives
 from qrag_jax.train.parallel import choose_devices
 from qrag_jax.types import QAExample
 
@@ -122,6 +123,7 @@ def prepare(config: RunConfig, run_dir: Path, test: bool) -> tuple[list[Evaluati
     check_reader(config.eval)
     tests = final_sets(config) if test else []
     stages = [(stage, stage_examples(config, stage)) for stage in config.train.stages(config.data)]
+    check_objectives(config, stages)
     return tests, stages, build_model(config, run_dir, [examples for _, examples in stages])
 
 

@@ -62,8 +62,10 @@ class Window:
         return SavedWindow(metrics, self.texts, self.seconds)
 
     def _columns(self) -> dict[str, list[np.ndarray]]:
+        """Name -> values of the metrics that every update has: a stage with another objective has others."""
         self._metrics = jax.device_get(self._metrics)
-        return {name: [metrics[name] for metrics in self._metrics] for name in (self._metrics[0] if self._metrics else ())}
+        names = [name for name in (self._metrics[0] if self._metrics else ()) if all(name in metrics for metrics in self._metrics)]
+        return {name: [metrics[name] for metrics in self._metrics] for name in names}
 
 
 def write_bad_update(

@@ -82,7 +82,7 @@ def test_names_of_a_benchmark_and_task() -> None:
     [
         (
             lambda: benchmarks.find("hotpot"),
-            r"data\.benchmark = 'hotpot': unknown; known: babilong, .*twowiki_more; did you mean 'hotpotqa'\?",
+            r"data\.benchmark = 'hotpot': unknown; known: babilong, .*twowiki.*; did you mean 'hotpotqa'\?",
         ),
         (lambda: benchmarks.weights("hotpotqa+musiqe"), r"'musiqe': unknown; .*did you mean 'musique'\?"),
         (lambda: benchmarks.weights("hotpotqa:0"), r"data\.benchmark = 'hotpotqa:0': write names joined by \+"),

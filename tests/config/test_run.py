@@ -110,6 +110,11 @@ def test_context_lengths():
 def test_curriculum_stages():
     config = replace(RunConfig(), train=TrainConfig(steps=1000, curriculum=("qa1:30:100", "qa2:40:200")))
     assert config.train.stages(config.data) == [Stage("qa1", 30, 100), Stage("qa2", 40, 300), Stage("qa2", 40, 1000)]
+    train = TrainConfig(steps=1000, curriculum=("qa2:40:100:supervised", "qa2:40:200:td"))
+    assert [stage.objective for stage in train.stages(config.data)] == ["supervised", "td", None]
+    for text in ("qa2:40:100:sft", "qa2:40:100:", "qa2:40:0:td", "supervised:40"):
+        with pytest.raises(ValueError, match=rf"train.curriculum: stage '{text}' must be .* with td or supervised, such as qa2:40:700:sup"):
+            TrainConfig(curriculum=(text,))
 
 
 def test_compilations_are_kept_where_the_user_says_or_in_the_cache(monkeypatch, tmp_path):

@@ -55,6 +55,7 @@ def test_musique_records() -> None:
     assert first.paragraphs[:2] == (("Ilm", "Ilm lies south of the province of Brask."), ("Ilm", "Ilm has a fair in June."))
     assert (first.support, first.type) == ((0, 2), "2hop")
     assert (second.support, second.type, second.hops) == ((0, 1, 3), "3hop", 3)
+    assert (first.path, second.path) == ((0, 2), (3, 0, 1)), "in the order of the hops"
     assert "\u2028" in third.paragraphs[0][1]  # a line separator inside a string does not end a line of the file
 
 

@@ -13,7 +13,7 @@ import pytest
 from qrag_jax import data
 from qrag_jax.config import Stage
 from qrag_jax.data.pooled import check_pooled, in_one_haystack
-from qrag_jax.train.batches import Batches, stage_examples
+from qrag_jax.train.batches import Batches, make_batch, stage_examples
 from qrag_jax.train.parallel import make_parallel
 from qrag_jax.types import PAD, WHOLE, QAExample, Share
 from tests.support.small import SMALL, changed, small_learner, small_tokenizer
@@ -50,6 +50,23 @@ def test_the_haystack_by_hand():
     assert [third.chunks[i] for i in third.support] == ["Tolk is old."]
     assert [example.titles[0] for example in (first, second, third)] == ["Ilm"] * 3
     assert (third.id, third.question) == ("three", "three?")
+
+
+def test_the_order_that_the_question_needs_is_kept():
+    musique = replace(CONFIG.data, benchmark="musique")
+    questions = data.load(musique, "train", seed=0)
+    train = [questions[i] for i in range(8)]
+    for i, example in enumerate(train):  # in training, the paragraphs are shuffled
+        record = questions.record(i)
+        assert [example.chunks[k] for k in example.path] == [record.chunks()[k] for k in record.path]
+    for own, pooled in zip(train, in_one_haystack(train), strict=True):
+        assert [own.chunks[k] for k in own.path] == [pooled.chunks[k] for k in pooled.path]
+    batch = make_batch(train, 0, small_tokenizer(), musique)
+    for row, example in enumerate(train):
+        assert [int(batch.hop[row, k]) for k in example.path] == list(range(len(example.path)))
+        assert batch.hop[row].sum() == sum(range(len(example.path)))
+    with pytest.raises(ValueError, match=r"path \(1,\) must hold the supporting chunks \(0,\), each once"):
+        QAExample("q", "?", ("a", "b"), "", (0,), path=(1,))
 
 
 def test_titles_belong_to_chunks():

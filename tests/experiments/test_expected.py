@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from experiments.paper.anchors import FILE, anchors, load_anchors
 from experiments.paper.compare import FOLDER, Comparison, compare, comparison_table, expected, load_expected, write_comparison
 from qrag_jax.config import RunConfig
 from qrag_jax.config.benchmarks import BENCHMARKS
@@ -213,6 +214,12 @@ def test_methods_have_their_own_figures() -> None:
     assert one([row("babilong", "qa3", 32_000)], ablation, metric="fact_f1").figure.value == 0.945
     supervised = changed(paper_run("babilong", "qa3", "contriever"), rl={"objective": "supervised"})
     assert one([row("babilong", "qa3", 32_000)], supervised, metric="fact_f1").figure.value == 0.201
+    softmax = changed(supervised, rl={"supervised_loss": "softmax"})
+    (found,) = compare([row("babilong", "qa3", 32_000)], softmax, softmax)
+    assert (found.verdict, found.why) == (
+        "no figure",
+        "no figure of the paper is on record for supervised fine-tuning by softmax on babilong qa3",
+    )
 
 
 def test_lengths() -> None:
@@ -259,3 +266,14 @@ def test_every_experiment_ends_with_the_table(tmp_path: Path, monkeypatch: pytes
     assert path == tmp_path / "context.png"
     assert paper["babilong", "qa3", "fact_f1"] == by_length("babilong")["qa3", "fact_f1"]
     assert paper["babilong", "qa3", "fact_f1"] == {1_000: 0.978, 4_000: 0.974, 32_000: 0.971, 128_000: 0.968, 1_000_000: 0.965}
+
+
+def test_anchors(tmp_path: Path) -> None:
+    assert {anchor.method for anchor in anchors("musique")} >= {"HippoRAG 2", "PropRAG", "GRITHopper-7B"}
+    assert anchors("babilong") == ()
+    rows = json.loads(FILE.read_text(encoding="utf-8"))["rows"]
+    path = tmp_path / "anchors.json"
+    for change, message in [({"value": 74.7}, "value = 74.7: must be in"), ({"source": ""}, "source = '': must be"), ({"x": 1}, "'x'")]:
+        path.write_text(json.dumps({"schema": 1, "rows": [rows[0], {**rows[1], **change}]}), encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"anchors\.json: row 2: .*{message}"):
+            load_anchors(path)

@@ -197,6 +197,7 @@ def test_states_list_the_picks_as_the_layout_says():
         chunk_mask=jnp.ones((1, 3), bool),
         support=jnp.zeros((1, 3), bool),
         episode_id=jnp.array([0]),
+        hop=jnp.zeros((1, 3), jnp.int32),
     )
     data = DataConfig(question_tokens=4, chunk_tokens=4, state_chunk_tokens=4)
     rows = {

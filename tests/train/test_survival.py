@@ -22,6 +22,7 @@ from qrag_jax.export.folder import read_export
 from qrag_jax.rundir.checkpoint import Progress, saved_steps
 from qrag_jax.rundir.files import read_json
 from qrag_jax.rundir.lock import only_writer
+from qrag_jax.rundir.log import RunLog
 from qrag_jax.train import training, window
 from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 
@@ -145,6 +146,21 @@ def test_sigterm_saves_at_once_and_exits_75(whole, tmp_path, stop_at_13, capsys)
     assert here(tmp_path / "run", "--train.checkpoint-minutes", "0.0001") == 0
     assert "resuming" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_stages_with_objectives_of_their_own_resume_bit_for_bit(tmp_path, stop_at_13, monkeypatch):
+    """Supervised updates 1 to 12, then TD with demonstrations and the joint loss: the stop is in a window of both."""
+    words = ("--curriculum", "qa1:16:12:supervised", "--rl.demonstrations", "0.5", "--rl.supervised-weight", "0.1")
+    words += ("--rl.supervised-loss", "softmax", "--rl.gold-order", "policy")
+    assert here(tmp_path / "run", *words) == 75
+    assert here(tmp_path / "run", *words) == 0
+    monkeypatch.undo()
+    assert here(tmp_path / "straight", *words) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+    trained = [record for record in RunLog(tmp_path / "run").read() if record["kind"] == "train"]
+    assert [("target" in record, "supervised_loss" in record) for record in trained] == [(False, False)] * 3 + [(True, True)] * 5
+    assert trained[0]["loss"] > trained[1]["loss"]
 
 
 def test_a_second_run_in_the_same_folder_exits_75_and_changes_nothing(tmp_path, capsys):

@@ -34,6 +34,16 @@ def test_a_window_that_was_saved_has_the_same_means_to_the_last_bit():
     assert carried.seconds > 0
 
 
+@pytest.mark.parametrize("border", [1, 2])
+def test_a_window_over_two_objectives_has_the_metrics_of_both(border):
+    for first, second in (("target", "other"), ("other", "target")):
+        window = Window()
+        for i in range(3):
+            window.add({"loss": np.float32(i), first if i < border else second: np.float32(7)}, 5)
+        assert window.means() == {"loss": 1.0}
+        assert Window(window.saved()).means() == {"loss": 1.0}
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_bad_update_is_found(bad):
     window = Window()

@@ -44,7 +44,7 @@ def _parse(tree: Any, notes: Counter[str]) -> Record:
     kind = f"{len(hops)}hop"
     if support and kind not in TYPES:
         raise BadRecord("unknown type", f"{len(hops)} hops; known: {', '.join(TYPES)}")
-    return make_record(tree, "id", kind, paragraphs, notes, aliases_of(tree, notes))
+    return make_record(tree, "id", kind, paragraphs, notes, aliases_of(tree, notes), path=hops if support else ())
 
 
 MUSIQUE = multihop.QuestionFiles(

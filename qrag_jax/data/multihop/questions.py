@@ -86,6 +86,7 @@ class MultihopQuestions(Sequence[QAExample]):
             support=tuple(place for place, k in enumerate(order) if k in record.support),
             aliases=record.aliases,
             missing=record.missing,
+            path=tuple(order.index(k) for k in record.path),
             titles=tuple(record.paragraphs[k][0] for k in order) if any(title for title, _ in record.paragraphs) else (),
         )
 
@@ -196,4 +197,5 @@ def _from_record(record: dict[str, Any]) -> Record:
         paragraphs=tuple(zip(words("title"), words("text"), strict=True)),
         support=tuple(int(index) for index in record["support"]),
         type=record["type"].decode(),
+        path=tuple(int(index) for index in record["path"]),
     )

@@ -35,7 +35,8 @@ class BadRecord(ValueError):
 class Record:
     """A question and its paragraphs, as pairs (title, text). ``support``: ascending indices of the paragraphs that answer the question.
     ``aliases``: other correct answers. ``type``: the benchmark's own name for this kind of question. ``missing``: number of supporting
-    paragraphs that are not among the paragraphs."""
+    paragraphs that are not among the paragraphs. ``path``: the supporting paragraphs in the order in which the question needs them; empty
+    if the file does not say."""
 
     id: str
     question: str
@@ -45,6 +46,7 @@ class Record:
     support: tuple[int, ...]
     type: str
     missing: int = 0
+    path: tuple[int, ...] = ()
 
     @property
     def hops(self) -> int:
@@ -222,14 +224,17 @@ def make_record(
     aliases: Iterable[str] = (),
     missing: int = 0,
     titles: bool = True,
+    path: Iterable[int] = (),
 ) -> Record:
     """A record from an object with the fields ``id_name``, question and answer, and from paragraphs (title, text, supports).
 
     Paragraphs with the same title and text become one paragraph, which supports the answer if any of them does. One without text that
     supports nothing is left out. Raises BadRecord on another empty title or text, and without paragraphs or support. ``missing``: number
-    of supporting paragraphs that are known to be elsewhere. ``titles``: whether every paragraph must have one.
+    of supporting paragraphs that are known to be elsewhere. ``titles``: whether every paragraph must have one. ``path``: the supporting
+    paragraphs in the order in which the question needs them, if the file says so.
     """
     merged: dict[tuple[str, str], bool] = {}
+    place: dict[int, int] = {}
     for number, (title, text, supports) in enumerate(paragraphs):
         if not text.strip() and not supports:
             notes[EMPTY] += 1
@@ -240,6 +245,7 @@ def make_record(
         if key in merged:
             notes["paragraph repeated word for word, read once"] += 1
         merged[key] = supports or merged.get(key, False)
+        place[number] = list(merged).index(key)
     if not merged:
         raise BadRecord("no paragraphs", "the document is empty")
     support = tuple(index for index, supports in enumerate(merged.values()) if supports)
@@ -254,6 +260,7 @@ def make_record(
         support=support,
         type=kind,
         missing=missing,
+        path=tuple(dict.fromkeys(place[number] for number in path)),
     )
 
 

@@ -95,6 +95,7 @@ def test_devices_give_the_update_of_one(kind, shard_state):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_resumes_and_exports(tmp_path):
     small = options(model={"lora_rank": 2}, train={"devices": 1, "steps": 4, "log_every": 1, "eval_every": 2, "checkpoint_every": 2})
     assert here(tmp_path / "whole", small=small) == 0

@@ -40,7 +40,7 @@ def make_adapters(key: PRNGKeyArray, params: Any, rank: int) -> Any:
 
     What is drawn for a kernel depends on ``key`` and on its place alone.
     """
-    found = {}
+    found: dict[tuple[str, ...], Any] = {}
     for path, leaf in flatten_dict(params["params"]).items():
         if path[-1] == KERNEL and len(leaf.shape) == 2:
             own = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))

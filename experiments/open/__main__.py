@@ -130,11 +130,11 @@ def configuration(command: Command, old: RunConfig | None) -> RunConfig:
 
     Raises ValueError on bad values, and on benchmarks whose documents are made to length: their questions share no corpus.
     """
+    refuse_mixture(command.questions.benchmark or "")
     config = (
         command.questions.of_preset(command.preset or PRESET, command.seed) if old is None else command.questions.of(old, seed=command.seed)
     )
-    if "+" in config.data.benchmark:
-        raise ValueError(f"data.benchmark = {config.data.benchmark!r}: is a mixture; name one of its parts with --benchmark")
+    refuse_mixture(config.data.benchmark)
     if benchmarks.made_to_length(config.data.benchmark):
         fit = [name for name, known in benchmarks.BENCHMARKS.items() if not known.made_to_length]
         raise ValueError(
@@ -142,6 +142,12 @@ def configuration(command: Command, old: RunConfig | None) -> RunConfig:
             f"choose with --benchmark: {', '.join(fit)}"
         )
     return replace(untuned(config), data=replace(config.data, chunks=LARGEST))
+
+
+def refuse_mixture(benchmark: str) -> None:
+    """Raises ValueError on a mixture: its parts have corpora of their own."""
+    if "+" in benchmark:
+        raise ValueError(f"data.benchmark = {benchmark!r}: is a mixture; name one of its parts with --benchmark")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def measure(test: Test, retriever: Retriever | None, episodes: Path) -> Open:
         methods += trained_methods(search(retriever, corpus, test.picks, test.beams), threshold, methods)
         if choice:
             methods.append(chosen(CHOSEN, choice, methods))
+    for old in episodes.glob("*.jsonl"):  # of another command in this folder
+        old.unlink()
     for method in methods:
         write_picks(episodes, corpus, method, max(*test.picks, *test.recall))
     settings = test.config.data

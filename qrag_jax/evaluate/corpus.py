@@ -145,7 +145,9 @@ def scores(corpus: Corpus, methods: Sequence[Method], cuts: Mapping[Metric, Sequ
         draws = bootstrap_means(part.reshape(-1, part.shape[2]).T, seed=seed).reshape(-1, len(methods), len(columns))
         for c, (metric, k) in enumerate(columns):
             picks = made[:, c, inside].mean(axis=1)
-            found += _column(methods, part[:, c], draws[:, :, c], Score("", False, group, metric, k, int(inside.sum()), 0, 0, 0, 0), picks)
+            found += _column(
+                methods, part[:, c], draws[:, :, c], Score("", False, group, metric, k, int(inside.sum()), 0.0, 0.0, 0.0, 0.0), picks
+            )
     return found
 
 

@@ -70,9 +70,10 @@ def test_the_command(retriever: Path, questions: Path, tmp_path: Path, capsys: p
     for figure in figures:
         check(figure)
     # The same folder again; the baselines alone.
-    assert main(words(questions, tmp_path / "out", "--preset", str(retriever), "--questions", "3")) == 0
+    assert main(words(questions, tmp_path / "out", "--preset", str(retriever / "export"), "--questions", "3")) == 0
     again = read_open(tmp_path / "out" / "open.json")
     assert (again.questions, again.step, again.chosen, {score.method for score in again.scores}) == (3, None, {}, {"BM25"})
+    assert [path.name for path in (tmp_path / "out" / "episodes").iterdir()] == ["BM25.jsonl"], "those of the last command alone"
 
 
 def test_the_title_says_which_questions(retriever: Path, questions: Path, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_folder_of_something_else_is_left_alone(retriever: Path, questions: Pa
 
 
 def test_hostile_files(retriever: Path, questions: Path, tmp_path: Path, figures: list[Figure]) -> None:
-    assert main(words(questions, tmp_path / "out", "--preset", str(retriever))) == 0
+    assert main(words(questions, tmp_path / "out", "--preset", str(retriever / "export"))) == 0
     path = tmp_path / "out" / "open.json"
     good = json.loads(path.read_text(encoding="utf-8"))
 

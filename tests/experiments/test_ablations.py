@@ -32,7 +32,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, Path]]:
 
     def run(config: RunConfig, run_dir: Path) -> list[dict[str, Any]]:
         asked.append((config, run_dir))
-        rows = [row(task=config.data.task, fact_em=0.25 + 0.5 * config.train.seed * config.rl.soft)]
+        rows = [row(task=config.data.task, fact_em=min(1.0, 0.25 + 0.5 * config.train.seed * config.rl.soft))]
         write_text(run_dir / "config.json", config.to_json())
         write_json(run_dir / "results.json", {"schema": 1, "rows": rows})
         return rows

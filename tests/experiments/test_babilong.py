@@ -96,7 +96,7 @@ def test_bad_values_are_refused_in_one_line(capsys, tmp_path):
     )
     assert "context length '4q'" in refuse(capsys, "--eval-tokens", "4q", *run_dir)
     assert "--curriculum" in refuse(capsys, "--curriculum", "qa1", *run_dir)
-    assert "model.embedder = 'nonsense'" in refuse(capsys, "--embedder", "nonsense", *run_dir)
+    assert "--embedder = 'nonsense'" in refuse(capsys, "--embedder", "nonsense", *run_dir)
     assert not any((tmp_path / "run").rglob("*.json*"))
 
 
@@ -132,7 +132,7 @@ def test_a_foreign_or_different_run_directory_is_left_alone(capsys, whole, tmp_p
     assert "not empty, but not a run" in refuse(capsys, "--run-dir", str(foreign))
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     before = (whole / "config.json").read_text()
-    assert "holds another run (optim.learning_rate was" in refuse(capsys, "--optim.learning-rate", "0.1", "--run-dir", str(whole))
+    assert "holds another run (--optim.learning-rate was" in refuse(capsys, "--optim.learning-rate", "0.1", "--run-dir", str(whole))
     assert (whole / "config.json").read_text() == before
 
 

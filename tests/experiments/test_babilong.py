@@ -14,7 +14,7 @@ from experiments.cli import main
 from qrag_jax import Retriever, data
 from qrag_jax.config import RunConfig
 from qrag_jax.data.splits import SPLITS
-from tests.support.runs import SMALL, command
+from tests.support.runs import SMALL, command, last_of_each
 
 ROW = {
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1"),
@@ -79,7 +79,7 @@ def test_the_trained_retriever_answers_over_a_text(whole):
 
 def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Runs the command in this process; it must refuse in one line with exit code 64."""
-    assert main("babilong", "", [*SMALL, *words]) == 64
+    assert main("babilong", "", last_of_each([*SMALL, *words])) == 64
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert "\n" not in error

@@ -63,7 +63,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
 @pytest.fixture
 def call(tmp_path: Path) -> Callable[..., int]:
     """The command, on the folder ``out``."""
-    return lambda *words: main("babilong", "", ["--task", "qa1", "--run-dir", str(tmp_path / "out"), "--eval-tokens", "1k", *words])
+    base = ("--task", "qa1", "--run-dir", str(tmp_path / "out"), "--eval-tokens", "1k")
+    return lambda *words: main("babilong", "", runs.last_of_each([*base, *words]))
 
 
 def results(folder: Path) -> dict[str, Any]:

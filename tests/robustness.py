@@ -51,7 +51,7 @@ class World:
         self.environment = {**os.environ, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
         write_small_export(folder / "run")
         self.write("story.txt", " ".join(CHUNKS))
-        self.qrag("index", "build", "story.txt", "index", "--retriever", "run")
+        self.usual = self.qrag("index", "build", "story.txt", "index", "--retriever", "run").seconds
 
     def write(self, name: str, text: str) -> str:
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def sentences(world: World) -> str:
 
 def dots(world: World) -> str:
     done = world.qrag("index", "build", world.write("dots.txt", "." * 40_000), "dots.index", "--retriever", "run")
-    return f"{done}, {done.seconds:.0f} s with the start"
+    return f"{done}, {done.seconds - world.usual:.0f} s more than a story of 80 sentences"
 
 
 def writers(world: World) -> str:

@@ -104,7 +104,7 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     assert said[1].endswith("tokens, 31 of them outside the embedded windows")
     said = run("index", "info", index, "--verify")
     assert said[0].startswith(f"{index}: {total} chunks by sentence, 16 tokens of each embedded, ")
-    assert said[1] == "vectors: int8, 32 wide; shards: 2"
+    assert said[1] == "vectors: int8, 32 wide; shards: 2; positions run through the whole index"
     assert said[2].endswith(f"loaded from {place / 'run'}")
     assert said[3] == f"source: story.txt, {len(' '.join(CHUNKS)):,} characters, {count} chunks"
     assert "source: a/empty.txt, 2 characters, 0 chunks" in said

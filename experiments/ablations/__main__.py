@@ -91,7 +91,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 64 bad input, 75 preempted and saved (run it again to resume)."""
-    return execute(lambda: run(read(Command, argv, "experiments.ablations", __doc__ or "")), typed(Command))
+    return execute(lambda: run(read(Command, argv, "experiments.ablations", __doc__ or "")), typed(Command, {"--seeds": "--train.seed"}))
 
 
 def run(command: Command) -> None:

@@ -13,7 +13,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -129,7 +129,8 @@ def _refuse_repetition(kind: type, words: Sequence[str], prog: str) -> None:
     for name, hint in _fields(kind):
         option = _flag(name)
         if given[option] > 1 and tyro.conf.UseAppendAction not in getattr(hint, "__metadata__", ()):
-            raise ValueError(f"{prog} {option}: is given {given[option]} times; give it once, with all its values")
+            several = any(get_origin(part) is tuple for part in (hint, *get_args(hint)))
+            raise ValueError(f"{prog} {option}: is given {given[option]} times; give it once" + ", with all its values" * several)
 
 
 def _fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

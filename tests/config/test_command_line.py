@@ -102,7 +102,8 @@ class Send:
     ],
 )
 def test_an_option_that_is_given_twice_is_refused(words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"^send --[a-z.-]+: is given 2 times; give it once, with all its values$"):
+    how = ", with all its values" if "1k" in words else ""
+    with pytest.raises(ValueError, match=rf"^send --[a-z.-]+: is given 2 times; give it once{how}$"):
         read(Send, words, "send")
 
 

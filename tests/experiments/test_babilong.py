@@ -14,7 +14,7 @@ from experiments.cli import main
 from qrag_jax import Retriever, data
 from qrag_jax.config import RunConfig
 from qrag_jax.data.splits import SPLITS
-from tests.support.runs import SMALL, command
+from tests.support.runs import SMALL, command, last_of_each
 
 ROW = {
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1"),
@@ -79,7 +79,7 @@ def test_the_trained_retriever_answers_over_a_text(whole):
 
 def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Runs the command in this process; it must refuse in one line with exit code 64."""
-    assert main("babilong", "", [*SMALL, *words]) == 64
+    assert main("babilong", "", last_of_each([*SMALL, *words])) == 64
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert "\n" not in error
@@ -96,7 +96,7 @@ def test_bad_values_are_refused_in_one_line(capsys, tmp_path):
     )
     assert "context length '4q'" in refuse(capsys, "--eval-tokens", "4q", *run_dir)
     assert "--curriculum" in refuse(capsys, "--curriculum", "qa1", *run_dir)
-    assert "model.embedder = 'nonsense'" in refuse(capsys, "--embedder", "nonsense", *run_dir)
+    assert "--embedder = 'nonsense'" in refuse(capsys, "--embedder", "nonsense", *run_dir)
     assert not any((tmp_path / "run").rglob("*.json*"))
 
 
@@ -132,7 +132,7 @@ def test_a_foreign_or_different_run_directory_is_left_alone(capsys, whole, tmp_p
     assert "not empty, but not a run" in refuse(capsys, "--run-dir", str(foreign))
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     before = (whole / "config.json").read_text()
-    assert "holds another run (optim.learning_rate was" in refuse(capsys, "--optim.learning-rate", "0.1", "--run-dir", str(whole))
+    assert "holds another run (--optim.learning-rate was" in refuse(capsys, "--optim.learning-rate", "0.1", "--run-dir", str(whole))
     assert (whole / "config.json").read_text() == before
 
 

@@ -43,7 +43,7 @@ class Trained(list[tuple[RunConfig, Path]]):
         if config.train.seed == self.stop:
             raise Preempted("saved")
         lengths = {"1k": 1_000, "4k": 4_000}
-        score = 0.25 + 0.25 * config.train.seed
+        score = min(1.0, 0.25 + 0.25 * config.train.seed)
         rows = [row(lengths[tokens], fact_em=score, checkpoint_step=10 * config.train.seed) for tokens in config.eval.tokens]
         write_results(run_dir, rows)
         return rows
@@ -63,7 +63,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
 @pytest.fixture
 def call(tmp_path: Path) -> Callable[..., int]:
     """The command, on the folder ``out``."""
-    return lambda *words: main("babilong", "", ["--task", "qa1", "--run-dir", str(tmp_path / "out"), "--eval-tokens", "1k", *words])
+    base = ("--task", "qa1", "--run-dir", str(tmp_path / "out"), "--eval-tokens", "1k")
+    return lambda *words: main("babilong", "", runs.last_of_each([*base, *words]))
 
 
 def results(folder: Path) -> dict[str, Any]:

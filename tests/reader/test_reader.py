@@ -96,9 +96,9 @@ def test_a_network_split_over_devices_answers_the_same(retriever: Path, tmp_path
         assert [record["prediction"] for record in split] == [record["prediction"] for record in one]
     assert ask("3", "--reader-devices", "3")[0] == 64
     assert "num_key_value_heads = 4 does not divide over 3 devices" in (shown := capsys.readouterr().err)
-    assert "(eval.reader_devices); use 1 or 2" in shown
+    assert "(--reader-devices); use 1 or 2" in shown
     assert ask("5", "--reader-devices", "5")[0] == 64
-    assert "eval.reader_devices = 5: only 4 cpu device(s) on this machine" in capsys.readouterr().err
+    assert "--reader-devices = 5: only 4 cpu device(s) on this machine" in capsys.readouterr().err
     # The same folder goes on in another type; answers of the two are kept apart.
     assert ask("1", "--reader-dtype", "bfloat16")[0] == 0
     kept = [json.loads(line)["reader"] for line in (tmp_path / "1" / "answers" / "responses.jsonl").read_text().splitlines()]
@@ -108,12 +108,12 @@ def test_a_network_split_over_devices_answers_the_same(retriever: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--reader-devices", "-1"], "eval.reader_devices = -1: must be >= 0"),
-        (["--reader-devices", "2"], "eval.reader_devices = 2: must be left at its default"),
-        (["--reader-dtype", "bfloat16"], "eval.reader_dtype = 'bfloat16': must be left at its default"),
+        (["--reader-devices", "-1"], "--reader-devices = -1: must be >= 0"),
+        (["--reader-devices", "2"], "--reader-devices = 2: must be left at its default"),
+        (["--reader-dtype", "bfloat16"], "--reader-dtype = 'bfloat16': must be left at its default"),
         (["--reader-dtype", "float16"], "float16"),
-        (["--reader-timeout", "0"], "eval.reader_timeout = 0.0: must be a positive number of seconds"),
-        (["--reader-concurrency", "0"], "eval.reader_concurrency = 0: must be >= 1"),
+        (["--reader-timeout", "0"], "--reader-timeout = 0.0: must be a positive number of seconds"),
+        (["--reader-concurrency", "0"], "--reader-concurrency = 0: must be >= 1"),
     ],
 )
 def test_bad_settings(retriever: Path, tmp_path: Path, options: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +132,7 @@ def test_a_reader_that_cannot_be_had_is_found_before_training(tmp_path: Path, ca
 @pytest.mark.parametrize("reader", ["flax", "flax:", "openai:localhost,m", "openai:http://localhost/v1", "gpt"])
 def test_bad_readers(retriever: Path, tmp_path: Path, reader: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(retriever), "--run-dir", str(tmp_path / "bad"), "--reader", reader]) == 64
-    assert "eval.reader = " in capsys.readouterr().err
+    assert "--reader = " in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
 
 
@@ -143,7 +143,7 @@ def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     small = options(train=times, rl={"budget": 2, "reward": "answer_em"}, eval={"budget": 2, "episodes": 4})
     words = [*small, "--run-dir", str(tmp_path / "run")]
     assert command(*words) == 64
-    assert "rl.reward = 'answer_em': must be support, or give a reader that answers" in capsys.readouterr().err
+    assert "--reward = 'answer_em': must be support, or give a reader that answers" in capsys.readouterr().err
     with stub_server(lambda user, n: completion(last_place(user))) as server:
         words += ["--reader", f"openai:{server.url},stub"]
         assert command(*words) == 0

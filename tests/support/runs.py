@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments.cli import main
+from experiments.cli import SHORT, main
 from qrag_jax.train import model
 from tests.support.processes import start_python
 from tests.support.small import options
@@ -36,7 +36,20 @@ def command(*words: str) -> int:
     """``python -m experiments.babilong WORDS`` in this process, with a vocabulary of few training documents."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "VOCABULARY_EXAMPLES", 64)
-        return main("babilong", "", words)
+        return main("babilong", "", last_of_each(words))
+
+
+def last_of_each(words: Sequence[str]) -> list[str]:
+    """A command line without the first of two values of an option, perhaps under its short name: the command refuses it twice."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            name = SHORT.get(word.partition("=")[0], word.partition("=")[0])
+            found.pop(name, None)
+            option = found[name] = [word]
+        else:
+            option.append(word)
+    return [word for option in found.values() for word in option]
 
 
 def start(run_dir: str | Path, *extra: str) -> subprocess.Popen[str]:

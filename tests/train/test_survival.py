@@ -182,7 +182,7 @@ def test_a_run_that_ctrl_c_ended_can_be_exported_resumed_extended_and_tested_aga
     assert here(run_dir, "--steps", "15") == 0
     trained = records(run_dir)
     assert here(run_dir, "--steps", "10") == 64
-    assert "train.steps was 15, now 10" in capsys.readouterr().err
+    assert "--steps was 15, now 10" in capsys.readouterr().err
     # Longer: what was trained stays, and the results of the shorter run go.
     assert here(run_dir, "--steps", "20") == 0
     assert f"resuming {run_dir} at update 15 of 20" in capsys.readouterr().out

@@ -16,7 +16,8 @@ from tests.support.pair import SEEDS, scene, write_spec
 from tests.support.processes import finish_all, processes, wait_for_all
 from tests.support.runs import assert_same_records, records
 
-SWEEP = "import sys; from tests.support.pair import sweep_here; raise SystemExit(sweep_here(*sys.argv[1:]))"
+# The command, in a process that compiles as tests do.
+SWEEP = "import sys; import tests.conftest; from experiments.sweep.__main__ import main; raise SystemExit(main(sys.argv[1:]))"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from experiments.sweep.__main__ import main as sweep
 from qrag_jax.config import RunConfig
 from qrag_jax.rl.rewards import support_reward
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
-from qrag_jax.train import hosts, model, window
+from qrag_jax.train import hosts, window
 from qrag_jax.train.batches import Batches, stage_examples
 from qrag_jax.train.parallel import choose_devices, make_parallel
 from tests.support import sharded
@@ -153,20 +153,13 @@ def play_stopped(folder: Path) -> int:
 def play_sweep(folder: Path) -> int:
     """Three trials: one finishes, one is pruned, one fails."""
     name = "sweep" if hosts.is_leader() else "unused sweep"
-    return sweep_here(str(write_spec(folder / f"{name}.yaml")), "--run-dir", str(folder / name))
+    return sweep([str(write_spec(folder / f"{name}.yaml")), "--run-dir", str(folder / name)])
 
 
 def play_seeds(folder: Path) -> int:
     """Two trials that finish."""
     name = "seeds" if hosts.is_leader() else "unused seeds"
-    return sweep_here(str(write_spec(folder / f"{name}.yaml", **SEEDS)), "--run-dir", str(folder / name))
-
-
-def sweep_here(*words: str) -> int:
-    """``python -m experiments.sweep WORDS`` in this process, with a vocabulary of few training documents."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "VOCABULARY_EXAMPLES", 64)
-        return sweep(words)
+    return sweep([str(write_spec(folder / f"{name}.yaml", **SEEDS)), "--run-dir", str(folder / name)])
 
 
 SCENES: dict[str, Callable[[Path], int]] = {

@@ -106,8 +106,7 @@ def untuned(config: RunConfig) -> RunConfig:
 def check_results(run_dir: Path) -> None:
     """Raises ValueError if the folder holds a training run or results that are not of baselines."""
     path = run_dir / "results.json"
-    results = read_results(path) if path.exists() else ()
-    if (run_dir / "checkpoints").exists() or any("method" not in row for row in results):
+    if (run_dir / "checkpoints").exists() or (path.exists() and any("method" not in row for row in read_results(path))):
         raise ValueError(f"{run_dir}: holds a run; baselines would overwrite its results, so choose another --run-dir")
 
 

@@ -61,7 +61,7 @@ def typed(kind: type, more: Mapping[str, str] | None = None) -> Callable[[str], 
 
     ``more``: further names of its options.
     """
-    short = SHORT if kind is Command else {**SHORT, "--benchmark": "--data.benchmark", **(more or {})}
+    short = SHORT if kind is Command else {**SHORT, "--benchmark": "--data.benchmark", "--budget": "--eval.budget", **(more or {})}
     return partial(command_line.as_typed, flags=command_line.flags(kind, short))
 
 

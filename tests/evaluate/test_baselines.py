@@ -200,7 +200,8 @@ def test_the_command_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {(row["task"], row["budget"], row["episodes"]) for row in rows} == {("qa1", 4, 2)}
     # The folder of a run keeps its own results.
     (run / "config.json").write_text((out / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
-    (run / "results.json").write_text(json.dumps({"schema": 1, "rows": [{"fact_em": 1.0}]}), encoding="utf-8")
+    trained = [{name: value for name, value in row.items() if name != "method"} for row in rows]
+    (run / "results.json").write_text(json.dumps({"schema": 1, "rows": trained}), encoding="utf-8")
     capsys.readouterr()
     assert main(["--preset", str(run), "--run-dir", str(run), "--methods", "random"]) == 64
     assert "holds a run; baselines would overwrite its results" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import cli, evaluate
 from qrag_jax.export.folder import Export, write_export
+from qrag_jax.models.folder import ROUTER_FILES
 from tests.support.chat import write_chat_model
 from tests.support.http import completion, stub_server
 from tests.support.runs import command
@@ -153,5 +154,5 @@ def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert all(record["answer_em"] is not None for record in validation)
     checkpoint = tmp_path / "run" / "export"
     assert {path.name for path in checkpoint.iterdir()} == {
-        *("qrag.json", "tokenizer.json", "tokenizer_config.json", "state_encoder", "action_encoder", "README.md")
+        *("qrag.json", "tokenizer.json", "tokenizer_config.json", "state_encoder", "action_encoder", "README.md", *ROUTER_FILES)
     }, "the reader is no part of what is saved"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -267,7 +268,7 @@ def test_a_signal_at_any_moment_of_a_command_is_one_line(name: str, number: sign
     began = time.monotonic()
     subprocess.run(words, cwd=place, env=variables, check=True, capture_output=True)
     whole = time.monotonic() - began
-    for share in (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97):
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         for out in ("new", "imported", "out"):
             shutil.rmtree(place / out, ignore_errors=True)
         started = subprocess.Popen(words, cwd=place, env=variables, stdout=-1, stderr=-1, text=True)
@@ -277,7 +278,7 @@ def test_a_signal_at_any_moment_of_a_command_is_one_line(name: str, number: sign
         started.send_signal(number)
         _, told = started.communicate(timeout=60)
         took = time.monotonic() - asked
-        lines = [line for line in told.replace("\r", "\n").splitlines() if line.startswith(("interrupted", "stopped", "preempted"))]
+        lines = re.findall("(?:interrupted|preempted): |stopped by ", told)  # a progress bar may stand before it
         assert "Traceback" not in told, (share, told)
         assert started.returncode in (0, 130 if number == signal.SIGINT else 75), (share, started.returncode, told)
         assert len(lines) == (started.returncode != 0), (share, told)

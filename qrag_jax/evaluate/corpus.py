@@ -58,7 +58,9 @@ def gather(examples: Iterable[QAExample], more: Iterable[str] = ()) -> Corpus:
     for text in more:
         place.setdefault(text, len(place))
     texts = tuple(place)
-    return Corpus(texts, tuple(replace(e, chunks=texts, support=found) for e, found in zip(examples, support, strict=True)))
+    return Corpus(
+        texts, tuple(replace(e, chunks=texts, support=found, titles=(), path=()) for e, found in zip(examples, support, strict=True))
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from qrag_jax.config.command_line import DIFFERS, DONE
 from qrag_jax.export.adapter import RANK, write_adapter
 from qrag_jax.export.folder import write_export
 from qrag_jax.export.hub import load_model, push_export
-from qrag_jax.export.to_torch import TOLERANCE, Format, difference, to_torch
+from qrag_jax.export.to_torch import TOLERANCE, difference, to_torch
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Import:
 
 @dataclass(frozen=True)
 class ToTorch:
-    """Write a trained retriever for PyTorch, or as a small adapter to its pretrained encoder.
+    """Write a trained retriever for PyTorch, or as a small adapter.
 
     Where PyTorch is installed, its files are loaded there and compared with JAX.
 
@@ -50,7 +50,7 @@ class ToTorch:
     """Run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
     out: tyro.conf.Positional[Path]
     """Folder to write."""
-    format: Annotated[Format | Literal["adapter"], tyro.conf.arg(metavar="FORMAT")] = "hf"
+    format: Annotated[Literal["hf", "sentence-transformers", "reference", "adapter"], tyro.conf.arg(metavar="FORMAT")] = "hf"
     """hf: for transformers.AutoModel. sentence-transformers: the same with pooling. reference: model_best.pt of the reference code.
     adapter: a few MB; whoever loads it needs the pretrained encoder (model.embedder) as well."""
     rank: int | None = None

@@ -26,7 +26,7 @@ def test_both_sides_write_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["--batch", "0"], "batch = 0"), (["--new-tokens", "1"], "new_tokens = 1"), ([], "no such folder or file")]
+    ("words", "message"), [(["--batch", "0"], "batch = 0"), (["--new-tokens", "1"], "new-tokens = 1"), ([], "no such folder or file")]
 )
 def test_bad_words_are_refused_in_one_line(words, message, tmp_path, capsys):
     assert main(["/no/model", "--run-dir", str(tmp_path / "run"), *words]) == 64

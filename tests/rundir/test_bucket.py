@@ -337,4 +337,4 @@ def test_other_commands_want_folders(capsys):
     from experiments import baselines
 
     assert baselines.main(["--run-dir", "gs://some-bucket/run"]) == 64
-    assert "run_dir = gs:/some-bucket/run: must be a place on this machine" in capsys.readouterr().err
+    assert "--run-dir = gs:/some-bucket/run: must be a place on this machine" in capsys.readouterr().err

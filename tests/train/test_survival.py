@@ -296,7 +296,7 @@ def test_nan_stops_the_run_and_leaves_the_update_to_be_looked_at(tmp_path, capsy
     (path,) = (run_dir / "nan").glob("*.npz")
     step = int(path.stem.removeprefix("step-"))
     assert f"error: update {step} gave a number that is not finite: {{" in error
-    assert f"its batch and state are in {path}; lower optim.learning_rate" in error
+    assert f"its batch and state are in {path}; lower --optim.learning-rate" in error
     found = np.load(path)
     assert found["state/step"] == step - 1
     assert not np.isfinite(found["metrics/loss"])

@@ -1,6 +1,6 @@
 """Models by the names that users give them, and exports on the hub.
 
-A name is one of SHIPPED, a run directory, the folder of an export or an adapter, a released Q-RAG checkpoint (its folder or its .pt file),
+A name is a run directory, the folder of an export or an adapter, a released Q-RAG checkpoint (its folder or its .pt file),
 gs://BUCKET/NAME, or OWNER/NAME on the Hugging Face hub, which holds an export, an adapter or a released checkpoint.
 """
 
@@ -18,12 +18,10 @@ from qrag_jax.models.folder import ROUTER_FILES
 from qrag_jax.rundir.bucket import is_url
 
 ALLOWED = (
-    f"minilm-multihop, a run directory, the folder of an export or an adapter, a released checkpoint (a .pt file, or a folder with "
+    "a run directory, the folder of an export or an adapter, a released checkpoint (a .pt file, or a folder with "
     f"{CHECKPOINT} and {CONFIG}), gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub"
 )
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-SHIPPED = {"minilm-multihop": Path(__file__).with_name("shipped") / "minilm-multihop"}
-"""Retrievers inside this package: name -> the folder of an adapter."""
 # What an export or an adapter is read from.
 EXPORT = ("qrag.json", TENSORS, "tokenizer.json", *(f"{encoder}/{file}" for encoder in ENCODERS for file in ("config.json", *WEIGHTS)))
 # What else of it is sent: what PyTorch's libraries read, and the model card.
@@ -72,8 +70,6 @@ def find_model(name: str | Path) -> Path:
     """The export folder or the checkpoint's file that ``name`` means, on this machine. Raises ValueError saying what is allowed."""
     if is_url(name):
         return find_export(name)
-    if name in SHIPPED:
-        return SHIPPED[str(name)]
     path = Path(name).expanduser()
     if path.is_file():
         return path

@@ -10,6 +10,8 @@ from typing import Any
 
 DEEPEST = 64
 """Objects and lists inside each other."""
+LARGEST = 10**300
+"""A whole number. Larger ones do not fit a float, so that math.isfinite and float raise OverflowError."""
 SETTINGS_CHARACTERS, SETTINGS_NODES = 2**20, 100_000
 """The largest YAML or TOML file of settings: its characters, and its values with aliases written out."""
 
@@ -56,13 +58,16 @@ def _settings(parse: Callable[[], Any], text: str, name: str) -> Any:
 
 
 def _check(tree: Any, nodes: int | None = None) -> None:
-    """Raises ValueError when a tree is deeper than :data:`DEEPEST`, or has more than ``nodes`` values, each alias counted."""
-    level, count = [tree] if type(tree) in (dict, list) else [], 1
-    for _ in range(DEEPEST):
+    """Raises ValueError when a tree is deeper than :data:`DEEPEST`, has more than ``nodes`` values (aliases counted), or a huge number."""
+    level, count = [[tree]], 0
+    for _ in range(DEEPEST + 1):
         count += sum(map(len, level))
         if nodes is not None and count > nodes:
             raise ValueError(f"has more than {nodes:,} values (aliases counted); settings are smaller")
-        level = [part for node in level for part in (node.values() if type(node) is dict else node) if type(part) in (dict, list)]
+        parts = [part for node in level for part in (node.values() if type(node) is dict else node) if type(part) in (dict, list, int)]
+        if not all(type(part) is not int or -LARGEST <= part <= LARGEST for part in parts):
+            raise ValueError(f"holds a whole number above {LARGEST:.0e}")
+        level = [part for part in parts if type(part) is not int]
         if not level:
             return
     raise _too_deep()

@@ -6,6 +6,7 @@ published code would have to be run from the hub; this is the architecture, writ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,9 +112,10 @@ def _ntk_factor(scaling: Any) -> float:
     if scaling is None:
         return 1.0
     known = isinstance(scaling, Mapping) and scaling.get("type") == "ntk" and scaling.get("mixed_b") is None
-    if not known or set(scaling) - {"type", "factor", "mixed_b"} or not float(scaling.get("factor", 0)) >= 1:
+    factor: Any = scaling.get("factor") if known and not set(scaling) - {"type", "factor", "mixed_b"} else None
+    if type(factor) not in (int, float) or not 1 <= factor < math.inf:
         raise ValueError(f"config.json: rope_scaling = {scaling!r} is not supported; supported: null, {{'type': 'ntk', 'factor': >= 1}}")
-    return float(scaling["factor"])
+    return float(factor)
 
 
 def ntk_frequencies(config: GteConfig) -> Float[Array, " H2"]:

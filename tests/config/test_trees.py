@@ -45,6 +45,14 @@ def test_what_is_not_json(text: str | bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["1" + "0" * 400, '{"step": [1, -1%s]}' % ("0" * 400)], ids=["alone", "inside"])
+def test_no_number_is_too_large_for_a_float(text: str) -> None:
+    for parse in (parse_json, parse_yaml):
+        with pytest.raises(ValueError, match=r"^holds a whole number above 1e\+300$"):
+            parse(text)
+    assert parse_json(str(10**300)) == 10**300
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
     f"{c}: &{c} [{','.join(['*' + p] * 9)}]" for p, c in zip("abcdefghi", "bcdefghij", strict=True)
 )

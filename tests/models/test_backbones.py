@@ -218,6 +218,8 @@ REFUSED = [
     ("new", "pack_qkv", False),
     ("new", "rope_scaling", {"type": "linear", "factor": 2.0}),
     ("new", "rope_scaling", {"type": "ntk", "factor": 8.0, "mixed_b": 0.6}),
+    ("new", "rope_scaling", {"type": "ntk", "factor": "8"}),
+    ("new", "rope_scaling", {"type": "ntk", "factor": [8.0]}),
     ("qwen3", "hidden_act", "gelu"),
     ("qwen3", "use_sliding_window", True),
     ("qwen3", "rope_scaling", {"type": "yarn", "factor": 4.0}),

@@ -55,7 +55,7 @@ class Command:
     recall: tuple[int, ...] = (2, 5, 10)
     """Numbers of picks at which recall is measured. After its own picks, the retriever adds those of its first look."""
     beams: tuple[int, ...] | None = None
-    """Beam widths of the retriever's search. Greedy search (1) is always measured; any other width takes one search for each of --picks."""
+    """Beam widths of the retriever's search, each measured. Greedy search (1) always is. A width of 4 takes some four times as long."""
     encoders: tuple[str, ...] = ()
     """Encoders of the baselines: minilm, a folder of sentence-transformers, or a hub name. Default: the one the retriever started from."""
     similarity: Literal["cosine", "dot"] = "cosine"

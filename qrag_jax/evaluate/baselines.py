@@ -85,11 +85,11 @@ class Encoder:
         self._qhead = replace(retriever.config.qhead, positions="none")
 
     def chunks(self, texts: Sequence[str]) -> Float[np.ndarray, "U D"]:
-        return self._scaled(self.retriever.embed_chunks(texts))
+        return self._scaled(self.retriever.embed_chunks(texts, label="chunks"))
 
     def states(self, questions: Sequence[str], read: Sequence[Sequence[str]] | None = None) -> Float[np.ndarray, "Q D"]:
         """Of each question, with the chunk that was ``read`` after it, if any."""
-        return self._scaled(self.retriever.embed_states(questions, [()] * len(questions) if read is None else read, 2))
+        return self._scaled(self.retriever.embed_states(questions, [()] * len(questions) if read is None else read, 2, label="questions"))
 
     def scorer(self, rows: PoolRows) -> HostScorer:
         return HostScorer(rows, self._qhead)

@@ -12,7 +12,7 @@ from qrag_jax.evaluate.corpus import UNTIL_STOP, Corpus, Method, Order, fuse, ta
 from qrag_jax.evaluate.metrics import calibrate_threshold
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.search import stopped
-from qrag_jax.retrieve.types import Document, PoolRows
+from qrag_jax.retrieve.types import PoolRows
 
 DEPTH = 100
 """How many chunks of each order take part in a fusion, and are kept as a tail."""
@@ -42,9 +42,8 @@ def looks(encoder: Encoder, corpus: Corpus) -> tuple[list[Order], list[Order]]:
 
 @dataclass(frozen=True)
 class Searched:
-    """What a trained retriever found in a corpus. ``once``: its own first look. ``paths``: width of the beam -> number of picks -> the
-    picks of each question in the order in which they were made; a greedy search (width 1) has one entry, whose first picks are those of a
-    shorter search. ``q``: the values of the greedy picks."""
+    """What a trained retriever found in a corpus. ``once``: its own first look. ``paths``: width of the beam (1: greedy) -> number of
+    picks -> the picks of each question in the order in which they were made. ``q``: the values of the greedy picks."""
 
     once: list[Order]
     paths: Mapping[int, Mapping[int, list[Order]]]
@@ -52,30 +51,22 @@ class Searched:
 
     @property
     def greedy(self) -> list[Order]:
-        (found,) = self.paths[1].values()
-        return found
+        return self.paths[1][max(self.paths[1])]
 
 
 def search(retriever: Retriever, corpus: Corpus, picks: Sequence[int], beams: Sequence[int] = ()) -> Searched:
     """Searches the corpus for every question, greedily and with ``beams``, up to the largest number of ``picks``."""
-    document = retriever.document(list(corpus.texts))
+    document = retriever.document(list(corpus.texts), label="chunks")
     asked = [question.question for question in corpus.questions]
     empty = [()] * len(asked)
     once = [seen.chunks for seen in retriever.scorer(document)(retriever.embed_states(asked, empty, 2), empty, DEPTH)]
-    greedy, q = _paths(retriever, document, asked, max(picks), 1)
-    paths = {1: {max(picks): greedy}}
-    for beam in beams:
-        if beam > 1:
-            paths[beam] = {count: _paths(retriever, document, asked, count, beam)[0] for count in picks}
-    return Searched(once, paths, q)
-
-
-def _paths(
-    retriever: Retriever, document: Document, questions: Sequence[str], budget: int, beam: int
-) -> tuple[list[Order], list[tuple[float, ...]]]:
-    """The picks of each question, and their Q, in the order in which they were made."""
-    found = [sorted(picks, key=lambda pick: pick.step) for picks in retriever.search_batch(questions, document, budget, beam=beam)]
-    return [tuple(pick.chunk for pick in picks) for picks in found], [tuple(pick.q for pick in picks) for picks in found]
+    found = {}
+    for beam in sorted({1, *beams}):
+        label = "greedy" if beam == 1 else f"beam {beam}"
+        found[beam] = list(retriever.trajectories(asked, [document] * len(asked), max(picks), beam=beam, label=label))
+    most = len(found[1])  # a corpus with fewer chunks gives all that it has
+    paths = {beam: {k: [one.picked for one in steps[min(k, most) - 1]] for k in picks} for beam, steps in found.items()}
+    return Searched(once, paths, [one.q for one in found[1][-1]])
 
 
 def open_threshold(found: Searched, corpus: Corpus) -> float | None:

@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from qrag_jax.config import RunConfig
 from qrag_jax.models.embedder import Embedder, encoders
 from qrag_jax.models.registry import backbone_of
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.rundir.log import progress
+from qrag_jax.types import PAD
 
-BLOCK = 256  # rows embedded at once
-WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+SIZES = (8, 64, 256)  # rows embedded at once
+WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
 
 EmbedRows = Callable[[np.ndarray], jax.Array]
 
@@ -31,29 +32,54 @@ EmbedRows = Callable[[np.ndarray], jax.Array]
 def embed_texts(
     embed_rows: EmbedRows, tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, *, label: str | None = None
 ) -> Float[np.ndarray, "U D"]:
-    """One embedding per text, in order. ``embed_rows`` is a jitted [R, L] -> [R, D].
-
-    Texts of similar length are embedded together, so that short ones need little padding. ``label`` shows a progress bar.
-    """
+    """One embedding per text, in order. ``embed_rows`` is a jitted [R, L] -> [R, D]. ``label`` shows a progress bar."""
     if not texts:
         raise ValueError("texts is empty: nothing to embed")
     extra = len(tokenizer.prefix) + len(tokenizer.suffix)
     lengths = np.minimum([len(ids) + extra for ids in tokenizer.lookup(texts)], max_tokens)
+    rows = lambda block, width: tokenizer.rows([texts[i] for i in block], width)
+    return embed_by_length(embed_rows, rows, lengths, max_tokens, SIZES, label=label)
+
+
+def embed_by_length(
+    embed_rows: EmbedRows,
+    rows: Callable[[Int[np.ndarray, " R"], int], Int[np.ndarray, "R L"]],
+    lengths: Int[np.ndarray, " U"],
+    longest: int,
+    sizes: Sequence[int],
+    *,
+    label: str | None = None,
+    unit: str = "chunk",
+) -> Float[np.ndarray, "U D"]:
+    """The embeddings of U token rows of ``lengths``, up to ``longest``. ``rows`` makes those of the given numbers, of a given width.
+
+    Rows of similar length are embedded together, so that short ones need little padding. ``label`` shows a progress bar.
+    """
     order = np.argsort(lengths, kind="stable")
     out: np.ndarray | None = None
-    bar = progress(total=len(texts), unit="chunk", desc=label, disable=label is None, leave=False)
-    for start in range(0, len(order), BLOCK):
-        block = order[start : start + BLOCK]
-        width = next((w for w in WIDTHS if w >= lengths[block[-1]] and w <= max_tokens), max_tokens)
-        rows = tokenizer.rows([texts[i] for i in block], width)
-        rows = np.pad(rows, ((0, BLOCK - len(block)), (0, 0)), constant_values=-1)
-        vectors = np.asarray(embed_rows(rows))[: len(block)]
-        out = np.empty((len(texts), vectors.shape[1]), np.float32) if out is None else out
+    bar = progress(total=len(lengths), unit=unit, desc=label, disable=label is None, leave=False)
+    for start in range(0, len(order), sizes[-1]):
+        block = order[start : start + sizes[-1]]
+        width = next((w for w in WIDTHS if lengths[block[-1]] <= w <= longest), longest)
+        vectors = in_blocks(embed_rows, sizes, rows(block, width))
+        out = np.empty((len(lengths), vectors.shape[1]), np.float32) if out is None else out
         out[block] = vectors
         bar.update(len(block))
     bar.close()
     assert out is not None
     return out
+
+
+def in_blocks(function: Callable[..., jax.Array], sizes: Sequence[int], *arrays: np.ndarray) -> np.ndarray:
+    """``function`` of the rows of ``arrays``, as many at once as the largest of ``sizes``; the last ones are padded to one of ``sizes``."""
+    found = []
+    for start in range(0, len(arrays[0]), sizes[-1]):
+        parts = [array[start : start + sizes[-1]] for array in arrays]
+        count = len(parts[0])
+        missing = next(size for size in sizes if size >= count) - count
+        empty = [np.full((missing, *part.shape[1:]), False if part.dtype == bool else PAD, part.dtype) for part in parts]
+        found.append(np.asarray(function(*map(np.concatenate, zip(parts, empty, strict=True))))[:count])
+    return np.concatenate(found)
 
 
 @runtime_checkable

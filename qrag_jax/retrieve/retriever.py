@@ -18,7 +18,7 @@ from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
-from qrag_jax.retrieve.embed import embed_texts
+from qrag_jax.retrieve.embed import embed_by_length, embed_texts, in_blocks
 from qrag_jax.retrieve.filters import Filter, allowed_chunks
 from qrag_jax.retrieve.records import notices
 from qrag_jax.retrieve.scan import Hidden, HostScorer, runs
@@ -29,7 +29,8 @@ from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import say
 from qrag_jax.types import PAD, QAExample
 
-STATES = (1, 8, 64)  # states embedded at once: few shapes, so few compilations
+STATES = (1, 8, 64)  # states embedded at once
+FEW = 8  # so many states are padded to the longest that is possible: few shapes, so few compilations
 HOST_ROWS = 2**14  # documents of up to so many chunks are scored on the host, where their vectors are
 
 Source = str | Path | Iterable[Any] | Document
@@ -42,17 +43,16 @@ def _embed_actions(params: Any, ids: Int[Array, "R L"], *, embedder: Embedder) -
     return embed_actions(embedder, params, ids)
 
 
-@partial(jax.jit, static_argnames=("embedder", "layout"))
-def _embed_states(
-    params: Any,
-    question_ids: Int[Array, "R Lq"],
-    chunk_rows: Int[Array, "R T Lc"],
-    taken: Bool[Array, "R T"],
-    *,
-    embedder: Embedder,
-    layout: StateLayout,
-) -> Float[Array, "R D"]:
-    return embed_states(embedder, params, jax.vmap(partial(state_row, layout=layout))(question_ids, chunk_rows, taken))
+@partial(jax.jit, static_argnames="layout")
+def _state_rows(
+    question_ids: Int[Array, "R Lq"], chunk_rows: Int[Array, "R T Lc"], taken: Bool[Array, "R T"], *, layout: StateLayout
+) -> Int[Array, "R Ls"]:
+    return jax.vmap(partial(state_row, layout=layout))(question_ids, chunk_rows, taken)
+
+
+@partial(jax.jit, static_argnames="embedder")
+def _embed_states(params: Any, ids: Int[Array, "R Ls"], *, embedder: Embedder) -> Float[Array, "R D"]:
+    return embed_states(embedder, params, ids)
 
 
 class Retriever:
@@ -167,14 +167,27 @@ class Retriever:
         if not examples:
             raise ValueError("examples is empty: nothing to search")
         documents = self._embedded([tuple(map(Chunk, example.chunks)) for example in examples], label)
-        *_, paths = self._paths([example.question for example in examples], documents, budget, beam=beam)
-        return [
-            Trajectory(path.picked, path.q, tuple(self._position(document, path, t) for t in range(len(path.picked))))
-            for (path, *_rest), document in zip(paths, documents, strict=True)
-        ]
+        *_, found = self.trajectories([example.question for example in examples], documents, budget, beam=beam, label=label)
+        return found
 
-    def document(self, source: Source) -> Document:
-        """Prepares a source for searching: an index is checked; texts and files are cut into chunks; chunks are embedded."""
+    def trajectories(
+        self, questions: Sequence[str], documents: Sequence[Document], budget: int, *, beam: int = 1, label: str | None = None
+    ) -> Iterator[list[Trajectory]]:
+        """Yields the best path of each question, in the document beside it, as it is after each pick: what a search with that budget finds.
+
+        Questions may share a document. ``label`` shows a progress bar of the embedding.
+        """
+        for paths in self._paths(questions, documents, budget, beam=beam, label=label):
+            yield [
+                Trajectory(path.picked, path.q, tuple(self._position(document, path, t) for t in range(len(path.picked))))
+                for (path, *_rest), document in zip(paths, documents, strict=True)
+            ]
+
+    def document(self, source: Source, *, label: str | None = None) -> Document:
+        """Prepares a source for searching: an index is checked; texts and files are cut into chunks; chunks are embedded.
+
+        ``label`` shows a progress bar of the embedding.
+        """
         if isinstance(source, Document):
             source.check(self)
             return source
@@ -182,7 +195,7 @@ class Retriever:
         chunks = tuple(stream)
         for notice in notices(stream.read, stream.skipped):
             self._tell_once(notice)
-        return replace(self._embedded([chunks])[0], sources=tuple(stream.read))
+        return replace(self._embedded([chunks], label)[0], sources=tuple(stream.read))
 
     def _embedded(self, documents: Sequence[Sequence[Chunk]], label: str | None = None) -> list[MemoryDocument]:
         """Documents in memory; each distinct text of all of them is embedded once."""
@@ -196,9 +209,11 @@ class Retriever:
         embed = lambda rows: _embed_actions(self.params, rows, embedder=self.embedder)
         return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, label=label)
 
-    def embed_states(self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int) -> Float[np.ndarray, "P D"]:
+    def embed_states(
+        self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int, *, label: str | None = None
+    ) -> Float[np.ndarray, "P D"]:
         """State embeddings. A state is a question and the texts of its picked chunks, in the order of ``data.state_order``. ``budget`` sets
-        the length of the longest state."""
+        the length of the longest state. ``label`` shows a progress bar, if there are more than a few."""
         data = self.config.data
         layout = StateLayout.make(data, budget, self.tokenizer)
         asked = self.tokenizer.rows(questions, data.question_tokens)
@@ -206,15 +221,12 @@ class Retriever:
         rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
         rows[taken] = self.tokenizer.rows([text for texts in picked for text in texts], data.chunk_tokens)
         self._tell_of_cut_states(asked, rows, layout)
-        found = []
-        for start in range(0, len(asked), STATES[-1]):
-            part = slice(start, start + STATES[-1])
-            count = len(asked[part])
-            size = next(size for size in STATES if size >= count)
-            pad = lambda x, empty: np.pad(x, ((0, size - count), *[(0, 0)] * (x.ndim - 1)), constant_values=empty)  # noqa: B023
-            arrays = pad(asked[part], PAD), pad(rows[part], PAD), pad(taken[part], False)
-            found.append(np.asarray(_embed_states(self.params, *arrays, embedder=self.embedder, layout=layout))[:count])
-        return np.concatenate(found)
+        states = in_blocks(partial(_state_rows, layout=layout), STATES, asked, rows, taken)
+        embed = lambda rows: _embed_states(self.params, rows, embedder=self.embedder)
+        if len(states) <= FEW:
+            return in_blocks(embed, STATES, states)
+        cut = lambda block, width: states[block, :width]
+        return embed_by_length(embed, cut, (states >= 0).sum(1), layout.tokens, STATES, label=label, unit="state")
 
     def _tell_of_cut_states(self, asked: Int[np.ndarray, "P Lq"], rows: Int[np.ndarray, "P T Lc"], layout: StateLayout) -> None:
         """Prints one line, the first time that a state is longer than allowed."""
@@ -244,6 +256,7 @@ class Retriever:
         runners_up: int = 0,
         bins: int = 0,
         filter: Filter | None = None,
+        label: str | None = None,
     ) -> Iterator[list[list[SearchPath]]]:
         """The engine behind every search: checks the arguments, then calls :func:`qrag_jax.retrieve.search.search`."""
         self._check_questions(questions)
@@ -266,7 +279,8 @@ class Retriever:
         def encode(paths: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
             order = sorted if self.config.data.state_order == "document" else list
             texts = [[documents[number].chunk(i).text for i in order(picks)] for number, picks in paths]
-            return self.embed_states([questions[number] for number, _ in paths], texts, states)
+            step = None if label is None else f"{label}, step {max(map(len, texts)) + 1}"
+            return self.embed_states([questions[number] for number, _ in paths], texts, states, label=step)
 
         scorers = {id(document): self.scorer(document, allowed) for document in documents}
         return search(encode, [scorers[id(document)] for document in documents], picks, beam=beam, runners_up=runners_up, bins=bins)

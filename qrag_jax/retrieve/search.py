@@ -40,25 +40,21 @@ def search(
     """Yields the ``beam`` best paths of every question, best first, after each of ``budget`` steps.
 
     ``scorers``: the document of each question; questions with the same scorer share each pass over it. A beam of 1 is greedy. Paths with
-    the same picks in another order are the same state; only the better path is kept. A beam looks once more after its last step, because
-    the value of a pick shows in the state after it. Once all chunks of a document are picked, its paths stay as they are. Raises
-    ValueError when a Q is NaN or infinite.
+    the same picks in another order are the same state; only the better path is kept. A beam ranks its paths after the next look, since the
+    value of a pick shows in the state after it; so the paths after k steps are those of a search with budget k. Once all chunks of a
+    document are picked, its paths stay as they are. Raises ValueError when a Q is NaN or infinite.
     """
     paths = [[SearchPath()] for _ in scorers]
-    for step in range(1, budget + 1):
-        looks = _look(encode, scorers, paths, beam + runners_up, bins)
-        paths = [
-            _best([_extended(path, seen, i) for path, seen in zip(*both, strict=True) for i in range(min(beam, len(seen.chunks)))], beam)
-            or both[0]
-            for both in zip(paths, looks, strict=True)
-        ]
-        if beam > 1 and step == budget:
-            looks = _look(encode, scorers, paths, 1, 0)
-            paths = [
-                _best([replace(path, looks=(*path.looks, seen)) for path, seen in zip(*both, strict=True)], beam)
-                for both in zip(paths, looks, strict=True)
-            ]
-        yield paths
+    for step in range(budget + (beam > 1)):
+        looks = _look(encode, scorers, paths, beam + runners_up if step < budget else 1, bins if step < budget else 0)
+        both = [list(zip(*found, strict=True)) for found in zip(paths, looks, strict=True)]
+        if beam > 1 and step > 0:
+            yield [_best([replace(path, looks=(*path.looks, seen)) for path, seen in found], beam) for found in both]
+        if step < budget:
+            longer = [[_extended(path, seen, i) for path, seen in found for i in range(min(beam, len(seen.chunks)))] for found in both]
+            paths = [_best(found, beam) or old for found, old in zip(longer, paths, strict=True)]
+            if beam == 1:
+                yield paths
 
 
 def _look(encode: EncodeStates, scorers: Sequence[Scorer], paths: Sequence[Sequence[SearchPath]], top: int, bins: int) -> list[list[Look]]:

@@ -160,6 +160,22 @@ def test_a_wide_beam_is_exhaustive(seed: int) -> None:
     assert [plan_score(path) for path in paths[0]] == pytest.approx([score(path.picked) for path in paths[0]])
 
 
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_long_search_passes_the_ends_of_shorter_ones(beam: int) -> None:
+    documents, encode = [Table(6, seed) for seed in range(20)], lambda states: np.zeros((len(states), 1))
+    for budget, paths in enumerate(search(encode, documents, 4, beam=beam), start=1):
+        *_, shorter = search(encode, documents, budget, beam=beam)
+        assert [[path.picked for path in found] for found in paths] == [[path.picked for path in found] for found in shorter]
+
+
+def test_many_states_are_embedded_by_length_and_alike() -> None:
+    one, chunks = retriever(), examples()[0].chunks
+    picked = [chunks[:t] for t in (3, 0, 1, 2)] * 5
+    together = one.embed_states([examples()[0].question] * 20, picked, BUDGET + 1)
+    alone = [one.embed_states([examples()[0].question], [texts], BUDGET + 1)[0] for texts in picked]
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+
+
 def test_questions_share_a_pass() -> None:
     table = Table(6, 0)
     list(search(lambda states: np.zeros((len(states), 1)), [table, table, table], 2, beam=2))

@@ -150,7 +150,7 @@ def short_batch(batch, chunks):
     return batch.replace(chunk_mask=mask, support=support)
 
 
-@pytest.mark.parametrize("reference", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reference", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.quick])])
 def test_a_document_with_fewer_chunks_than_the_budget_is_picked_empty(reference):
     """Its one chunk is picked once; the empty picks earn nothing, add nothing to the loss, and leave the other episodes as they were."""
     config = changed(SMALL, rl={"random_updates": 0, "reference_lambda_return": reference, "reference_soft_value": reference})

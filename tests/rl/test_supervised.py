@@ -103,7 +103,9 @@ def raw_gradients(kind: str, count: int):
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # the state is given away for its gradients
-@pytest.mark.parametrize(("kind", "count"), [("pmap", 2), ("shard_map", 2), pytest.param("full", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("pmap", 2), ("shard_map", 2), pytest.param("full", 2, marks=[pytest.mark.slow, pytest.mark.quick])]
+)
 def test_raw_gradients_are_those_of_one_device(kind, count):
     expected, metrics = raw_gradients("jit", 1)
     found, found_metrics = raw_gradients(kind, count)

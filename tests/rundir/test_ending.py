@@ -268,7 +268,7 @@ def test_a_signal_at_any_moment_of_a_command_is_one_line(name: str, number: sign
     began = time.monotonic()
     subprocess.run(words, cwd=place, env=variables, check=True, capture_output=True)
     whole = time.monotonic() - began
-    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+    for share in (0.2, 0.5, 0.8):
         for out in ("new", "imported", "out"):
             shutil.rmtree(place / out, ignore_errors=True)
         started = subprocess.Popen(words, cwd=place, env=variables, stdout=-1, stderr=-1, text=True)

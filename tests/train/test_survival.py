@@ -26,7 +26,7 @@ from qrag_jax.rundir.log import RunLog
 from qrag_jax.train import training, window
 from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 
-# Checkpoints often, so that a run killed ten times gets on.
+# Checkpoints often, so that a run killed seven times gets on.
 OFTEN = ("--train.checkpoint-every", "5")
 
 
@@ -114,19 +114,16 @@ def test_killed_in_a_save_equals_uninterrupted(whole, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.quick
 @pytest.mark.processes
-def test_ten_times_killed_equals_uninterrupted(whole, tmp_path, capsys):
+def test_seven_times_killed_equals_uninterrupted(whole, tmp_path, capsys):
     run_dir = tmp_path / "run"
     moments = Moments(run_dir, random.Random(0))
     plan: list[Callable[[subprocess.Popen[str]], None]] = [
         lambda process: moments.within(0.5, process),
         lambda process: moments.saving("best", process),
-        lambda process: moments.within(2.0, process),
         moments.step,
         moments.validation,
         lambda process: moments.saving("last", process),
-        lambda process: moments.saving("last", process),
         moments.saved,
-        lambda process: moments.within(1.0, process),
         moments.evaluation,
     ]
     halves = sum(killed(run_dir, until) for until in plan)
@@ -149,6 +146,7 @@ def test_sigterm_saves_at_once_and_exits_75(whole, tmp_path, stop_at_13, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_stages_with_objectives_of_their_own_resume_bit_for_bit(tmp_path, stop_at_13, monkeypatch):
     """Supervised updates 1 to 12, then TD with demonstrations and the joint loss: the stop is in a window of both."""
     words = ("--curriculum", "qa1:16:12:supervised", "--rl.demonstrations", "0.5", "--rl.supervised-weight", "0.1")
@@ -307,6 +305,7 @@ def test_nan_stops_the_run_and_leaves_the_update_to_be_looked_at(tmp_path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_a_run_may_go_on_with_other_devices(whole, tmp_path, stop_at_13):
     assert here(tmp_path / "run") == 75
     assert here(tmp_path / "run", "--train.devices", "4", "--train.checkpoint-every", "40") == 0

@@ -69,7 +69,9 @@ def write_adapter(out_dir: str | Path, export: Export, rank: int) -> float:
 
     def fill(folder: Path) -> None:
         save_file(tensors, folder / TENSORS)
-        tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(export.config), "pooling": export.pooling}
+        data = dataclasses.replace(export.config.data, data_dir=None)  # a place on this machine, and an adapter is for others
+        config = dataclasses.asdict(dataclasses.replace(export.config, data=data))
+        tree = {"format": FORMAT, "version": VERSION, "config": config, "pooling": export.pooling}
         tree |= {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)}
         write_json(folder / "qrag.json", tree | {"base": {"name": name, "sha256": digest(base)}, "rank": rank, "kept": kept})
 

@@ -42,7 +42,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """Gives a new temporary folder to fill; at the end of the block it is renamed to ``path``, replacing what was there.
 
-    A failure leaves ``path`` as it was. Only one process at a time may write the folder.
+    A failure leaves ``path`` as it was. Only one process at a time may write the folder. Its files may be read by whom the umask allows.
     """
     path = Path(path)
     new, old = (path.with_name(f".{path.name}.{suffix}.tmp") for suffix in ("new", "old"))
@@ -53,6 +53,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                file.chmod(new.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
         if path.exists():
             path.rename(old)
         new.rename(path)

@@ -32,7 +32,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         adapters = jax.tree.map(lambda x: np.asarray(x) + 0.3 * np.cos(np.arange(x.size)).reshape(x.shape), adapters)
         merged = merge(adapters, base.params, 0.1)
         both.append(jax.tree.map(lambda x: np.asarray(x + 0.01 if x.ndim == 1 else x, np.float32), merged))
-    config = changed(SMALL, model={"embedder": str(folder)})
+    config = changed(SMALL, model={"embedder": str(folder)}, data={"data_dir": "/of/mine"})
     return Export(config, base.backbone, pair(*both), base.tokenizer, base.pooling, 0.25, step=7)
 
 
@@ -44,7 +44,8 @@ def folder(export: Export, tmp_path: Path) -> Path:
 
 def test_an_adapter_of_the_full_rank_keeps_the_retriever(export: Export, folder: Path) -> None:
     found = load_model(folder)
-    assert (found.config, found.pooling, found.threshold, found.step) == (export.config, export.pooling, 0.25, 7)
+    assert (found.config, found.pooling, found.threshold, found.step) == (changed(export.config, data={"data_dir": None}), "mean", 0.25, 7)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {(folder / "qrag.json").stat().st_mode & 0o777}
     for x, y in zip(*map(jax.tree.leaves, (found.params, export.params)), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-3)  # float16
     assert json.loads((folder / "qrag.json").read_text())["kept"] > 0.999

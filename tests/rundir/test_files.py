@@ -21,6 +21,14 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["second"]
 
 
+def test_a_folder_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with whole_folder(tmp_path / "out") as new:
+        (new / "deep").mkdir()
+        (new / "deep" / "private").touch(0o600)
+    assert (tmp_path / "out/deep/private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_failure_leaves_file_and_folder_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()

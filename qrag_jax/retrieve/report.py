@@ -48,9 +48,10 @@ def _documents(records: Sequence[SourceRecord]) -> list[list[SourceRecord]]:
 
 def _source_line(parts: Sequence[SourceRecord]) -> str:
     total = SourceRecord.total(parts)
-    places = [f"{count:,} {key}s" for key in PLACES if (count := len({record.metadata.get(key) for record in parts} - {None}))]
-    said = [parts[0].name or "given chunks", *places, f"{total.characters:,} characters", f"{total.chunks:,} chunks"]
-    return f"source: {', '.join(said)}"
+    counts = {key: len({record.metadata.get(key) for record in parts} - {None}) for key in PLACES}
+    numbers = counts | {"character": total.characters, "chunk": total.chunks}
+    said = [f"{count:,} {what}{'s' * (count != 1)}" for what, count in numbers.items() if count or what not in PLACES]
+    return f"source: {', '.join([parts[0].name or 'given chunks', *said])}"
 
 
 def coverage(index: Index) -> str:

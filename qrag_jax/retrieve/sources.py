@@ -137,7 +137,7 @@ class ChunkStream:
                     failed += [] if readings else [file.name]
                     yield file.name, readings
         if failed and len(failed) == len(self.files):
-            others = f", and {len(failed) - 1:,} other files cannot be read" if len(failed) > 1 else ""
+            others = f", and {len(failed) - 1:,} other file{'s' * (len(failed) > 2)} cannot be read" if len(failed) > 1 else ""
             name = self.source if len(failed) == 1 else f"{self.source}: {failed[0]}"
             raise ValueError(f"{name}: {self.unread[failed[0]]}{others}")
 

@@ -18,14 +18,15 @@ import qrag_jax
 from qrag_jax.retrieve.formats.passages import Passage, Unreadable
 from qrag_jax.retrieve.formats.table import is_plain, read
 
-SECONDS, MEMORY = 60, 4 * 2**30
-"""What reading one file may take. Systems without SIGALRM (Windows) have no limits."""
+SECONDS, MEMORY = 120, 4 * 2**30
+"""What reading one file may take; in bytes. Systems without SIGALRM (Windows) have no limits."""
 
 
 class FileReader:
     """Reads files of every format; a context, at whose end the process ends. It is started when the first file needs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: int = SECONDS, memory: int = MEMORY) -> None:
+        self.seconds, self.memory = seconds, memory
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> FileReader:
@@ -40,7 +41,7 @@ class FileReader:
         if is_plain(path):
             return read(path)
         if self._process is None:
-            self._process = _start()
+            self._process = _start(self.seconds, self.memory)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -50,7 +51,7 @@ class FileReader:
         if not answer.endswith(b"\n"):
             code = self._end()
             if code == -getattr(signal, "SIGALRM", 0):
-                raise Unreadable(f"took longer than {SECONDS} s to read")
+                raise Unreadable(f"takes longer than {self.seconds} s to read")
             raise Unreadable(f"ended the process that read it (exit code {code}); it is damaged, or needs more memory than a file may take")
         found = json.loads(answer)
         if isinstance(found, str):
@@ -66,10 +67,10 @@ class FileReader:
         return process.returncode
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(seconds: int, memory: int) -> subprocess.Popen[bytes]:
     places = [str(Path(qrag_jax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-m", __name__, str(seconds), str(memory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -85,7 +86,7 @@ def _answer(line: bytes) -> Any:
         return str(reason)
 
 
-def main() -> None:
+def main(seconds: int, memory: int) -> None:
     """Answers until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
@@ -96,11 +97,11 @@ def main() -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also inside a library
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         with suppress(ValueError):  # macOS has no such limit
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+            resource.setrlimit(resource.RLIMIT_AS, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     for line in sys.stdin.buffer:
         if limited:
-            signal.alarm(SECONDS)
+            signal.alarm(seconds)
         answer = json.dumps(_answer(line)).encode()
         if limited:
             signal.alarm(0)
@@ -109,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -46,12 +46,12 @@ def read(path: Path) -> list[Passage]:
     except Unreadable:
         raise
     except ModuleNotFoundError as error:
-        raise Unreadable(f"needs the package {error.name}: pip install 'qrag-jax[files]'") from error
-    except OSError as error:
-        raise Unreadable(f"cannot be read: {error.strerror or error}") from error
+        raise Unreadable(f"needs the package {str(error.name).partition('.')[0]}: pip install 'qrag-jax[files]'") from error
     except MemoryError as error:
         raise Unreadable("needs more memory than a file may take") from error
     except Exception as error:  # what libraries raise on damaged files has no common type
+        if isinstance(error, OSError) and error.strerror:
+            raise Unreadable(f"cannot be read: {error.strerror}") from error
         raise Unreadable(f"is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
     if not plain and not any(passage.text for passage in passages):
         raise Unreadable("has no text")

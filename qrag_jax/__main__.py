@@ -48,7 +48,7 @@ class Build:
     """
 
     source: tyro.conf.Positional[Path]
-    """Text file, or folder of .txt and .md files at any depth."""
+    """File, or folder of files at any depth: text, Markdown, HTML, PDF, Word (.docx), EPUB, CSV, JSON."""
     index: tyro.conf.Positional[Path]
     """Folder to write."""
     retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")] = None
@@ -75,7 +75,7 @@ class Add:
     """
 
     source: tyro.conf.Positional[Path]
-    """Text file, or folder of .txt and .md files at any depth."""
+    """File, or folder of files at any depth: text, Markdown, HTML, PDF, Word (.docx), EPUB, CSV, JSON."""
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
     replace: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -96,7 +96,7 @@ class Sync:
     """
 
     source: tyro.conf.Positional[Path]
-    """Folder of .txt and .md files at any depth, or a text file."""
+    """Folder of files at any depth (text, Markdown, HTML, PDF, Word, EPUB, CSV, JSON), or one file."""
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
     retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None

@@ -26,10 +26,13 @@ from qrag_jax.export.from_reference import read_reference
 from qrag_jax.models.decoder_loading import load_params, open_decoder
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.reader.cache import ResponseCache
+from qrag_jax.retrieve.formats.process import FileReader
+from qrag_jax.retrieve.formats.table import READERS
 from qrag_jax.retrieve.index import Index
 from qrag_jax.rundir.log import RunLog
 from tests.conftest import ROOT
 from tests.support.chat import write_chat_model
+from tests.support.documents import write_one_of_each
 from tests.support.index import CHUNKS, small_retriever, write_small_export
 from tests.support.small import write_lines
 
@@ -115,6 +118,14 @@ def test_export(name: str, tmp_path: Path) -> None:
 def test_tokenizer(tmp_path: Path) -> None:
     file = write_small_export(tmp_path / "export") / "tokenizer.json"
     fuzz(file, lambda: TextTokenizer.load(file).rows(["Mary went home.", "é\u0300 中文 😀", ""], 16), seed=10)
+
+
+@pytest.mark.parametrize("suffix", sorted({*READERS} - {".txt", ".htm", ".tsv"}))
+def test_documents(suffix: str, tmp_path: Path) -> None:
+    folder = write_one_of_each(tmp_path / "files")
+    (file,) = folder.glob(f"*{suffix}")
+    with FileReader(seconds=LONGEST // 2) as reader:
+        fuzz(file, lambda: reader.read(file), seed=100 + sorted(READERS).index(suffix), mutations=3 * FEW)
 
 
 INDEX = ("meta.json", "offsets-00000.bin", "texts-00000.jsonl", "vectors-00000.bin")

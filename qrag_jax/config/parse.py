@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from qrag_jax.config.secrets import holds_credentials, redact
 
 T = TypeVar("T")
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)  # slower than all the rest; an index decodes one object for each document
+_arguments: Callable[[Any], tuple[Any, ...]] = cache(get_args)
 LARGEST = 2**31 - 1
 """The largest whole number of a setting: what one dimension of an array holds everywhere."""
 WITHOUT = "it would be written to files. Give the address without it, and a reader's key in the environment variable OPENAI_API_KEY"
@@ -21,7 +24,7 @@ def decode(cls: type[T], tree: Any, path: str = "") -> T:
     """A JSON tree -> the dataclass ``cls``. Raises ValueError, naming the field, on unknown names and wrong types."""
     if not isinstance(tree, dict):
         raise ValueError(f"{path or 'configuration'}: must be an object with the fields of {cls.__name__}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     if strangers := sorted(set(tree) - set(hints)):
         raise ValueError(f"{path or 'configuration'}: unknown field {strangers[0]!r}; known: {_known(strangers[0], hints)}")
     values = {}
@@ -32,12 +35,12 @@ def decode(cls: type[T], tree: Any, path: str = "") -> T:
 
 
 def _leaf(hint: Any, value: Any, where: str) -> Any:
-    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    options = _arguments(hint) if type(None) in _arguments(hint) else (hint,)
     for option in options:
         if option is type(None):
             if value is None:
                 return None
-        elif options_of := get_args(option):
+        elif options_of := _arguments(option):
             if option is tuple[str, ...] or options_of[-1] is Ellipsis:
                 if isinstance(value, list) and all(isinstance(item, str) for item in value):
                     return tuple(value)

@@ -6,7 +6,7 @@ A document is known by its name; all records with one name are one document. It 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
@@ -72,8 +72,10 @@ class Documents:
 
 def building(stream: ChunkStream, changes: Changes) -> Iterator[New]:
     """Every document of the source."""
+    before = None
     for reading in stream.readings():
-        changes.added += not reading.goes_on
+        changes.added += not reading.goes_on and (reading.name is None or reading.name != before)
+        before = reading.name
         yield New(*reading.cut(), reading.goes_on)
 
 
@@ -111,11 +113,9 @@ def adding(documents: Documents, stream: ChunkStream, changes: Changes, *, repla
         elif (kept := stay[name]) is not None:
             yield kept[documents.named[name].index(part)]
     new: set[str] = set()
-    for reading in stream.readings():
+    for reading in stream.readings(lambda name: name is None or stay.get(name) is None):
         if reading.name is None:
             changes.added += not reading.goes_on
-        elif stay.get(reading.name) is not None:
-            continue
         elif reading.name not in stay and reading.name not in new:
             new.add(reading.name)
             changes.added += 1
@@ -123,7 +123,7 @@ def adding(documents: Documents, stream: ChunkStream, changes: Changes, *, repla
 
 
 def syncing(documents: Documents, stream: ChunkStream, changes: Changes) -> Iterator[Kept | New]:
-    """The documents of the source, in its order; those that the index has already are not read again.
+    """The documents of the source, in its order. Those that the index has already stay, also those whose file cannot be read now.
 
     Raises ValueError when the index or the source has documents without a name.
     """
@@ -136,7 +136,9 @@ def syncing(documents: Documents, stream: ChunkStream, changes: Changes) -> Iter
         if name is None:
             raise ValueError("sync needs a name for every document of the source: give Text(text, name=...), or metadata with a source")
         held = documents.named.get(name, [])
-        kept = documents.same(held, readings) if held else None
+        if not (held or readings):
+            continue
+        kept = _now(documents, stream, name, readings) if held else None
         changes.removed -= bool(held)
         if kept is not None:
             changes.replaced += _metadata(kept) != _metadata(held)
@@ -166,19 +168,27 @@ def removing(documents: Documents, names: Sequence[str], changes: Changes) -> It
 
 def _clashes(documents: Documents, stream: ChunkStream) -> dict[str, list[Kept] | None]:
     """The documents of the source that the index has, too: its chunks, or None if the text has changed."""
-    if isinstance(stream.source, Path):
-        clashing: Iterable[tuple[str, list[Reading]]] = (
-            (file.name, [stream.reading(file)]) for file in stream.files if file.name in documents.named
-        )
-    else:
-        clashing = ((name, readings) for name, readings in _by_name(stream) if name is not None and name in documents.named)
-    return {name: documents.same(documents.named[name], readings) for name, readings in clashing}
+    named = documents.named
+    return {
+        name: _now(documents, stream, name, readings)
+        for name, readings in _by_name(stream, lambda name: name in named)
+        if name is not None and name in named
+    }
 
 
-def _by_name(stream: ChunkStream) -> Iterator[tuple[str | None, list[Reading]]]:
-    """The documents of a source, each with all its readings. Files come one by one; other sources are in memory anyway."""
+def _now(documents: Documents, stream: ChunkStream, name: str, readings: Sequence[Reading]) -> list[Kept] | None:
+    """The chunks of a document of the index that stay: all, if it is as it was read, or cannot be read; None if it has changed."""
+    if not readings:
+        stream.unread[name] += "; the index keeps the text that it had"
+        return documents.named[name]
+    return documents.same(documents.named[name], readings)
+
+
+def _by_name(stream: ChunkStream, wanted: Callable[[str | None], bool] = lambda name: True) -> Iterator[tuple[str | None, list[Reading]]]:
+    """The documents of a source, each with all its readings (none: its file cannot be read). Files come one by one; other sources are in
+    memory anyway."""
     if isinstance(stream.source, Path):
-        yield from ((reading.name, [reading]) for reading in stream.readings())
+        yield from stream.documents(wanted)
         return
     found: dict[str | None, list[Reading]] = {}
     for reading in stream.readings():

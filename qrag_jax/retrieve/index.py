@@ -13,7 +13,7 @@ distinct text (about 150 bytes with its entry in a table).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -37,7 +37,7 @@ from qrag_jax.rundir.log import progress, say
 
 SHORT = 0.1  # seconds before a progress bar is shown: a change that is refused at once shows none
 Source = str | Path | Text | Iterable[Any]
-"""A ``str`` is a text; a ``Path`` is a text file or a folder of .txt and .md files; anything else is documents or ready chunks. See
+"""A ``str`` is a text; a ``Path`` is a file or a folder of files; anything else is documents or ready chunks. See
 :class:`~qrag_jax.retrieve.sources.ChunkStream`."""
 
 
@@ -99,8 +99,8 @@ class Index:
 
         Args:
             retriever: embeds the chunks, of at most its ``data.chunk_tokens`` tokens.
-            source: a ``str`` is a text; a ``Path`` is a text file or a folder of .txt and .md files; anything else is documents or ready
-                chunks. See :class:`~qrag_jax.retrieve.sources.ChunkStream`.
+            source: a ``str`` is a text; a ``Path`` is a file or a folder of files; anything else is documents or ready chunks. See
+                :class:`~qrag_jax.retrieve.sources.ChunkStream`.
             path: folder of the index: new, empty, or of an unfinished build.
             dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter. errors: see :func:`~qrag_jax.retrieve.storage.pack`.
             shard_chunks: chunks per shard. A killed build loses at most one shard.
@@ -130,7 +130,7 @@ class Index:
             _check_place(path)
             if (path / META).is_file():
                 return _unchanged(path, meta, stream)
-            return _carry_out(path, meta, building(stream, changes), retriever, changes, stream, stream.skipped)
+            return _carry_out(path, meta, building(stream, changes), retriever, changes, stream, stream.skipped, stream.unread)
 
     def add(self, retriever: ChunkEmbedder, source: Source, *, replace: bool = False) -> Index:
         """Adds the documents of a source (as for :meth:`build`) after the others, and returns the new index. This object does not change.
@@ -143,7 +143,9 @@ class Index:
             documents, stream, changes = *self._now(retriever, source), Changes()
             plan, before = adding(documents, stream, changes, replacing=replace), documents.meta.skipped
             skipped = {**before, **stream.skipped} if replace else Counter(before) + Counter(stream.skipped)
-            return _carry_out(self.path, documents.meta, plan, retriever, changes, stream, skipped)
+            others = {name: why for name, why in documents.meta.unread.items() if name not in {file.name for file in stream.files}}
+            unread = ChainMap(stream.unread, others)
+            return _carry_out(self.path, documents.meta, plan, retriever, changes, stream, skipped, unread)
 
     def sync(self, retriever: ChunkEmbedder, source: Source) -> Index:
         """Makes the index hold exactly the documents of a source, in its order, and returns the new index. This object stays as it is.
@@ -154,7 +156,9 @@ class Index:
         """
         with only_writer(self.path):
             documents, stream, changes = *self._now(retriever, source), Changes()
-            return _carry_out(self.path, documents.meta, syncing(documents, stream, changes), retriever, changes, stream, stream.skipped)
+            return _carry_out(
+                self.path, documents.meta, syncing(documents, stream, changes), retriever, changes, stream, stream.skipped, stream.unread
+            )
 
     def remove(self, names: Sequence[str]) -> Index:
         """Removes documents by their names, and returns the new index; needs no model. This object stays as it is.
@@ -167,7 +171,7 @@ class Index:
         with only_writer(self.path):
             meta, changes = Meta.read(self.path / META), Changes()
             plan = removing(Documents(self.path, meta), names, changes)
-            return _carry_out(self.path, meta, plan, None, changes, None, meta.skipped)
+            return _carry_out(self.path, meta, plan, None, changes, None, meta.skipped, meta.unread)
 
     def _now(self, retriever: ChunkEmbedder, source: Source) -> tuple[Documents, ChunkStream]:
         """The documents in the folder, which another process may have changed since it was opened, and those of a source."""
@@ -238,12 +242,13 @@ def _carry_out(
     changes: Changes,
     stream: ChunkStream | None,
     skipped: Mapping[str, int],
+    unread: Mapping[str, str],
 ) -> Index:
     """Writes what ``plan`` says in place of ``meta``, and says what a search does not see of the documents that are new."""
     with progress(unit="chunk", desc="index", delay=SHORT) as bar:
-        made, changes.embedded = rewrite(path, replace(meta, skipped=skipped), plan, retriever, bar)
+        made, changes.embedded = rewrite(path, replace(meta, skipped=skipped), plan, retriever, unread, bar)
     if stream is not None:
-        for notice in notices(stream.read, stream.skipped):
+        for notice in notices(stream.read, stream.skipped, stream.unread):
             say(notice)
     return Index(path, made, changes)
 

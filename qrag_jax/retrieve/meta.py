@@ -17,10 +17,10 @@ from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.storage import Dtype, Shard, check_dtype
 from qrag_jax.rundir.files import read_json, write_json
 
-FORMAT, VERSION = "qrag-jax-index", 4
-READABLE = (1, 2, 3, 4)
-"""1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts. 4 alone says where
-positions restart; those of the others run through the whole index."""
+FORMAT, VERSION = "qrag-jax-index", 5
+READABLE = (1, 2, 3, 4, 5)
+"""1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts. 1 to 3 do not say
+where positions restart: they run through the whole index. 1 to 4 do not say which files could not be read."""
 META, JOURNAL = "meta.json", "building.json"
 Positions = Literal["index", "document"]
 """Positions run through the whole index, or restart with each document."""
@@ -42,8 +42,8 @@ class Meta:
     """The content of meta.json and building.json.
 
     ``shards`` in order, and the documents whose chunks they hold, in the same order. ``skipped``: how many files of each suffix were not
-    read. ``written``: the number of the next shard; it grows with every change, so no name of a file is used twice.
-    ``positions``: where the positions of a search restart.
+    read. ``unread``: the other files that could not be read, or not whole, and why. ``written``: the number of the next shard; it grows
+    with every change, so no name of a file is used twice. ``positions``: where the positions of a search restart.
     """
 
     model: IndexModel
@@ -55,6 +55,7 @@ class Meta:
     skipped: Mapping[str, int] = field(default_factory=dict)
     written: int = 0
     positions: Positions = "index"
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -76,7 +77,7 @@ class Meta:
         tree |= {"shard_chunks": self.shard_chunks, "positions": self.positions, "written": self.written}
         tree |= {"chunks": sum(shard.chunks for shard in self.shards)}
         tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [source.tree() for source in self.sources]}
-        tree |= {"skipped": dict(sorted(self.skipped.items()))}
+        tree |= {"skipped": dict(sorted(self.skipped.items())), "unread": dict(sorted(self.unread.items()))}
         write_json(path, tree | {"sha256": checksum(tree)})
 
     @classmethod
@@ -107,7 +108,8 @@ class Meta:
             raise ValueError(f"{path}: its sources do not have the {chunks} chunks of its shards; it is damaged: {AGAIN}")
         settings = (tree["dtype"], tree["width"], tree["shard_chunks"])
         written = max([tree.get("written", 0), *(shard.number + 1 for shard in shards)])
-        return cls(model, *settings, shards, sources, tree.get("skipped", {}), written, tree.get("positions", "index"))
+        said = (tree.get("positions", "index"), tree.get("unread", {}))
+        return cls(model, *settings, shards, sources, tree.get("skipped", {}), written, *said)
 
 
 def checksum(tree: Any) -> str:
@@ -131,6 +133,12 @@ _FIELDS: tuple[tuple[str, int, Callable[[Any], bool], str], ...] = (
     ("model", 1, lambda value: isinstance(value, dict), "an object"),
     ("skipped", 2, lambda value: isinstance(value, dict) and all(_whole(count, 1) for count in value.values()), "counts of files by kind"),
     ("positions", 4, lambda value: value in get_args(Positions), " or ".join(get_args(Positions))),
+    (
+        "unread",
+        5,
+        lambda value: isinstance(value, dict) and all(isinstance(why, str) for why in value.values()),
+        "reasons of files by name",
+    ),
     ("written", 3, lambda value: _whole(value, 0), "a whole number"),
 )
 """The fields of meta.json that its checksum does not prove: field, the version it came with, whether a value is valid, what is."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,6 +12,7 @@ from uuid import UUID
 import numpy as np
 
 from qrag_jax.config.trees import DEEPEST, parse_yaml
+from qrag_jax.retrieve.formats.text import FRONT_MATTER
 from qrag_jax.rundir.files import read_json
 from qrag_jax.rundir.log import say
 
@@ -20,7 +20,6 @@ Metadata = Mapping[str, Any]
 """Names and their values: texts, numbers, true, false, null, and lists or objects of them."""
 SIDECAR = ".json"
 """What follows the name of a text file in the name of the file with its metadata: report.md.json."""
-_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def file_metadata(path: Path, text: str, sidecar: Path | None) -> tuple[dict[str, Any], int]:
@@ -39,7 +38,7 @@ def file_metadata(path: Path, text: str, sidecar: Path | None) -> tuple[dict[str
 
 
 def _front_matter(path: Path, text: str) -> tuple[dict[str, Any], int]:
-    block = _FRONT_MATTER.match(text)
+    block = FRONT_MATTER.match(text)
     if block is None:
         return {}, 0
     try:

@@ -11,10 +11,12 @@ import numpy as np
 
 from qrag_jax.config.parse import decode
 from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.retrieve.formats.table import READERS
 from qrag_jax.retrieve.metadata import Metadata
 
-SUFFIXES = (".txt", ".md")
-"""The files that are read."""
+SUFFIXES = f"{', '.join(sorted(READERS)[:-1])} and {sorted(READERS)[-1]}"
+"""The files that are read, in words."""
+SHOWN = 5  # names of files that a line lists
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class SourceRecord:
         return replace(record, metadata=tree.get("metadata", {}))
 
 
-def notices(records: Iterable[SourceRecord], skipped: Mapping[str, int]) -> list[str]:
-    """One line for each thing that a search does not see: tokens that are not embedded, chunks it cannot read, files that were skipped."""
+def notices(records: Iterable[SourceRecord], skipped: Mapping[str, int], unread: Mapping[str, str]) -> list[str]:
+    """One line for each thing that a search does not see: tokens that are not embedded, chunks it cannot read, files that were skipped, and
+    files that could not be read, by reason."""
     found = []
     total = SourceRecord.total(records)
     if total.cut:
@@ -90,5 +93,11 @@ def notices(records: Iterable[SourceRecord], skipped: Mapping[str, int]) -> list
         )
     if skipped:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
-        found.append(f"skipped: {kinds}; only {' and '.join(SUFFIXES)} files are read; hidden ones and links out of the folder are not")
+        found.append(f"skipped: {kinds}; only {SUFFIXES} files are read; hidden ones and links out of the folder are not")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in sorted(unread.items()):
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        found.append(f"not read: {', '.join(names[:SHOWN])}{more}: {reason}")
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 
+from qrag_jax.retrieve.formats.passages import PLACES
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.types import Step
@@ -26,17 +28,30 @@ def index_lines(index: Index, verified: bool) -> list[str]:
         f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}; positions {restart}",
         f"model: {model.hash[:12]}, loaded from {model.retriever or 'a place that was not recorded'}",
     ]
-    for source in meta.sources[:SHOWN]:
-        lines.append(f"source: {source.name or 'given chunks'}, {source.characters:,} characters, {source.chunks:,} chunks")
-    if len(meta.sources) > SHOWN:
-        lines.append(f"and {len(meta.sources) - SHOWN:,} more sources")
+    documents = _documents(meta.sources)
+    lines += map(_source_line, documents[:SHOWN])
+    if len(documents) > SHOWN:
+        lines.append(f"and {len(documents) - SHOWN:,} more sources")
     if keys := sorted({key for source in meta.sources for key in source.metadata}):
         lines.append(f"metadata: {printable(', '.join(keys))}; `qrag ask --filter KEY=VALUE` picks only from documents that match")
     lines.append(coverage(index))
-    lines.extend(notices(meta.sources, meta.skipped))
+    lines.extend(notices(meta.sources, meta.skipped, meta.unread))
     if verified:
         lines.append(f"verified: the checksums of {len(files)} files are right")
     return lines
+
+
+def _documents(records: Sequence[SourceRecord]) -> list[list[SourceRecord]]:
+    """The records of each document: consecutive ones with the same name, or one without a name."""
+    return [list(parts) for _, parts in groupby(records, key=lambda record: record.name or id(record))]
+
+
+def _source_line(parts: Sequence[SourceRecord]) -> str:
+    total = SourceRecord.total(parts)
+    counts = {key: len({record.metadata.get(key) for record in parts} - {None}) for key in PLACES}
+    numbers = counts | {"character": total.characters, "chunk": total.chunks}
+    said = [f"{count:,} {what}{'s' * (count != 1)}" for what, count in numbers.items() if count or what not in PLACES]
+    return f"source: {', '.join([parts[0].name or 'given chunks', *said])}"
 
 
 def coverage(index: Index) -> str:

@@ -92,8 +92,8 @@ class Retriever:
 
         Args:
             question: the question.
-            source: a text (``str``), or a text file or a folder of .txt and .md files (``Path``), cut into chunks here; the chunks of a
-                document in order; or an index.
+            source: a text (``str``), or a file or a folder of files (``Path``), cut into chunks here; the chunks of a document in order;
+                or an index.
             budget: how many chunks to pick.
             beam: how many paths to keep at each step ("Plan Q-RAG"); 1 is greedy.
             stop: pick fewer when the best Q falls below the calibrated threshold.
@@ -193,7 +193,7 @@ class Retriever:
             return source
         stream = ChunkStream(source, self.tokenizer, self.config.data.chunk_tokens, self.config.data.chunk_by)
         chunks = tuple(stream)
-        for notice in notices(stream.read, stream.skipped):
+        for notice in notices(stream.read, stream.skipped, stream.unread):
             self._tell_once(notice)
         return replace(self._embedded([chunks], label)[0], sources=tuple(stream.read))
 

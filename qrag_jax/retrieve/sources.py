@@ -1,4 +1,4 @@
-"""The source of a search or an index, as a stream of chunks: a text, a text file, a folder of them, or ready-made chunks.
+"""The source of a search or an index, as a stream of chunks: a text, a file, a folder of files, or ready-made chunks.
 
 One rule holds everywhere: a ``str`` is a text, a ``pathlib.Path`` is a file or a folder.
 """
@@ -6,17 +6,19 @@ One rule holds everywhere: a ``str`` is a text, a ``pathlib.Path`` is a file or 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.retrieve.chunks import Chunk, chunk_text
-from qrag_jax.retrieve.metadata import SIDECAR, Metadata, file_metadata, plain
-from qrag_jax.retrieve.records import SUFFIXES, SourceRecord
+from qrag_jax.retrieve.folder import SourceFile, list_files, printable_name
+from qrag_jax.retrieve.formats.passages import Passage, Unreadable
+from qrag_jax.retrieve.formats.process import FileReader
+from qrag_jax.retrieve.metadata import Metadata, file_metadata, plain
+from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.rundir.log import say
 
 LONGEST_PATH = 4096
@@ -43,14 +45,6 @@ class Text:
             raise ValueError(f"Text(name = {self.name!r}): metadata must be a dict, such as {{'year': 2024}}")
 
 
-class SourceFile(NamedTuple):
-    """A text file, its name in the index, and the JSON file with its metadata, if there is one."""
-
-    name: str
-    path: Path
-    sidecar: Path | None
-
-
 @dataclass(frozen=True)
 class Reading:
     """A document, read but not yet cut. ``goes_on``: it is the next block of the one before it; ``digest`` covers all blocks so far."""
@@ -65,21 +59,25 @@ class Reading:
 class ChunkStream:
     """The chunks of a source in order, one file in memory at a time; ``read`` grows as its documents are cut.
 
-    A ``str`` is a text, which is cut into chunks. A ``Path`` is a file or a folder. In a folder, the .txt and .md files at any depth are
-    read, sorted by relative name; names that begin with a dot are left out. ``skipped`` has the number of other files by suffix. Files are
-    UTF-8 with universal newlines: a chunk's characters count in ``Path.read_text(encoding="utf-8")``; a byte-order mark and front matter
-    are in no chunk. A file of white space has no chunks. The metadata of a file are those of
-    :func:`~qrag_jax.retrieve.metadata.file_metadata`. Any other source gives documents in order (a list, a generator, a NumPy array): a
-    :class:`Text` is cut; a ``str``, or a document of LangChain, LlamaIndex or Haystack, is one ready-made chunk, and consecutive ones with
-    the same source and metadata are one document. If a text is the name of an existing file, a message says that it is used as a text.
+    A ``str`` is a text, which is cut into chunks. A ``Path`` is a file or a folder. In a folder, the files at any depth whose suffix is in
+    :data:`~qrag_jax.retrieve.formats.table.READERS` are read, sorted by relative name; names that begin with a dot are left out.
+    ``skipped`` has the number of other files by suffix; ``unread``, which grows, has the reason for each file that could not be read.
+    A chunk never crosses the border of a passage (a page, a section, a row), whose place is in its metadata. Its characters count in the
+    text of the whole file: for .txt and .md, what ``Path.read_text(encoding="utf-8")`` gives; for others the extracted text
+    (:class:`~qrag_jax.retrieve.formats.passages.Passage`). A byte-order mark and front matter are in no chunk. A text file of white space
+    has no chunks. The metadata of a file are those of :func:`~qrag_jax.retrieve.metadata.file_metadata`. Any other source gives documents
+    in order (a list, a generator, a NumPy array): a :class:`Text` is cut; a ``str``, or a document of LangChain, LlamaIndex or Haystack,
+    is one ready-made chunk, and consecutive ones with the same source and metadata are one document. If a text is the name of an existing
+    file, a message says that it is used as a text.
 
-    Raises ValueError on a source that is missing, empty, or not UTF-8 (naming file and byte), and on empty chunks.
+    Raises ValueError on a source that is missing, empty, or of which nothing can be read, and on empty chunks.
     """
 
     def __init__(self, source: str | Path | Text | Iterable[Any], tokenizer: TextTokenizer, max_tokens: int, by: ChunkBy) -> None:
         self.source = [source] if isinstance(source, Text) else source
         self.tokenizer, self.max_tokens, self.by = tokenizer, max_tokens, by
-        self.files, self.skipped = _files(source) if isinstance(source, Path) else ([], {})
+        self.files, self.skipped = list_files(source) if isinstance(source, Path) else ([], {})
+        self.unread: dict[str, str] = {}
         self.read: list[SourceRecord] = []
         self._bytes, self._total = 0, sum(file.path.stat().st_size for file in self.files)
         if isinstance(source, str) and _names_a_file(source):
@@ -102,44 +100,83 @@ class ChunkStream:
         for reading in self.readings():
             yield from reading.cut()[1]
 
-    def readings(self) -> Iterator[Reading]:
-        """The documents in order. Raises ValueError at the end if all were cut and none has a chunk."""
-        count = 0
-        for reading in self._readings():
+    def readings(self, wanted: Callable[[str | None], bool] = lambda name: True) -> Iterator[Reading]:
+        """The documents in order, or of a folder their passages; only those whose name is ``wanted``. Raises ValueError at the end if all
+        were cut and none has a chunk."""
+        count = before = len(self.read)
+        for reading in self._readings(wanted):
             count += not reading.goes_on
             yield reading
-        if len(self.read) == count and not any(record.chunks for record in self.read):
+        if count == len(self.read) and (count > before or not self.files) and not any(record.chunks for record in self.read):
             if isinstance(self.source, Path):
                 raise ValueError(f"{self.source}: no text; it is empty or only white space")
             if isinstance(self.source, str):
                 raise ValueError("the text has nothing to search; it is empty or only white space")
             raise ValueError("source holds no chunks: nothing to index")
 
-    def _readings(self) -> Iterator[Reading]:
+    def _readings(self, wanted: Callable[[str | None], bool]) -> Iterator[Reading]:
         if isinstance(self.source, Path):
-            yield from map(self.reading, self.files)
+            for _, readings in self.documents(wanted):
+                yield from readings
         elif isinstance(self.source, str):
             check_encodable(self.source, "source")
-            yield self._text(None, self.source, {}, 0)
+            yield self._text(None, Passage(self.source), {})
         else:
-            yield from self._given(self.source)
+            yield from (reading for reading in self._given(self.source) if wanted(reading.name))
 
-    def reading(self, file: SourceFile) -> Reading:
-        """One of the files of a folder."""
-        text = _read(file.path)
-        found, front = file_metadata(file.path, text, file.sidecar)
-        return self._text(file.name, text, found, front, file.path.stat().st_size)
+    def documents(self, wanted: Callable[[str | None], bool] = lambda name: True) -> Iterator[tuple[str, list[Reading]]]:
+        """The files of a folder whose names are ``wanted``, each with its passages: none if it cannot be read.
 
-    def _text(self, name: str | None, text: str, found: Metadata, front: int, size: int = 0) -> Reading:
-        """A text that is to be cut; its first ``front`` characters, and a byte-order mark, are in no chunk."""
-        digest = hashlib.sha256(text.encode()).hexdigest()
+        Raises ValueError at the end if no file can be read.
+        """
+        failed: list[str] = []
+        with FileReader() as reader:
+            for file in self.files:
+                if wanted(file.name):
+                    readings = self._passages(file, reader)
+                    failed += [] if readings else [file.name]
+                    yield file.name, readings
+        if failed and len(failed) == len(self.files):
+            others = f", and {len(failed) - 1:,} other file{'s' * (len(failed) > 2)} cannot be read" if len(failed) > 1 else ""
+            name = self.source if len(failed) == 1 else f"{self.source}: {failed[0]}"
+            raise ValueError(f"{name}: {self.unread[failed[0]]}{others}")
+
+    def _passages(self, file: SourceFile, reader: FileReader) -> list[Reading]:
+        try:
+            passages = reader.read(file.path)
+        except Unreadable as reason:
+            self.unread[file.name] = str(reason)
+            return []
+        found, front = file_metadata(file.path, passages[0].text, file.sidecar)
+        if clashing := sorted(set(found).intersection(*(passage.place for passage in passages))):
+            say(f"{file.path}: its metadata {clashing[0]!r} are not used; here they are the place of each passage")
+        if pictures := [str(passage.place["page"]) for passage in passages if "page" in passage.place and not passage.text]:
+            self.unread[file.name] = f"pages that are pictures without text ({', '.join(pictures)}); OCR makes them readable"
+        first = passages[0]
+        texts = [one for one in passages if one.text[front if one is first else 0 :].strip()] or [first]
+        return [
+            self._text(
+                file.name, one, {**found, **one.place}, front if one is first else 0, file.path.stat().st_size if one is texts[-1] else 0
+            )
+            for one in texts
+        ]
+
+    def _text(self, name: str | None, passage: Passage, found: Metadata, hidden: int = 0, size: int = 0) -> Reading:
+        """A passage that is to be cut; its first ``hidden`` characters, and a byte-order mark, are in no chunk. ``size``: the bytes of the
+        file that is read when this is cut."""
+        text, first = passage.text, passage.start
+        hidden = max(hidden, int(text.startswith(BYTE_ORDER_MARK)))
+        # A passage that has moved has changed, because its chunks say where they are.
+        digest = hashlib.sha256((f"{first} " if first else "").encode() + text.encode()).hexdigest()
 
         def cut() -> tuple[SourceRecord, list[Chunk]]:
-            # Spaces in place of a byte-order mark and front matter keep the places of all characters.
-            hidden = max(front, int(text.startswith(BYTE_ORDER_MARK)))
+            # Spaces in place of what is hidden keep the places of all characters.
             chunks = chunk_text(" " * hidden + text[hidden:], self.tokenizer, self.max_tokens, self.by)
             self._bytes += size
-            chunks = [replace(chunk, source=name, metadata=found) for chunk in chunks]
+            chunks = [
+                replace(chunk, start=first + (chunk.start or 0), end=first + (chunk.end or 0), source=name, metadata=found)
+                for chunk in chunks
+            ]
             return self._counted(name, len(text), chunks, digest, found, False), chunks
 
         return Reading(name, digest, found, cut)
@@ -163,7 +200,7 @@ class ChunkStream:
             elif isinstance(item, Text):
                 check_encodable(item.text, f"Text {number}")
                 name = None if item.name is None else printable_name(item.name)
-                yield self._text(name, item.text, plain(item.metadata, f"Text {number}"), 0)
+                yield self._text(name, Passage(item.text), plain(item.metadata, f"Text {number}"))
         if chunks:
             yield self._ready(tuple(chunks), hasher.hexdigest(), goes_on)
 
@@ -205,11 +242,6 @@ def _given_chunk(number: int, item: Any) -> Chunk:
     return Chunk(str(text), source=None if origin is None else printable_name(origin), metadata=found)
 
 
-def printable_name(name: str) -> str:
-    """The name of a file, in which bytes that are not UTF-8 are written as \\x and two digits."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def check_encodable(text: str, what: str) -> None:
     """Raises ValueError on half of a surrogate pair: no tokenizer takes it."""
     try:
@@ -223,45 +255,3 @@ def _names_a_file(text: str) -> bool:
         return len(text) <= LONGEST_PATH and "\n" not in text and bool(text.strip()) and Path(text).exists()
     except (OSError, ValueError):  # too long for the file system, or a NUL in it
         return False
-
-
-def _files(source: Path) -> tuple[list[SourceFile], dict[str, int]]:
-    """The files to read, and the number of the others by suffix."""
-    if source.is_file():
-        sidecar = source.with_name(source.name + SIDECAR)
-        return [SourceFile(printable_name(source.name), source, sidecar if sidecar.is_file() else None)], {}
-    if not source.is_dir():
-        raise ValueError(f"{source}: no such file or folder; expected a text file or a folder of {' and '.join(SUFFIXES)} files")
-    skipped: Counter[str] = Counter()
-    seen: list[Path] = []
-    root = source.resolve()
-    for path in source.rglob("*"):
-        if not path.is_file():
-            continue
-        if any(part.startswith(".") for part in path.relative_to(source).parts):
-            skipped["hidden"] += 1
-        elif not path.resolve().is_relative_to(root):
-            skipped["link out of the folder"] += 1
-        else:
-            seen.append(path)
-    texts = {path for path in seen if path.suffix.lower() in SUFFIXES}
-    sidecars = {path for path in seen if path.suffix == SIDECAR and path.with_suffix("") in texts}
-    skipped.update(printable_name(path.suffix.lower()) or "no suffix" for path in seen if path not in texts | sidecars)
-    files = []
-    for path in texts:
-        sidecar = path.with_name(path.name + SIDECAR)
-        files.append(SourceFile(printable_name(path.relative_to(source).as_posix()), path, sidecar if sidecar in sidecars else None))
-    if not files:
-        raise ValueError(f"{source}: holds no {' or '.join(SUFFIXES)} file")
-    return sorted(files, key=lambda file: (file.name, file.path)), dict(skipped)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: byte {error.start} is 0x{error.object[error.start]:02x}, which is not UTF-8; convert the file to UTF-8"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error

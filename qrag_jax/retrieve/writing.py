@@ -10,7 +10,7 @@ so what a killed change leaves behind can neither be wrong nor in the way.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -58,16 +58,19 @@ class _Entry(NamedTuple):
     text: str = ""
 
 
-def rewrite(path: Path, meta: Meta, plan: Iterable[Kept | New], retriever: ChunkEmbedder | None, bar: Any) -> tuple[Meta, int]:
+def rewrite(
+    path: Path, meta: Meta, plan: Iterable[Kept | New], retriever: ChunkEmbedder | None, unread: Mapping[str, str], bar: Any
+) -> tuple[Meta, int]:
     """Writes the documents of ``plan`` into the folder, in order, as the index that follows ``meta``: the new meta.json, and the number of
-    texts that were embedded. ``retriever`` may be None if the plan has no :class:`New`. The caller holds the lock.
+    texts that were embedded. ``retriever`` may be None if the plan has no :class:`New`. ``unread`` may grow while the plan is carried out.
+    The caller holds the lock.
 
     Raises ValueError when nothing is left, or a vector is not finite.
     """
     writer = _Writer(path, meta, retriever, bar)
     for part in plan:
         writer.take(part)
-    return writer.finish(), writer.embedded
+    return writer.finish(unread), writer.embedded
 
 
 def clean(path: Path, shards: Iterable[Shard]) -> None:
@@ -196,12 +199,13 @@ class _Writer:
             self.bar.update(len(piece))
             yield vectors
 
-    def finish(self) -> Meta:
+    def finish(self, unread: Mapping[str, str]) -> Meta:
         self._end_run()
         self._flush()
         if not self.shards:
             raise ValueError(f"{self.path}: nothing to search would be left; an index holds at least one chunk")
-        made = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=self.number)
+        held = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=self.number)
+        made = replace(held, unread=dict(unread))
         made.write(self.path / META)
         (self.path / JOURNAL).unlink(missing_ok=True)
         clean(self.path, made.shards)

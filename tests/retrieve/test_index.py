@@ -188,7 +188,7 @@ def test_sources_that_cannot_be_indexed_are_refused(retriever: Retriever, tmp_pa
     (tmp_path / "latin.txt").write_bytes("Caf\u00e9.".encode("latin-1"))
     for source, message in (
         (tmp_path / "absent", "absent: no such file or folder"),
-        (tmp_path / "empty", "empty: holds no .txt or .md file"),
+        (tmp_path / "empty", "empty: holds no file of a kind that is read"),
         (tmp_path / "blank", "blank: no text"),
         (tmp_path / "blank/a.txt", "a.txt: no text"),
         (tmp_path / "latin.txt", "latin.txt: byte 3 is 0xe9, which is not UTF-8"),

@@ -105,17 +105,17 @@ def test_names_that_are_not_utf8_are_written_with_escapes(retriever: Retriever, 
 def test_what_a_search_does_not_see_is_counted_and_said(retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
-    for name in ("a.txt", "b.pdf", "c.PDF", "d.html", "LICENSE", ".e.txt"):
+    for name in ("a.txt", "b.doc", "c.DOC", "d.rtf", "LICENSE", ".e.txt"):
         (folder / name).write_text("Mary went to the garden. " * 3)
     (folder / "f.txt").write_text("他说今天天气很好。")
     index = Index.build(retriever, folder, tmp_path / "index")
     said = capsys.readouterr().out.splitlines()
-    assert index.meta.skipped == {".pdf": 2, ".html": 1, "no suffix": 1, "hidden": 1}
+    assert index.meta.skipped == {".doc": 2, ".rtf": 1, "no suffix": 1, "hidden": 1}
     total = SourceRecord.total(index.meta.sources)
     assert total == SourceRecord(None, 84, 4, 6 * 3 + 9, 0, 0, 1), "6 tokens a sentence, 9 unknown ones"
     assert said[0].startswith("unknown: 1 of 4 chunks are mostly tokens")
-    skipped = "skipped: .pdf 2, .html 1, hidden 1, no suffix 1; only .txt and .md files are read; hidden ones and links out"
-    assert said[1].startswith(skipped)
+    assert said[1].startswith("skipped: .doc 2, .rtf 1, hidden 1, no suffix 1; only .csv, .docx, .epub,")
+    assert said[1].endswith(".tsv and .txt files are read; hidden ones and links out of the folder are not")
     again = Index.open(index.path).meta
     assert (again.sources, again.skipped) == (index.meta.sources, index.meta.skipped)
     grown = index.add(retriever, ["Mary " * 40, *SENTENCES])
@@ -128,7 +128,7 @@ def test_notices_of_an_index_that_did_not_count() -> None:
     old, new = SourceRecord("a", 5, 1), SourceRecord("b", 5, 1, 2, 0, 0, 0)
     assert SourceRecord.total([old, new]) == SourceRecord(None, 10, 2)
     assert SourceRecord.total([]) == SourceRecord(None, 0, 0, 0, 0, 0, 0)
-    assert notices([old, new], {}) == []
+    assert notices([old, new], {}, {}) == []
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "byte level"])

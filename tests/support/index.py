@@ -25,7 +25,7 @@ FILES = {
     "a/deep/one.md": "# Été\n\nDaniel travelled to the kitchen! Then he slept… “Really?” she asked.\n\n" + "Mary " * 40,
     "a/empty.txt": " \n",
     "c.TXT": "John took the milk there. " * 9,
-    "notes.pdf": "not read",
+    "notes.doc": "not read",
     ".hidden/x.txt": "not read either",
 }
 

@@ -254,9 +254,10 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], place: Pa
         refuse(capsys, "index", "bild")
         == "error: qrag index bild: no such command; known: build, add, sync, remove, info; did you mean build?"
     )
-    known = "--retriever, --budget, --beam, --stop, --trace, --filter, --support"
-    option = f"error: qrag ask --bugdet: no such option; known: {known}; did you mean --budget?"
-    assert refuse(capsys, "ask", "x", "y", "--bugdet=3") == option
+    refused = refuse(capsys, "ask", "x", "y", "--bugdet=3")
+    assert refused.startswith("error: qrag ask --bugdet: no such option; known: --budget, --mode, ")
+    assert refused.endswith("; did you mean --budget?")
+    assert refuse(capsys, "idnex").endswith("; did you mean index?")
     assert refuse(capsys, "ask", "x").startswith("error: Missing from qrag ask: QUESTION The question")
     assert refuse(capsys, "ask", "x", "y", "--budget", "z").startswith("error: Error parsing --budget: ")
     assert refuse(capsys, "ask", "x", "y", "--budget", "2", "--budget=3") == "error: qrag ask --budget: is given 2 times; give it once"

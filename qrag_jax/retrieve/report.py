@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
+from qrag_jax.retrieve.chunks import Chunk
+from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.ranking import SCORES, Mode
 from qrag_jax.retrieve.records import SourceRecord, notices
-from qrag_jax.retrieve.types import Step
+from qrag_jax.retrieve.types import Candidate, Pick, Step
 from qrag_jax.rundir.printable import printable
 
+FORMAT = "qrag-jax-ask 1"
+PLACES = ("page", "heading", "row")
+"""Metadata that name the place of a chunk in its document."""
+ABOUT: dict[Mode, str] = {
+    "multi": "a search in several steps",
+    "single": "one look by the encoder's similarity",
+    "bm25": "one look by words",
+    "hybrid": "one look by similarity and by words, fused by ranks",
+}
 SHOWN = 20
 """Number of sources that :func:`index_lines` lists."""
 
@@ -47,26 +60,66 @@ def coverage(index: Index) -> str:
     return f"text: {total.characters:,} characters, {total.tokens:,} tokens, {total.outside:,} of them outside the embedded windows"
 
 
-def step_lines(step: Step, support: bool) -> str:
-    """A step's pick: its Q, place and text, its metadata, and where else the text stands. ``support``: the user marked the chunk."""
+def place(part: Pick | Candidate | Chunk) -> str:
+    """Where a chunk stands: its document, with page, heading and row if its metadata name them, else its characters."""
+    metadata = getattr(part, "metadata", {})
+    named = [f"{key} {metadata[key]}" for key in PLACES if metadata.get(key) not in (None, "")]
+    if part.source is None:
+        return ", ".join(named) if named else "given chunk" if part.start is None else f"characters {part.start}-{part.end}"
+    return (
+        ", ".join([part.source, *named]) if named else f"{part.source}:{part.start}-{part.end}" if part.start is not None else part.source
+    )
+
+
+def step_lines(step: Step, mode: Mode, support: bool) -> str:
+    """A step's pick: its score, place and text, its metadata, and where else the text stands. ``support``: the user marked the chunk."""
     pick = step.pick
-    place = "" if pick.source is None else f"  {pick.source}:{pick.start}-{pick.end}"
+    where = "" if pick.source is None else f"  {printable(place(pick))}"
     below = "  below the stop threshold" if step.stop else ""
     mark = "  support" if support else ""
     text = printable(" ".join(pick.text.split()))
-    lines = [f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}", f"     {text}"]
+    score = f"{SCORES[mode]} {pick.q:7.3f}"
+    lines = [f"{step.number + 1:>3}  {score}  chunk {pick.chunk}{where}  {step.seconds:.3f} s{below}{mark}", f"     {text}"]
     if pick.metadata:
         lines.append(printable(f"     {json.dumps(pick.metadata, ensure_ascii=False)}"))
     if pick.also:
-        lines.append("     also in " + printable(", ".join(f"{one.source or 'given chunks'}:{one.start}-{one.end}" for one in pick.also)))
+        lines.append("     also in " + printable(", ".join(map(place, pick.also))))
     return "\n".join(lines)
 
 
-def stop_line(steps: Sequence[Step], threshold: float | None) -> str:
+def stop_line(steps: Sequence[Step], mode: Mode, threshold: float | None) -> str:
     """How many of the picks the stop threshold keeps."""
+    if mode != "multi":
+        return f"mode {mode}: {ABOUT[mode]}; it has no stop threshold"
     if threshold is None:
         return "stop threshold: this retriever has none"
     if all(step.pick.q < threshold for step in steps):
         return f"stop threshold {threshold:.3f}: every pick is below it, so nothing that fits the question was found"
     kept = next((t for t, step in enumerate(steps) if step.stop), len(steps))
     return f"stop threshold {threshold:.3f}: " + (f"keeps the first {kept}" if kept < len(steps) else "no pick is below it")
+
+
+def search_tree(
+    question: str, index: Index, mode: Mode, steps: Sequence[Step], threshold: float | None, clock: SearchClock
+) -> dict[str, Any]:
+    """A search as the object that ``qrag ask --json`` prints. ``fits``: whether a pick reaches the stop threshold; null without one."""
+    stops = mode == "multi" and threshold is not None
+    return {
+        "format": FORMAT,
+        "question": question,
+        "index": str(index.path),
+        "chunks": len(index),
+        "mode": mode,
+        "score": SCORES[mode],
+        "threshold": threshold if stops else None,
+        "fits": any(step.pick.q >= (threshold or 0.0) for step in steps) if stops else None,
+        "steps": [_step_tree(step) for step in steps],
+        "seconds": {"search": round(sum(step.seconds for step in steps), 6), "compiling": round(clock.compiling, 6)},
+    }
+
+
+def _step_tree(step: Step) -> dict[str, Any]:
+    pick = step.pick
+    tree = {name: getattr(pick, name) for name in ("chunk", "q", "source", "start", "end", "text", "metadata")}
+    tree |= {"step": step.number, "place": place(pick), "also": [place(one) for one in pick.also]}
+    return tree | {"below_threshold": step.stop, "seconds": round(step.seconds, 6)}

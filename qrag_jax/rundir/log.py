@@ -8,7 +8,8 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from qrag_jax.rundir.printable import printable
 
 T = TypeVar("T")
 _silent = False
+_aside = False
 
 
 class Preempted(BaseException):
@@ -56,6 +58,17 @@ def silence() -> None:
     _silent = True
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """In this block, what is said goes to stderr: stdout is for a program that reads it."""
+    global _aside
+    before, _aside = _aside, True
+    try:
+        yield
+    finally:
+        _aside = before
+
+
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     """A progress bar with rate and time left, on stderr. If stderr is not a terminal, it is written less often."""
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)
@@ -68,8 +81,9 @@ def say(text: str) -> None:
     """One line for the person at the terminal, above any progress bar: without secrets, and with control characters as escapes."""
     if _silent:
         return
-    tqdm.write(printable(redact(text)), file=sys.stdout)
-    sys.stdout.flush()
+    stream = sys.stderr if _aside else sys.stdout
+    tqdm.write(printable(redact(text)), file=stream)
+    stream.flush()
 
 
 class RunLog:

@@ -1,0 +1,145 @@
+"""The command ``qrag ask``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from qrag_jax.config.command_line import RARE
+from qrag_jax.retrieve.clock import SearchClock
+from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.ranking import Mode
+from qrag_jax.retrieve.report import search_tree, step_lines, stop_line
+from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.retrieve.trace import write_trace
+from qrag_jax.retrieve.types import Step
+from qrag_jax.rundir.log import aside
+from qrag_jax.rundir.printable import printable
+
+CURVE = 400  # stretches of the score curve in a trace
+RECORDED = "(default: the one recorded in the index)"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Search an index and show each pick.
+
+    Example: qrag ask book.index "Where is the milk?" --budget 4 --trace trace.html
+    """
+
+    index: tyro.conf.Positional[Path]
+    """Folder of the index."""
+    question: tyro.conf.Positional[str]
+    """The question, in quotes."""
+    budget: int = 4
+    """How many chunks to pick."""
+    mode: Annotated[Mode | None, tyro.conf.arg(metavar="MODE", help_behavior_hint="(default: multi if trained, else hybrid)")] = None
+    """multi: in several steps. single: one look by the encoder's similarity. bm25: by words. hybrid: single and bm25."""
+    filter: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="KEY=VALUE", help_behavior_hint="(default: none; may be repeated)"),
+    ] = ()
+    """Pick only from documents of this name or metadata, such as 'source=reports/*' or year=2024; * is any text. All filters must match."""
+    stop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Stop at the first pick whose Q is below the calibrated threshold."""
+    trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """HTML page to write, with every step and its scores."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object instead of lines; messages go to stderr."""
+    beam: Annotated[int, RARE] = 1
+    """How many search paths to keep at each step; 1 is greedy. With 2 or more, the steps of the best path are shown at the end."""
+    retriever: Annotated[str | None, RARE, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
+    """The retriever that the index was built with; needed only if it has moved."""
+    support: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[int, ...], ...]],
+        RARE,
+        tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none; may be repeated)"),
+    ] = ()
+    """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
+
+
+def run_ask(command: Ask, say: Callable[[str], None]) -> None:
+    """Prints the steps of a search as they are made, or one JSON object at the end. Raises ValueError on bad input."""
+    if command.json:
+        with aside():  # what the search says on its way must not be in the object
+            tree = _ask(command, lambda line: None)
+        sys.stdout.write(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        _ask(command, say)
+
+
+def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
+    index = Index.open(command.index)
+    support = _support(command, index)
+    retriever = Retriever.of_index(index, command.retriever)
+    mode = command.mode or retriever.usual_mode
+    if mode in ("bm25", "hybrid"):
+        index.words()  # made here, since it is no part of the time of the search
+    steps: list[Step] = []
+    with SearchClock() as clock:
+        found = retriever.stream(
+            command.question,
+            index,
+            command.budget,
+            mode=mode,
+            beam=command.beam,
+            stop=command.stop,
+            bins=min(CURVE, len(index)) if command.trace else 0,
+            filter=command.filter,
+        )
+        for step in found:
+            steps.append(step)
+            say(step_lines(step, mode, step.pick.chunk in support))
+    _note_fewer(command, index, mode, steps)
+    compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
+    what = f"{len(steps)} steps" if mode == "multi" else f"{len(steps)} picks by one look"
+    say(f"{what} in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
+    say(stop_line(steps, mode, retriever.threshold))
+    if command.trace and not steps:
+        say(f"{command.trace}: not written, since nothing was picked")
+    elif command.trace:
+        say(f"{_write_trace(command, retriever, index, mode, steps, support)}: trace written")
+    return search_tree(command.question, index, mode, steps, retriever.threshold, clock)
+
+
+def _support(command: Ask, index: Index) -> tuple[int, ...]:
+    if () in command.support:
+        raise ValueError("support: has no value; give numbers of chunks, as in --support 3 7")
+    support = tuple(chain.from_iterable(command.support))
+    for chunk in support:
+        if not 0 <= chunk < len(index):
+            raise ValueError(f"support {chunk}: must be in 0..{len(index) - 1}, the chunks of {index.path}")
+    return support
+
+
+def _note_fewer(command: Ask, index: Index, mode: Mode, steps: Sequence[Step]) -> None:
+    """Says on stderr why there are fewer picks than asked for."""
+    if len(steps) < command.budget and not (command.stop and steps[-1].stop):
+        which = "chunks that match the filter" if command.filter else "chunks"
+        which += " that share a word with the question" if mode == "bm25" else ""
+        place = printable(str(index.path))
+        sys.stderr.write(f"note: {len(steps)} picks, fewer than --budget {command.budget}: {place} has no more {which}\n")
+
+
+def _write_trace(command: Ask, retriever: Retriever, index: Index, mode: Mode, steps: Sequence[Step], support: tuple[int, ...]) -> Path:
+    positions = retriever.config.qhead.positions if mode == "multi" else "none"
+    per_document = positions == "relative" and len(index.restarts) > 1
+    assert command.trace is not None
+    return write_trace(
+        command.trace,
+        question=command.question,
+        steps=steps,
+        chunks=len(index),
+        threshold=retriever.threshold if mode == "multi" else None,
+        positions="per document" if per_document else positions,
+        source=str(index.path),
+        support=support,
+        mode=mode,
+    )

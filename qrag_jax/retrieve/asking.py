@@ -13,10 +13,14 @@ from typing import Annotated
 import tyro
 
 from qrag_jax.config.command_line import RARE
+from qrag_jax.config.parse import require
+from qrag_jax.reader.make import open_reader
+from qrag_jax.reader.protocol import Reader
+from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, read_answer
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.ranking import Mode
-from qrag_jax.retrieve.report import search_tree, step_lines, stop_line
+from qrag_jax.retrieve.report import answer_lines, search_tree, step_lines, stop_line
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.trace import write_trace
 from qrag_jax.retrieve.types import Step
@@ -29,15 +33,17 @@ RECORDED = "(default: the one recorded in the index)"
 
 @dataclass(frozen=True)
 class Ask:
-    """Search an index and show each pick.
+    """Search an index, show each pick, and let a reader answer with citations.
 
-    Example: qrag ask book.index "Where is the milk?" --budget 4 --trace trace.html
+    Example: qrag ask docs.index "Where is the milk?" --reader openai:http://localhost:8000/v1,MODEL
     """
 
     index: tyro.conf.Positional[Path]
     """Folder of the index."""
     question: tyro.conf.Positional[str]
     """The question, in quotes."""
+    reader: Annotated[str | None, tyro.conf.arg(metavar="READER", help_behavior_hint="(default: none, only search)")] = None
+    """The LLM that answers from the picks: openai:URL,MODEL (its key in OPENAI_API_KEY), or flax:NAME (folder, .gguf file, hub name)."""
     budget: int = 4
     """How many chunks to pick."""
     mode: Annotated[Mode | None, tyro.conf.arg(metavar="MODE", help_behavior_hint="(default: multi if trained, else hybrid)")] = None
@@ -53,6 +59,10 @@ class Ask:
     """HTML page to write, with every step and its scores."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of lines; messages go to stderr."""
+    reader_tokens: Annotated[int, RARE] = 256
+    """Longest answer, in tokens of the reader."""
+    reader_timeout: Annotated[float, RARE] = 120.0
+    """Seconds to wait for an openai: reader before asking again."""
     beam: Annotated[int, RARE] = 1
     """How many search paths to keep at each step; 1 is greedy. With 2 or more, the steps of the best path are shown at the end."""
     retriever: Annotated[str | None, RARE, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
@@ -66,9 +76,12 @@ class Ask:
 
 
 def run_ask(command: Ask, say: Callable[[str], None]) -> None:
-    """Prints the steps of a search as they are made, or one JSON object at the end. Raises ValueError on bad input."""
+    """Prints the steps of a search as they are made and the answer as it is written, or one JSON object at the end.
+
+    Raises ValueError on bad input, ReaderError when the reader cannot be reached.
+    """
     if command.json:
-        with aside():  # what the search says on its way must not be in the object
+        with aside():  # what is said on the way must not be in the object
             tree = _ask(command, lambda line: None)
         sys.stdout.write(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
     else:
@@ -78,6 +91,7 @@ def run_ask(command: Ask, say: Callable[[str], None]) -> None:
 def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
     index = Index.open(command.index)
     support = _support(command, index)
+    reader = _reader(command)
     retriever = Retriever.of_index(index, command.retriever)
     mode = command.mode or retriever.usual_mode
     if mode in ("bm25", "hybrid"):
@@ -106,7 +120,41 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
         say(f"{command.trace}: not written, since nothing was picked")
     elif command.trace:
         say(f"{_write_trace(command, retriever, index, mode, steps, support)}: trace written")
-    return search_tree(command.question, index, mode, steps, retriever.threshold, clock)
+    tree = search_tree(command.question, index, mode, steps, retriever.threshold, clock)
+    if reader is not None:
+        threshold = retriever.threshold if mode == "multi" else None
+        tree["answer"] = _answer(command, steps, reader, mode, threshold, say).tree()
+    return tree
+
+
+def _reader(command: Ask) -> Reader | None:
+    for name in ("reader_tokens", "reader_timeout"):
+        value = getattr(command, name)
+        require(0 < value < float("inf"), name, value, "above 0")
+    if command.reader is None:
+        return None
+    return open_reader(command.reader, max_new_tokens=command.reader_tokens, timeout=command.reader_timeout)
+
+
+def _answer(
+    command: Ask, steps: Sequence[Step], reader: Reader, mode: Mode, threshold: float | None, say: Callable[[str], None]
+) -> CitedAnswer:
+    """Shows the answer, on a terminal as it is written."""
+    live = sys.stdout.isatty() and not command.json
+
+    def hear(piece: str) -> None:
+        sys.stdout.write(printable(piece))
+        sys.stdout.flush()
+
+    say("")
+    answer = read_answer(
+        command.question, kept_steps(steps, command.stop), reader, mode=mode, threshold=threshold, hear=hear if live else None
+    )
+    say("" if live else answer.text)  # ends the line of the answer
+    say("")
+    for line in answer_lines(answer):
+        say(line)
+    return answer
 
 
 def _support(command: Ask, index: Index) -> tuple[int, ...]:

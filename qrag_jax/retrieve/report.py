@@ -6,17 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from qrag_jax.retrieve.chunks import Chunk
+from qrag_jax.retrieve.answering import CitedAnswer
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.places import place
 from qrag_jax.retrieve.ranking import SCORES, Mode
 from qrag_jax.retrieve.records import SourceRecord, notices
-from qrag_jax.retrieve.types import Candidate, Pick, Step
+from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.printable import printable
 
 FORMAT = "qrag-jax-ask 1"
-PLACES = ("page", "heading", "row")
-"""Metadata that name the place of a chunk in its document."""
 ABOUT: dict[Mode, str] = {
     "multi": "a search in several steps",
     "single": "one look by the encoder's similarity",
@@ -58,17 +57,6 @@ def coverage(index: Index) -> str:
     if total.tokens is None:
         return f"text: {total.characters:,} characters; an older version wrote this index and did not count its tokens"
     return f"text: {total.characters:,} characters, {total.tokens:,} tokens, {total.outside:,} of them outside the embedded windows"
-
-
-def place(part: Pick | Candidate | Chunk) -> str:
-    """Where a chunk stands: its document, with page, heading and row if its metadata name them, else its characters."""
-    metadata = getattr(part, "metadata", {})
-    named = [f"{key} {metadata[key]}" for key in PLACES if metadata.get(key) not in (None, "")]
-    if part.source is None:
-        return ", ".join(named) if named else "given chunk" if part.start is None else f"characters {part.start}-{part.end}"
-    return (
-        ", ".join([part.source, *named]) if named else f"{part.source}:{part.start}-{part.end}" if part.start is not None else part.source
-    )
 
 
 def step_lines(step: Step, mode: Mode, support: bool) -> str:
@@ -123,3 +111,24 @@ def _step_tree(step: Step) -> dict[str, Any]:
     tree = {name: getattr(pick, name) for name in ("chunk", "q", "source", "start", "end", "text", "metadata")}
     tree |= {"step": step.number, "place": place(pick), "also": [place(one) for one in pick.also]}
     return tree | {"below_threshold": step.stop, "seconds": round(step.seconds, 6)}
+
+
+def answer_lines(answer: CitedAnswer) -> list[str]:
+    """What stands below an answer: its citations, what else was read or left out, and what it cost."""
+    lines = [f"[{one.number}] {one.place}" for one in answer.citations]
+    if answer.also_read:
+        lines.append("also read: " + "; ".join(f"[{one.number}] {one.place}" for one in answer.also_read))
+    if answer.left_out:
+        lines.append("left out, since the reader's context has no room: " + "; ".join(map(place, answer.left_out)))
+    if answer.removed:
+        lines.append(f"removed from the answer: {', '.join(f'[{n}]' for n in answer.removed)}, since no passage has that number")
+    if answer.judge == "stop rule":
+        lines.append("the reader was not asked: no pick reaches the stop threshold")
+    if answer.finish == "length":
+        lines.append("the answer was cut off at its longest length; --reader-tokens N allows more")
+    if answer.reader is not None:
+        counts = [
+            f"{n} tokens {what}" for n, what in ((answer.prompt_tokens, "read"), (answer.completion_tokens, "written")) if n is not None
+        ]
+        lines.append(f"reader: {', '.join([*read, *written, f'{answer.reader_seconds:.2f} s'])}")
+    return [printable(line) for line in lines]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from jaxtyping import Bool
 from qrag_jax.config import QHeadConfig, RunConfig
 from qrag_jax.models.embedder import Embedder
 from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.reader.make import open_reader
+from qrag_jax.reader.protocol import Reader
+from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, read_answer
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
@@ -197,6 +200,32 @@ class Retriever(TextEmbedder):
                     return
 
         return steps()
+
+    def answer(
+        self,
+        question: str,
+        source: Source,
+        *,
+        reader: Reader | str,
+        budget: int = 4,
+        mode: Mode | None = None,
+        beam: int = 1,
+        stop: bool = False,
+        filter: Filter | None = None,
+        hear: Callable[[str], None] | None = None,
+    ) -> CitedAnswer:
+        """Searches, and lets a frozen LLM answer from what was found, with numbered citations.
+
+        ``reader``: "openai:URL,MODEL" or "flax:NAME" (opened anew at each call), or a reader that is open. ``hear``: is given each new
+        piece of the answer as it is written. The other arguments are those of :meth:`search`. If no pick reaches the stop threshold, the
+        answer is "not in the documents" and the reader is not asked. Raises what :meth:`search` and
+        :func:`~qrag_jax.retrieve.answering.read_answer` raise.
+        """
+        opened = open_reader(reader) if isinstance(reader, str) else reader
+        mode = mode or self.usual_mode
+        steps = list(self.stream(question, source, budget, mode=mode, beam=beam, stop=stop, runners_up=0, filter=filter))
+        threshold = self.threshold if mode == "multi" else None
+        return read_answer(question, kept_steps(steps, stop), opened, mode=mode, threshold=threshold, hear=hear)
 
     def run(self, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None) -> list[Trajectory]:
         """Searches the document of each question. Documents may share texts: each distinct text is embedded once.

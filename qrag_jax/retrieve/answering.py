@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qrag_jax.config.parse import require
 from qrag_jax.reader.citations import NOT_FOUND, TEMPLATE, CitedText, Passage, cited_prompt, says_not_found
 from qrag_jax.reader.protocol import Answer, Prompt, Reader, StreamingReader, TooLong
 from qrag_jax.retrieve.clock import SearchClock
@@ -72,6 +74,15 @@ class CitedAnswer:
         }
 
 
+def least_to_fit(mode: Mode, threshold: float | None, least_q: float | None) -> float | None:
+    """The Q that a pick must reach to fit the question: the one given, else the stop threshold. Raises ValueError if a mode has no Q."""
+    require(least_q is None or math.isfinite(least_q), "least_q", least_q, "a finite number")
+    if mode == "multi":
+        return threshold if least_q is None else least_q
+    require(least_q is None, "least_q", least_q, f"left out in mode {mode}, whose scores say nothing about whether a pick fits")
+    return None
+
+
 def kept_steps(steps: Sequence[Step], stop: bool) -> list[Step]:
     """The steps whose picks are read: with ``stop``, those before the first that stops."""
     return [step for step in steps if not (stop and step.stop)]
@@ -83,7 +94,7 @@ def read_answer(
     reader: Reader,
     *,
     mode: Mode,
-    threshold: float | None = None,
+    least_q: float | None = None,
     hear: Callable[[str], None] | None = None,
 ) -> CitedAnswer:
     """The reader's answer from the picks of a search, in document order.
@@ -93,8 +104,7 @@ def read_answer(
         steps: the steps of its search whose picks are read (:func:`kept_steps`).
         reader: asked once, or again with fewer picks (the last are left out first) if its context has no room for all of them.
         mode: of the search.
-        threshold: the stop threshold; if no pick reaches it, the answer is "not in the documents" and the reader is not asked. None: no
-            such rule.
+        least_q: if the Q of no pick reaches it, the answer is "not in the documents" and the reader is not asked. None: no such rule.
         hear: is given each new piece of the answer as the reader writes it.
 
     Raises ValueError if not even one pick has room, ReaderError if the reader cannot be reached.
@@ -102,7 +112,7 @@ def read_answer(
     picks = [step.pick for step in steps]
     searched = sum(step.seconds for step in steps)
     silent = CitedAnswer(question, NOT_FOUND, False, "stop rule" if picks else "search", mode, tuple(steps), search_seconds=searched)
-    if not picks or (threshold is not None and all(pick.q < threshold for pick in picks)):
+    if not picks or (least_q is not None and all(pick.q < least_q for pick in picks)):
         if hear is not None:
             hear(NOT_FOUND)
         return silent

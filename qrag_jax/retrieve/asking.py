@@ -16,7 +16,7 @@ from qrag_jax.config.command_line import RARE
 from qrag_jax.config.parse import require
 from qrag_jax.reader.make import open_reader
 from qrag_jax.reader.protocol import Reader
-from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, read_answer
+from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, least_to_fit, read_answer
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.ranking import Mode
@@ -59,6 +59,8 @@ class Ask:
     """HTML page to write, with every step and its scores."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of lines; messages go to stderr."""
+    least_q: Annotated[float | None, RARE, tyro.conf.arg(metavar="Q", help_behavior_hint="(default: the stop threshold)")] = None
+    """With --reader, in mode multi: if no pick reaches this Q, the answer is "not in the documents"."""
     reader_tokens: Annotated[int, RARE] = 256
     """Longest answer, in tokens of the reader."""
     reader_timeout: Annotated[float, RARE] = 120.0
@@ -94,6 +96,7 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
     reader = _reader(command)
     retriever = Retriever.of_index(index, command.retriever)
     mode = command.mode or retriever.usual_mode
+    least = least_to_fit(mode, retriever.threshold, command.least_q)
     if mode in ("bm25", "hybrid"):
         index.words()  # made here, since it is no part of the time of the search
     steps: list[Step] = []
@@ -122,8 +125,7 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
         say(f"{_write_trace(command, retriever, index, mode, steps, support)}: trace written")
     tree = search_tree(command.question, index, mode, steps, retriever.threshold, clock)
     if reader is not None:
-        threshold = retriever.threshold if mode == "multi" else None
-        tree["answer"] = _answer(command, steps, reader, mode, threshold, say).tree()
+        tree["answer"] = _answer(command, steps, reader, mode, least, say).tree()
     return tree
 
 
@@ -132,12 +134,13 @@ def _reader(command: Ask) -> Reader | None:
         value = getattr(command, name)
         require(0 < value < float("inf"), name, value, "above 0")
     if command.reader is None:
+        require(command.least_q is None, "least_q", command.least_q, "left out without --reader; it decides whether the reader is asked")
         return None
     return open_reader(command.reader, max_new_tokens=command.reader_tokens, timeout=command.reader_timeout)
 
 
 def _answer(
-    command: Ask, steps: Sequence[Step], reader: Reader, mode: Mode, threshold: float | None, say: Callable[[str], None]
+    command: Ask, steps: Sequence[Step], reader: Reader, mode: Mode, least_q: float | None, say: Callable[[str], None]
 ) -> CitedAnswer:
     """Shows the answer, on a terminal as it is written."""
     live = sys.stdout.isatty() and not command.json
@@ -147,9 +150,7 @@ def _answer(
         sys.stdout.flush()
 
     say("")
-    answer = read_answer(
-        command.question, kept_steps(steps, command.stop), reader, mode=mode, threshold=threshold, hear=hear if live else None
-    )
+    answer = read_answer(command.question, kept_steps(steps, command.stop), reader, mode=mode, least_q=least_q, hear=hear if live else None)
     say("" if live else answer.text)  # ends the line of the answer
     say("")
     for line in answer_lines(answer):

@@ -123,12 +123,11 @@ def answer_lines(answer: CitedAnswer) -> list[str]:
     if answer.removed:
         lines.append(f"removed from the answer: {', '.join(f'[{n}]' for n in answer.removed)}, since no passage has that number")
     if answer.judge == "stop rule":
-        lines.append("the reader was not asked: no pick reaches the stop threshold")
+        lines.append("the reader was not asked, since no pick reaches the Q that fits the question (the stop threshold, or --least-q)")
     if answer.finish == "length":
         lines.append("the answer was cut off at its longest length; --reader-tokens N allows more")
     if answer.reader is not None:
-        counts = [
-            f"{n} tokens {what}" for n, what in ((answer.prompt_tokens, "read"), (answer.completion_tokens, "written")) if n is not None
-        ]
+        read = [] if answer.prompt_tokens is None else [f"{answer.prompt_tokens} tokens read"]
+        written = [] if answer.completion_tokens is None else [f"{answer.completion_tokens} tokens written"]
         lines.append(f"reader: {', '.join([*read, *written, f'{answer.reader_seconds:.2f} s'])}")
     return [printable(line) for line in lines]

@@ -16,7 +16,7 @@ from qrag_jax.models.embedder import Embedder
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.reader.make import open_reader
 from qrag_jax.reader.protocol import Reader
-from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, read_answer
+from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, least_to_fit, read_answer
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.device_scan import DeviceScorer
@@ -212,20 +212,21 @@ class Retriever(TextEmbedder):
         beam: int = 1,
         stop: bool = False,
         filter: Filter | None = None,
+        least_q: float | None = None,
         hear: Callable[[str], None] | None = None,
     ) -> CitedAnswer:
         """Searches, and lets a frozen LLM answer from what was found, with numbered citations.
 
         ``reader``: "openai:URL,MODEL" or "flax:NAME" (opened anew at each call), or a reader that is open. ``hear``: is given each new
-        piece of the answer as it is written. The other arguments are those of :meth:`search`. If no pick reaches the stop threshold, the
-        answer is "not in the documents" and the reader is not asked. Raises what :meth:`search` and
-        :func:`~qrag_jax.retrieve.answering.read_answer` raise.
+        piece of the answer as it is written. The other arguments are those of :meth:`search`. In mode multi, if the Q of no pick reaches
+        ``least_q`` (None: the stop threshold), the answer is "not in the documents" and the reader is not asked. Raises what
+        :meth:`search` and :func:`~qrag_jax.retrieve.answering.read_answer` raise.
         """
         opened = open_reader(reader) if isinstance(reader, str) else reader
         mode = mode or self.usual_mode
         steps = list(self.stream(question, source, budget, mode=mode, beam=beam, stop=stop, runners_up=0, filter=filter))
-        threshold = self.threshold if mode == "multi" else None
-        return read_answer(question, kept_steps(steps, stop), opened, mode=mode, threshold=threshold, hear=hear)
+        least = least_to_fit(mode, self.threshold, least_q)
+        return read_answer(question, kept_steps(steps, stop), opened, mode=mode, least_q=least, hear=hear)
 
     def run(self, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None) -> list[Trajectory]:
         """Searches the document of each question. Documents may share texts: each distinct text is embedded once.

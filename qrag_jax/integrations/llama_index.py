@@ -14,11 +14,12 @@ from qrag_jax.retrieve.types import Pick
 
 try:
     from llama_index.core.base.response.schema import Response
-    from llama_index.core.bridge.pydantic import Field, SkipValidation
+    from llama_index.core.bridge.pydantic import Field
     from llama_index.core.callbacks import CallbackManager
     from llama_index.core.query_engine import CustomQueryEngine
     from llama_index.core.retrievers import BaseRetriever
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+    from pydantic import SkipValidation
 except ImportError as error:
     raise missing("llama-index-core") from error
 

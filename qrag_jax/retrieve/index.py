@@ -230,8 +230,8 @@ class Index:
     @cached_property
     def _words(self) -> WordIndex:
         texts = hashlib.sha256("".join(shard.files["texts"].sha256 for shard in self.rows.shards).encode()).hexdigest()
-        read = (shard.chunk(i).text for shard in self.rows.shards for i in range(shard.chunks))
-        return kept_words(self.path, texts, progress(read, total=len(self), unit="chunk", desc="words", delay=SHORT, leave=False))
+        rows = progress(range(len(self)), unit="chunk", desc="words", delay=SHORT, leave=False)
+        return kept_words(self.path, texts, (shard.chunk(row).text for shard, row in map(self.rows.place, rows)))
 
     @property
     def home(self) -> str:

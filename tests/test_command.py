@@ -299,3 +299,20 @@ def test_qrag_and_the_module_are_the_same(place: Path, monkeypatch: pytest.Monke
     assert stop.value.code == 0
     assert capsys.readouterr().out == installed
     assert installed.startswith(f"{place / 'index'}: ")
+
+
+@pytest.mark.parametrize("name", ["", "index", "ask", "index build"])
+def test_help_fits_one_screen_and_help_all_has_the_rest(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*name.split(), "--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 40
+    assert main([*name.split(), "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    options = lambda text: set(re.findall(r"│ (--[\w-]+)", text))
+    assert options(short) <= options(whole)
+    if name == "ask":
+        assert {"--beam", "--support", "--reader-tokens"} <= options(whole) - options(short)
+        assert "All options: qrag ask --help-all" in short

@@ -161,10 +161,10 @@ class FlaxReader:
         for token in tokens:
             ids.append(token)
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            if text.startswith(heard) and not text.endswith("\ufffd"):  # otherwise in the middle of a character
+            if len(text) > len(heard) and text.startswith(heard) and not text.endswith("\ufffd"):  # else in the middle of a character
                 hear(text[len(heard) :])
                 heard = text
-        if text.startswith(heard):
+        if len(text) > len(heard) and text.startswith(heard):
             hear(text[len(heard) :])
         return Answer(text, len(row), len(ids), "stop" if len(ids) < self.max_new_tokens else "length")
 

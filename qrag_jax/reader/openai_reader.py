@@ -245,7 +245,8 @@ class OpenAIReader:
                         text += choice.delta.content or ""
                         finish = choice.finish_reason or finish
                     shown = visible(text)
-                    hear(shown[len(heard) :])
+                    if len(shown) > len(heard):
+                        hear(shown[len(heard) :])
                     heard = shown
         except Failure as failure:
             failure.final = failure.final or bool(heard)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.trace import write_trace
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.log import aside
+from qrag_jax.rundir.log import say as say_line
 from qrag_jax.rundir.printable import printable
 
 CURVE = 400  # stretches of the score curve in a trace
@@ -91,6 +93,7 @@ def run_ask(command: Ask, say: Callable[[str], None]) -> None:
 
 
 def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
+    note = partial(say_line, dim=True) if say is say_line else say
     index = Index.open(command.index)
     support = _support(command, index)
     reader = _reader(command)
@@ -117,12 +120,12 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
     _note_fewer(command, index, mode, steps)
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
     what = f"{len(steps)} steps" if mode == "multi" else f"{len(steps)} picks by one look"
-    say(f"{what} in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
-    say(stop_line(steps, mode, retriever.threshold))
+    note(f"{what} in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
+    note(stop_line(steps, mode, retriever.threshold))
     if command.trace and not steps:
-        say(f"{command.trace}: not written, since nothing was picked")
+        note(f"{command.trace}: not written, since nothing was picked")
     elif command.trace:
-        say(f"{_write_trace(command, retriever, index, mode, steps, support)}: trace written")
+        note(f"{_write_trace(command, retriever, index, mode, steps, support)}: trace written")
     tree = search_tree(command.question, index, mode, steps, retriever.threshold, clock)
     if reader is not None:
         tree["answer"] = _answer(command, steps, reader, mode, least, say).tree()

@@ -14,6 +14,7 @@ from qrag_jax.__main__ import main
 from qrag_jax.reader.citations import NOT_FOUND
 from qrag_jax.reader.protocol import Answer, Prompt, PromptTooLong
 from qrag_jax.retrieve.answering import CitedAnswer
+from qrag_jax.rundir.log import say
 from tests.support.http import completion, stub_server
 from tests.support.index import small_retriever, write_small_export
 from tests.support.sse import streamed
@@ -134,3 +135,18 @@ def test_the_command_answers_on_a_terminal_in_a_file_and_as_json(
     ):
         assert main(["ask", index, QUESTION, *options]) == 64
         assert message in capsys.readouterr().err
+
+
+def test_colours_are_for_terminals_and_never_with_no_color(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    say("a", dim=True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    say("b", dim=True)
+    say("c")
+    monkeypatch.setenv("TERM", "dumb")
+    say("d", dim=True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    say("e", dim=True)
+    assert capsys.readouterr().out == "a\n\x1b[2mb\x1b[0m\nc\nd\ne\n"

@@ -308,6 +308,7 @@ def test_help_fits_one_screen_and_help_all_has_the_rest(
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*name.split(), "--help"]) == 0
     short = capsys.readouterr().out
+    assert "\x1b" not in short
     assert len(short.splitlines()) <= 40
     assert main([*name.split(), "--help-all"]) == 0
     whole = capsys.readouterr().out

@@ -54,7 +54,7 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
     options: dict[str, Any] = {} if default is None else {"default": default}
     shown = io.StringIO()
     try:
-        with contextlib.redirect_stderr(shown), contextlib.nullcontext() if set(words) & set(HELP) else _wide():
+        with contextlib.redirect_stderr(shown), _without_colours() if set(words) & set(HELP) else _wide():
             return tyro.cli(kind, args=words, prog=prog, description=description, config=(SHOW_NAMES,), **options)
     except SystemExit as stop:
         if not stop.code:
@@ -80,6 +80,20 @@ def in_one_line(box: str) -> str:
         else:
             parts[-1] += text.split()
     return "; ".join(" ".join(part).rstrip(".") for part in parts[1:] if part)
+
+
+@contextlib.contextmanager
+def _without_colours() -> Iterator[None]:
+    """Takes the colours out of a help if NO_COLOR asks for it."""
+    if not os.environ.get("NO_COLOR"):
+        yield
+        return
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        sys.stdout.write(COLOUR.sub("", shown.getvalue()))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
     python -m experiments.baselines --preset runs/babilong-qa2-minilm --methods bm25 multi
 
 --preset takes the questions, context lengths and budget of a preset, or of a run (its folder, its export or its config.json).
-Embedders are used before any fine-tuning; "tiny" has random weights. BM25 needs pip install 'qrag-jax[baselines]'.
+Embedders are used before any fine-tuning; "tiny" has random weights.
 """
 
 from __future__ import annotations

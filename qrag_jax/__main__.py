@@ -1,7 +1,7 @@
-"""Search text in several steps with a trained Q-RAG retriever.
+"""Search text in several steps, and answer from what is found.
 
-Example: qrag index build book.txt book.index --retriever runs/babilong-qa2-tiny
-         qrag ask book.index "Where is the milk?"
+Example: qrag index build docs docs.index --encoder minilm
+         qrag ask docs.index "Where is the milk?"
 """
 
 from __future__ import annotations
@@ -17,25 +17,21 @@ from typing import Annotated
 
 import tyro
 
-from qrag_jax.config.command_line import DONE, as_typed, flags, read_command, refuse_urls
+from qrag_jax.config.command_line import DONE, RARE, as_typed, flags, read_command, refuse_urls
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.commands import Exchange, Import, Push, ToTorch, run_exchange
-from qrag_jax.export.hub import HubName
-from qrag_jax.retrieve.clock import SearchClock
+from qrag_jax.retrieve.asking import RECORDED, Ask, run_ask
+from qrag_jax.retrieve.encoders import CHUNK_TOKENS, recorded_name
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.meta import Positions
-from qrag_jax.retrieve.report import coverage, index_lines, step_lines, stop_line
+from qrag_jax.retrieve.report import coverage, index_lines
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
-from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
-from qrag_jax.rundir.printable import printable
 
-CURVE = 400  # stretches of the score curve in a trace
 EXAMPLE = "runs/babilong-qa2-tiny"
-RECORDED = "(default: the one recorded in the index)"
 
 
 @dataclass(frozen=True)
@@ -51,16 +47,22 @@ class Build:
     """File, or folder of files at any depth: text, Markdown, HTML, PDF, Word (.docx), EPUB, CSV, JSON."""
     index: tyro.conf.Positional[Path]
     """Folder to write."""
-    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")] = None
+    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(this or --encoder)")] = None
     """A trained retriever: run directory, export folder, released checkpoint, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub."""
-    dtype: Annotated[Dtype, tyro.conf.arg(metavar="DTYPE")] = "float32"
+    encoder: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(instead of --retriever)")] = None
+    """A pretrained encoder without training: minilm, a folder of sentence-transformers, or OWNER/NAME on the hub."""
+    dtype: Annotated[Dtype, RARE, tyro.conf.arg(metavar="DTYPE")] = "float32"
     """How vectors are stored. float32: exact. bfloat16: half the bytes. int8: a quarter of the bytes."""
-    chunk_by: Annotated[ChunkBy | None, tyro.conf.arg(metavar="HOW", help_behavior_hint="(default: as the retriever was trained)")] = None
+    chunk_by: Annotated[
+        ChunkBy | None, RARE, tyro.conf.arg(metavar="HOW", help_behavior_hint="(default: as the retriever was trained)")
+    ] = None
     """How text is cut into chunks.
     sentence: whole sentences. The end of a long one is not embedded; one line says how much.
     parts: long sentences are broken, so that every token is embedded.
     tokens: sentences are packed up to what the retriever embeds at once; long ones are broken."""
-    positions: Annotated[Positions, tyro.conf.arg(metavar="WHERE")] = "index"
+    chunk_tokens: Annotated[int | None, RARE, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {CHUNK_TOKENS})")] = None
+    """With --encoder: the longest chunk, in tokens."""
+    positions: Annotated[Positions, RARE, tyro.conf.arg(metavar="WHERE")] = "index"
     """Where the positions of chunks restart. index: nowhere; they run through the whole index. document: with each document, so that
     chunks of a document have the positions that they would have if it were searched alone."""
 
@@ -129,39 +131,6 @@ class Info:
     """Read every file and compare checksums."""
 
 
-@dataclass(frozen=True)
-class Ask:
-    """Search an index in several steps and show each pick.
-
-    Example: qrag ask book.index "Where is the milk?" --budget 4 --trace trace.html
-    """
-
-    index: tyro.conf.Positional[Path]
-    """Folder of the index."""
-    question: tyro.conf.Positional[str]
-    """The question, in quotes."""
-    retriever: Annotated[str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint=RECORDED)] = None
-    """The retriever that the index was built with; needed only if it has moved."""
-    budget: int = 4
-    """How many chunks to pick."""
-    beam: int = 1
-    """How many search paths to keep at each step; 1 is greedy. With 2 or more, the steps of the best path are shown at the end."""
-    stop: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Stop at the first pick whose Q is below the calibrated threshold."""
-    trace: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
-    """HTML page to write, with every step and its scores."""
-    filter: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(metavar="KEY=VALUE", help_behavior_hint="(default: none; may be repeated)"),
-    ] = ()
-    """Pick only from documents of this name or metadata, such as 'source=reports/*' or year=2024; * is any text. All filters must match."""
-    support: Annotated[
-        tyro.conf.UseAppendAction[tuple[tuple[int, ...], ...]],
-        tyro.conf.arg(metavar="CHUNK ...", help_behavior_hint="(default: none; may be repeated)"),
-    ] = ()
-    """Numbers of the chunks that are known to hold the answer; they are marked in the output and in the trace."""
-
-
 Command = Build | Add | Sync | Remove | Info | Ask | Exchange
 COMMANDS = {"index build": Build, "index add": Add, "index sync": Sync, "index remove": Remove, "index info": Info, "ask": Ask}
 COMMANDS |= {"import": Import, "export": ToTorch, "push": Push}
@@ -198,7 +167,7 @@ def _refuse_three_places(words: Sequence[str]) -> None:
         is_option = word.startswith("-")
         (options if is_option or takes_value else places).append(word)
         takes_value = is_option and "=" not in word and word != "--replace"  # every other option of these commands has a value
-    if len(places) != 3 or any(word.partition("=")[0] == "--retriever" for word in options):
+    if len(places) != 3 or any(word.partition("=")[0] in ("--retriever", "--encoder") for word in options):
         return
     retriever = next(filter(_is_retriever, places), places[0])
     rest = [place for place in places if place is not retriever]
@@ -216,7 +185,7 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
     if isinstance(command, Exchange):
         return run_exchange(command, say)
     if isinstance(command, Ask):
-        _ask(command, say)
+        run_ask(command, say)
     elif isinstance(command, Info):
         for line in index_lines(Index.open(command.index, verify=command.verify), command.verify):
             say(line)
@@ -234,7 +203,7 @@ def _change(command: Add | Sync | Remove, say: Callable[[str], None]) -> None:
             raise ValueError(f"NAME is missing: give the names of the documents to remove; `qrag index info {command.index}` lists them")
         index = index.remove(command.names)
     else:
-        retriever = Retriever.from_pretrained(_home(index, command.retriever))
+        retriever = Retriever.of_index(index, command.retriever)
         if isinstance(command, Add):
             index = index.add(retriever, command.source, replace=command.replace)
         else:
@@ -253,10 +222,7 @@ def _export_unfinished(run: str, say: Callable[[str], None]) -> None:
 
 
 def _build(command: Build, say: Callable[[str], None]) -> None:
-    if command.retriever is None:
-        example = shlex.join(["qrag", "index", "build", str(command.source), str(command.index), "--retriever", EXAMPLE])
-        raise ValueError(f"--retriever is missing: give the run directory or the export folder of a trained retriever, as in: {example}")
-    retriever = Retriever.from_pretrained(command.retriever)
+    retriever, home = _opened(command)
     index = Index.build(
         retriever,
         command.source,
@@ -264,64 +230,28 @@ def _build(command: Build, say: Callable[[str], None]) -> None:
         dtype=command.dtype,
         chunk_by=command.chunk_by,
         positions=command.positions,
-        retriever_path=command.retriever,
+        retriever_path=home,
     )
     say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
     say(coverage(index))
 
 
-def _ask(command: Ask, say: Callable[[str], None]) -> None:
-    index = Index.open(command.index)
-    support = tuple(chain.from_iterable(command.support))
-    if () in command.support:
-        raise ValueError("support: has no value; give numbers of chunks, as in --support 3 7")
-    for chunk in support:
-        if not 0 <= chunk < len(index):
-            raise ValueError(f"support {chunk}: must be in 0..{len(index) - 1}, the chunks of {index.path}")
-    retriever = Retriever.from_pretrained(_home(index, command.retriever))
-    bins = min(CURVE, len(index)) if command.trace else 0
-    steps = []
-    with SearchClock() as clock:
-        found = retriever.stream(
-            command.question, index, command.budget, beam=command.beam, stop=command.stop, bins=bins, filter=command.filter
+def _opened(command: Build) -> tuple[Retriever, str]:
+    """The retriever or the plain encoder of a build, and how its place is recorded."""
+    if (command.retriever is None) == (command.encoder is None):
+        given = "--retriever is missing" if command.retriever is None else "--retriever and --encoder: give one of them"
+        example = shlex.join(["qrag", "index", "build", str(command.source), str(command.index)])
+        raise ValueError(
+            f"{given}: give the run directory or the export folder of a trained retriever, as in: {example} --retriever {EXAMPLE}; "
+            f"or an encoder, which needs no training, as in: {example} --encoder minilm"
         )
-        for step in found:
-            steps.append(step)
-            say(step_lines(step, step.pick.chunk in support))
-    if len(steps) < command.budget and not (command.stop and steps[-1].stop):
-        which = "chunks that match the filter" if command.filter else "chunks"
-        place = printable(str(index.path))
-        sys.stderr.write(f"note: {len(steps)} picks, fewer than --budget {command.budget}: {place} has no more {which}\n")
-    compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
-    say(f"{len(steps)} steps in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
-    say(stop_line(steps, retriever.threshold))
-    if command.trace:
-        from qrag_jax.retrieve.trace import write_trace
-
-        per_document = retriever.config.qhead.positions == "relative" and len(index.restarts) > 1
-        out = write_trace(
-            command.trace,
-            question=command.question,
-            steps=steps,
-            chunks=len(index),
-            threshold=retriever.threshold,
-            positions="per document" if per_document else retriever.config.qhead.positions,
-            source=str(index.path),
-            support=support,
-        )
-        say(f"{out}: trace written")
-
-
-def _home(index: Index, named: str | None) -> str:
-    """The place of an index's retriever: the one that the user named, or the one that the index recorded."""
-    if named is not None:
-        return named
-    recorded = index.meta.model.retriever
-    if recorded is None:
-        raise ValueError(f"{index.path}: does not say where its retriever is; name it with --retriever")
-    if not (is_url(recorded) or HubName.parse(recorded) or Path(recorded).exists()):
-        raise ValueError(f"{recorded}: the retriever of {index.path} is no longer there; name it with --retriever")
-    return recorded
+    if command.encoder is not None:
+        tokens = CHUNK_TOKENS if command.chunk_tokens is None else command.chunk_tokens
+        return Retriever.from_encoder(command.encoder, chunk_tokens=tokens), recorded_name(command.encoder)
+    assert command.retriever is not None
+    if command.chunk_tokens is not None:
+        raise ValueError(f"chunk_tokens = {command.chunk_tokens}: is for --encoder; a trained retriever reads what it was trained with")
+    return Retriever.from_pretrained(command.retriever), command.retriever
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Each variant and seed is an ordinary run, RUN_DIR/VARIANT-seedN. The same comman
 interrupted continues. ablations.json, ablations.md and ablations.png are updated after each run.
 
 Variants: full; no_soft; no_target; supervised (Beam Retriever's loss); no_finetuning (the multi-step search with the embedder before any
-training; "tiny" has random weights); single_step (all picks at once with that embedder); bm25 (needs pip install 'qrag-jax[baselines]');
+training; "tiny" has random weights); single_step (all picks at once with that embedder); bm25;
 positions_integer and positions_continuous (relative), positions_absolute, positions_none; halves_1 (one value); alpha_X (a constant
 temperature); lambda_X; gamma_X. A variant whose settings are those of full shares its runs.
 """

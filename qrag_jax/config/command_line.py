@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import re
@@ -13,13 +14,15 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 T = TypeVar("T")
 DONE, DIFFERS = 0, 1
-HELP = ("-h", "--help")
+HELP, HELP_ALL = ("-h", "--help"), "--help-all"
+RARE = "rare"
+"""Note on the field of an option that only --help-all shows."""
 WIDE = "10000"  # columns: no name in an error message is broken over two lines
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 SHOW_NAMES = tyro.conf.PositionalMetavarFromFieldName
@@ -41,17 +44,30 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
     ``--help`` prints the help and raises SystemExit(0).
     """
     words = sys.argv[1:] if words is None else words
+    rare = any(RARE in getattr(hint, "__metadata__", ()) for _, hint in _fields(kind))
+    if rare and set(words) & set(HELP) and HELP_ALL not in words:
+        kind = _without_rare(kind)
+        description = f"{inspect.getdoc(kind.__mro__[1])}\n\nAll options: {prog} {HELP_ALL}" if description is None else description
+    words = [HELP[1] if word == HELP_ALL else word for word in words]
     if not set(words) & set(HELP):
         _refuse_repetition(kind, words, prog)
     options: dict[str, Any] = {} if default is None else {"default": default}
     shown = io.StringIO()
     try:
-        with contextlib.redirect_stderr(shown), contextlib.nullcontext() if set(words) & set(HELP) else _wide():
+        with contextlib.redirect_stderr(shown), _without_colours() if set(words) & set(HELP) else _wide():
             return tyro.cli(kind, args=words, prog=prog, description=description, config=(SHOW_NAMES,), **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ValueError(in_one_line(shown.getvalue())) from None
+
+
+def _without_rare(kind: type[T]) -> type[T]:
+    """The command ``kind``, for a help that leaves out what is marked :data:`RARE`."""
+    hints = get_type_hints(kind, include_extras=True)
+    hidden = {name: Annotated[hint, tyro.conf.Suppress] for name, hint in hints.items() if RARE in getattr(hint, "__metadata__", ())}
+    values = {one.name: one.default for one in dataclasses.fields(kind) if one.name in hidden}  # type: ignore[arg-type]
+    return dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), {"__annotations__": hidden, "__doc__": kind.__doc__, **values}))
 
 
 def in_one_line(box: str) -> str:
@@ -64,6 +80,20 @@ def in_one_line(box: str) -> str:
         else:
             parts[-1] += text.split()
     return "; ".join(" ".join(part).rstrip(".") for part in parts[1:] if part)
+
+
+@contextlib.contextmanager
+def _without_colours() -> Iterator[None]:
+    """Takes the colours out of a help if NO_COLOR asks for it."""
+    if not os.environ.get("NO_COLOR"):
+        yield
+        return
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        sys.stdout.write(COLOUR.sub("", shown.getvalue()))
 
 
 @contextlib.contextmanager
@@ -90,7 +120,7 @@ def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, 
     if not words:
         raise ValueError(f"{prog}: give a command: {', '.join(known)}; `{prog} --help` says what each does")
     name, *rest = words
-    if name in HELP:
+    if name in (*HELP, HELP_ALL):
         sys.stdout.write(_overview(commands, prog, description))
         raise SystemExit(DONE)
     _check_known("command", name, known, prog)
@@ -102,7 +132,7 @@ def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, 
         f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(commands[name]) if field.default is not dataclasses.MISSING
     ]
     for word in rest:
-        if word.startswith("--") and word not in HELP:
+        if word.startswith("--") and word not in (*HELP, HELP_ALL):
             _check_known("option", word.partition("=")[0].replace("_", "-"), options, prog)
     return read(commands[name], rest, prog)
 

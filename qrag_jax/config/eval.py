@@ -64,14 +64,7 @@ class EvalConfig:
             self.haystacks,
             f"in 1..eval.episodes ({self.episodes})",
         )
-        if holds_credentials(self.reader):
-            raise ValueError(f"eval.reader = {redact(self.reader)!r}: holds a password or a key; {WITHOUT}")
-        require(
-            re.fullmatch(r"none|flax:.+|openai:https?://[^,]+,[^,]+", self.reader) is not None,
-            "eval.reader",
-            self.reader,
-            "none, flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL",
-        )
+        check_reader_name(self.reader, "eval.reader", none=True)
         require(self.reader_tokens >= 1, "eval.reader_tokens", self.reader_tokens, ">= 1")
         require(0 < self.reader_timeout < math.inf, "eval.reader_timeout", self.reader_timeout, "a positive number of seconds")
         require(self.reader_concurrency >= 1, "eval.reader_concurrency", self.reader_concurrency, ">= 1")
@@ -80,3 +73,15 @@ class EvalConfig:
             alone = "left at its default, or give a reader that runs here (eval.reader flax:NAME)"
             require(self.reader_devices == 1, "eval.reader_devices", self.reader_devices, alone)
             require(self.reader_dtype == "auto", "eval.reader_dtype", self.reader_dtype, alone)
+
+
+def check_reader_name(reader: str, field: str, *, none: bool = False) -> None:
+    """Raises ValueError unless ``reader`` names a reader, or is "none" where that is allowed."""
+    if holds_credentials(reader):
+        raise ValueError(f"{field} = {redact(reader)!r}: holds a password or a key; {WITHOUT}")
+    require(
+        re.fullmatch(r"flax:.+|openai:https?://[^,]+,[^,]+", reader) is not None or (none and reader == "none"),
+        field,
+        reader,
+        ("none, " if none else "") + "flax:NAME (a hub name, a folder or a .gguf file), or openai:URL,MODEL",
+    )

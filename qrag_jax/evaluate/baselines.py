@@ -1,6 +1,6 @@
 """Retrieval without fine-tuning, with the questions and the budget of a run: the results that training has to beat.
 
-    bm25      the T chunks with the highest BM25 score (package bm25s: Lucene's variant, k1 1.5, b 0.75, English stop words left out)
+    bm25      the T chunks with the highest BM25 score (:mod:`qrag_jax.retrieve.words`)
     single    one search step: the T chunks nearest to the question's embedding
     multi     this library's multi-step search with the same embedder, not trained further, without positions
     random    T chunks drawn at random
@@ -10,7 +10,6 @@ Each writes the same episodes and rows of results.json as a trained retriever; t
 
 from __future__ import annotations
 
-import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from qrag_jax.evaluate.sets import EvaluationSet
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.scan import HostScorer, look
 from qrag_jax.retrieve.types import PoolRows, Trajectory
+from qrag_jax.retrieve.words import WordIndex, words
 from qrag_jax.rundir.files import write_json, write_text
 from qrag_jax.rundir.log import say
 from qrag_jax.types import QAExample
@@ -44,32 +44,15 @@ def bm25(examples: Sequence[QAExample], budget: int) -> list[Trajectory]:
 
     Raises ValueError when bm25s is not installed.
     """
-    try:
-        import bm25s
-    except ImportError:
-        raise ValueError("the baseline bm25 needs the package bm25s: pip install 'qrag-jax[baselines]'") from None
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs a line for each index
-
-    def words(texts: Sequence[str]) -> list[list[str]]:
-        return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
-
     pool = list({text: None for example in examples for text in example.chunks})
     known = dict(zip(pool, words(pool), strict=True))
     found = []
     chunks: tuple[str, ...] = ()
-    for example, query in zip(examples, words([example.question for example in examples]), strict=True):
+    index = WordIndex.of_words([])
+    for example, question in zip(examples, words([example.question for example in examples]), strict=True):
         if example.chunks is not chunks:  # questions over one open corpus share its index
-            chunks, index = example.chunks, None
-            corpus = [known[text] for text in chunks]
-            vocabulary = set().union(*corpus)
-        scores = np.zeros(len(corpus), np.float32)
-        # A word that no chunk has adds nothing to any score.
-        if shared := [word for word in query if word in vocabulary]:
-            if index is None:
-                index = bm25s.BM25()
-                index.index(corpus, show_progress=False)
-            scores = np.asarray(index.get_scores(shared), np.float32)
-        found.append(_trajectory(scores, budget))
+            chunks, index = example.chunks, WordIndex.of_words([known[text] for text in example.chunks])
+        found.append(_trajectory(index.scores(question), budget))
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qrag_jax.evaluate.metrics import bootstrap_means, fact_em, recall
+from qrag_jax.retrieve import ranking
 from qrag_jax.types import QAExample
 
 Order = tuple[int, ...]
@@ -27,7 +28,6 @@ UNTIL_STOP = "Q-RAG, until it stops"
 """The one method that may make fewer picks than asked for."""
 MANY_HOPS = 5
 """Questions with this many supporting chunks or more are one group."""
-RANK_OFFSET = 60.0  # Cormack, Clarke and Buettcher 2009, "Reciprocal rank fusion"
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,8 @@ def tailed(orders: Sequence[Order], tails: Sequence[Order]) -> list[Order]:
 
 
 def fuse(*methods: Sequence[Order]) -> list[Order]:
-    """Reciprocal rank fusion: for each question, chunks by the sum of 1 / (60 + rank), rank from 1, over the methods that found them.
-
-    Equal sums keep the order of the first method.
-    """
-    fused = []
-    for found in zip(*methods, strict=True):
-        score: dict[int, float] = {}
-        for order in found:
-            for rank, chunk in enumerate(order, 1):
-                score[chunk] = score.get(chunk, 0.0) + 1.0 / (RANK_OFFSET + rank)
-        fused.append(tuple(sorted(score, key=lambda chunk: -score[chunk])))
-    return fused
+    """The orders of several methods as one for each question: :func:`qrag_jax.retrieve.ranking.fuse`."""
+    return [tuple(ranking.fuse(*found)) for found in zip(*methods, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ def missing(package: str) -> ImportError:
 
 def load(retriever_dir: str | Path, index_dir: str | Path) -> tuple[Retriever, Index]:
     """Opens both folders. Raises ValueError when one of them is not what it should be, or the index was built with another model."""
-    retriever, index = Retriever.from_pretrained(retriever_dir), Index.open(index_dir)
+    index = Index.open(index_dir)
+    retriever = Retriever.of_index(index, retriever_dir)  # of a plain encoder, the length of its chunks is the index's
     index.check(retriever)
     return retriever, index
 

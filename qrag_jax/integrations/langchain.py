@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.integrations import identity, load, metadata, missing
+from qrag_jax.integrations.answers import Answerer
+from qrag_jax.retrieve.answering import CitedAnswer
 from qrag_jax.retrieve.retriever import Retriever, Source
 from qrag_jax.retrieve.types import Pick
 
@@ -15,7 +17,7 @@ try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
     from langchain_core.retrievers import BaseRetriever
-    from langchain_core.runnables import RunnableConfig
+    from langchain_core.runnables import Runnable, RunnableConfig
     from pydantic import ConfigDict, Field, SkipValidation
 except ImportError as error:
     raise missing("langchain-core") from error
@@ -131,3 +133,22 @@ class QRAGRetriever(BaseRetriever):
             budget, filter = self.budget if budget is None else budget, self.filter if filter is None else filter
             picks = self.retriever.search(question, self.source, budget, beam=self.beam, stop=self.stop, filter=filter)
         return [Document(page_content=pick.text, id=identity(pick), metadata=metadata(pick)) for pick in picks]
+
+
+class QRAGAnswerer(Runnable[str, CitedAnswer]):
+    """A question in, a :class:`~qrag_jax.retrieve.answering.CitedAnswer` out: the first part of any chain.
+
+    ``answerer`` holds the retriever, the index and the reader; the keyword arguments of ``invoke`` are those of
+    :meth:`qrag_jax.Retriever.answer`, for one call.
+    """
+
+    def __init__(self, answerer: Answerer) -> None:
+        self.answerer = answerer
+
+    @classmethod
+    def from_pretrained(cls, retriever_dir: str | Path, index_dir: str | Path, reader: Any, **options: Any) -> QRAGAnswerer:
+        """From a run directory or an export folder, a folder written by ``Index``, and openai:URL,MODEL or flax:NAME."""
+        return cls(Answerer.open(retriever_dir, index_dir, reader, **options))
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> CitedAnswer:
+        return self._call_with_config(lambda question: self.answerer(question, **kwargs), input, config)

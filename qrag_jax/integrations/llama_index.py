@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.integrations import identity, load, metadata, missing
+from qrag_jax.integrations.answers import Answerer, cited_metadata
 from qrag_jax.retrieve.filters import Filter
 from qrag_jax.retrieve.retriever import Retriever, Source
 from qrag_jax.retrieve.types import Pick
 
 try:
+    from llama_index.core.base.response.schema import Response
+    from llama_index.core.bridge.pydantic import Field
     from llama_index.core.callbacks import CallbackManager
+    from llama_index.core.query_engine import CustomQueryEngine
     from llama_index.core.retrievers import BaseRetriever
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+    from pydantic import SkipValidation
 except ImportError as error:
     raise missing("llama-index-core") from error
 
@@ -61,8 +66,25 @@ class QRAGRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
 
-def _node(pick: Pick) -> TextNode:
-    fields = metadata(pick)
+class QRAGQueryEngine(CustomQueryEngine):
+    """Answers with citations. The source nodes of a response are what its answer cites, by number; ``metadata["answer"]`` is the
+    :class:`~qrag_jax.retrieve.answering.CitedAnswer`."""
+
+    answerer: SkipValidation[Answerer] = Field(repr=False)
+
+    @classmethod
+    def from_pretrained(cls, retriever_dir: str | Path, index_dir: str | Path, reader: Any, **options: Any) -> QRAGQueryEngine:
+        """From a run directory or an export folder, a folder written by ``Index``, and openai:URL,MODEL or flax:NAME."""
+        return cls(answerer=Answerer.open(retriever_dir, index_dir, reader, **options))
+
+    def custom_query(self, query_str: str) -> Response:
+        answer = self.answerer(query_str)
+        nodes = [NodeWithScore(node=_node(one.pick, cited_metadata(one)), score=one.pick.q) for one in answer.citations]
+        return Response(response=answer.text, source_nodes=nodes, metadata={"answer": answer, "found": answer.found})
+
+
+def _node(pick: Pick, fields: dict[str, Any] | None = None) -> TextNode:
+    fields = metadata(pick) if fields is None else fields
     hidden = [name for name in fields if name != "source" or pick.source is None]
     return TextNode(
         id_=identity(pick),

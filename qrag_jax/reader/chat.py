@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,22 @@ def load_tokenizer(path: Path) -> Any:
 def chat_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The prompt in the model's own format, up to the start of its answer. Models that can think first are asked not to.
 
+    A special token that stands in a message, such as the end of a turn in the text of a document, is broken by a space, so that it is text.
     Raises ValueError if the template refuses the prompt (some allow no system message).
     """
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    messages = [{**message, "content": _as_text(message["content"], special)} for message in prompt.messages]
     try:
-        text = tokenizer.apply_chat_template(
-            prompt.messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=DATE
-        )
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, date_string=DATE)
     except TemplateError as error:
         raise ValueError(f"the model's chat template refuses the prompt: {error}") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _as_text(content: str, special: Sequence[str]) -> str:
+    for token in special:
+        content = content.replace(token, f"{token[0]} {token[1:]}")
+    return content
 
 
 def stop_tokens(path: Path, tokenizer: Any) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from qrag_jax.models.decoder_loading import check_mesh, load_params, open_decode
 from qrag_jax.models.folder import safetensors_files
 from qrag_jax.models.pretrained import HUB_NAME, from_hub
 from qrag_jax.reader.chat import chat_tokens, load_tokenizer, stop_tokens
-from qrag_jax.reader.generate import generate, pad_prompts, prompt_bucket
+from qrag_jax.reader.generate import generate, generate_stream, pad_prompts, prompt_bucket
 from qrag_jax.reader.memory import MemoryPlan, check_fit, free_memory, plan_memory
-from qrag_jax.reader.protocol import Answer, Prompt
+from qrag_jax.reader.protocol import Answer, Prompt, PromptTooLong
 from qrag_jax.rundir.log import say
 
 # Memory for prompts up to this length is checked when the model is loaded; for longer prompts, when they are asked.
@@ -142,11 +142,37 @@ class FlaxReader:
                 answers[i] = Answer(words, len(rows[i]), len(ids), "stop" if stopped else "length")
         return [answers[i] for i in range(len(rows))]
 
+    def stream(self, prompt: Prompt, hear: Callable[[str], None]) -> Answer:
+        """The answer that :meth:`answer` gives to this prompt alone, with each new piece of its text given to ``hear``."""
+        row = chat_tokens(self.tokenizer, prompt)
+        self._check_lengths([row])
+        tokens = generate_stream(
+            self.model,
+            self.params,
+            pad_prompts([row], 1, prompt_bucket(len(row))),
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop_ids=self.stop_ids,
+            key=jax.random.fold_in(jax.random.key(self.seed), 0)[None],
+        )
+        ids: list[int] = []
+        text = heard = ""
+        for token in tokens:
+            ids.append(token)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            if len(text) > len(heard) and text.startswith(heard) and not text.endswith("\ufffd"):  # else in the middle of a character
+                hear(text[len(heard) :])
+                heard = text
+        if len(text) > len(heard) and text.startswith(heard):
+            hear(text[len(heard) :])
+        return Answer(text, len(row), len(ids), "stop" if len(ids) < self.max_new_tokens else "length")
+
     def _check_lengths(self, rows: Sequence[Sequence[int]]) -> None:
         context = self.model.config.max_tokens
         for i, row in enumerate(rows):
             if len(row) + self.max_new_tokens > context:
-                raise ValueError(
+                raise PromptTooLong(
                     f"prompt {i} has {len(row)} tokens; with max_new_tokens = {self.max_new_tokens} that is more than the model's "
                     f"context of {context}: give it less text"
                 )

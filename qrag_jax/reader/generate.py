@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,12 +67,7 @@ def generate(
     apply = partial(model.apply, {"params": params})
     keys = key if key.ndim else jax.random.split(key, rows)
 
-    def draw(logits: Float[Array, "B V"], step: Int[Array, ""] | int) -> Int[Array, " B"]:
-        if temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        cut = nucleus(logits / temperature, top_p)
-        return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))(keys, cut).astype(jnp.int32)
-
+    draw = lambda logits, step: _draw(logits, step, keys, temperature, top_p)
     stops = lambda token: jnp.any(token[:, None] == stop_ids, axis=-1)
     mask = token_rows >= 0
     real = jnp.pad(mask, ((0, 0), (0, max_new_tokens)))
@@ -97,6 +92,76 @@ def generate(
 
     _, _, alive, out, _ = jax.lax.while_loop(unfinished, advance, (jnp.asarray(0), token, alive, out, cache))
     return Generated(out, mask.any(axis=1) & ~alive)
+
+
+def generate_stream(
+    model: Decoder,
+    params: dict[str, Any],
+    token_row: Int[np.ndarray, "1 P"],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop_ids: Int[np.ndarray, " K"],
+    key: Key[JaxArray, "1"],
+) -> Iterator[int]:
+    """Yields the tokens of :func:`generate` for one prompt as they are made: each costs a call of the network from the host."""
+    _check(max_new_tokens, temperature, top_p)
+    settings = {"model": model, "temperature": temperature, "top_p": top_p}
+    token, cache = _first(params, token_row, key, max_new_tokens=max_new_tokens, **settings)
+    for step in range(max_new_tokens):
+        if int(token[0]) in stop_ids:
+            return
+        yield int(token[0])
+        if step + 1 < max_new_tokens:
+            token, cache = _next(params, token_row, key, token, step, cache, **settings)
+
+
+@partial(jax.jit, static_argnames=("model", "max_new_tokens", "temperature", "top_p"))
+def _first(
+    params: dict[str, Any],
+    token_row: Int[Array, "1 P"],
+    key: Key[JaxArray, "1"],
+    *,
+    model: Decoder,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> tuple[Int[Array, " 1"], Any]:
+    """The first token after a prompt, and the cache with room for the others."""
+    logits, cache = model.apply({"params": params}, token_row, method="prefill")
+    cache = jax.tree.map(lambda part: jnp.pad(part, ((0, 0), (0, 0), (0, max_new_tokens), (0, 0))), cache)
+    return _draw(logits, 0, key, temperature, top_p), cache
+
+
+@partial(jax.jit, static_argnames=("model", "temperature", "top_p"), donate_argnames="cache")
+def _next(
+    params: dict[str, Any],
+    token_row: Int[Array, "1 P"],
+    key: Key[JaxArray, "1"],
+    token: Int[Array, " 1"],
+    step: Int[Array, ""] | int,
+    cache: Any,
+    *,
+    model: Decoder,
+    temperature: float,
+    top_p: float,
+) -> tuple[Int[Array, " 1"], Any]:
+    """The token after ``token``, which was the one of ``step``."""
+    mask, length = token_row >= 0, token_row.shape[1]
+    slots = jax.tree.leaves(cache)[0].shape[2]
+    seen = jnp.pad(mask, ((0, 0), (0, slots - length))) | ((jnp.arange(slots) >= length) & (jnp.arange(slots) <= length + step))
+    logits, cache = model.apply({"params": params}, token, mask.sum(axis=1) + step, seen, cache, length + step, method="step")
+    return _draw(logits, step + 1, key, temperature, top_p), cache
+
+
+def _draw(
+    logits: Float[Array, "B V"], step: Int[Array, ""] | int, keys: Key[JaxArray, " B"], temperature: float, top_p: float
+) -> Int[Array, " B"]:
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    cut = nucleus(logits / temperature, top_p)
+    return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row))(keys, cut).astype(jnp.int32)
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:

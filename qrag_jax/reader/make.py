@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qrag_jax.config import EvalConfig
+from qrag_jax.config.eval import check_reader_name
 from qrag_jax.reader.cache import ResponseCache
 from qrag_jax.reader.protocol import Answer, Prompt, Reader
 from qrag_jax.rundir.log import progress
@@ -46,6 +47,23 @@ def make_reader(settings: EvalConfig, folder: Path) -> Reader | None:
         )
         return CachedReader(reader, ResponseCache(folder))
     return _endpoint(settings, folder) if kind == "openai" else None
+
+
+def open_reader(name: str, *, max_new_tokens: int = 256, timeout: float = 120.0) -> Reader:
+    """The reader ``name``, flax:NAME or openai:URL,MODEL, for one prompt at a time; its answers are not cached.
+
+    Raises ValueError on another name, and if it cannot be loaded.
+    """
+    check_reader_name(name, "reader")
+    kind, _, rest = name.partition(":")
+    if kind == "flax":
+        from qrag_jax.reader.flax_reader import FlaxReader, reader_dtype
+
+        return FlaxReader.from_pretrained(rest, dtype=reader_dtype("auto"), max_new_tokens=max_new_tokens, batch=1)
+    from qrag_jax.reader.openai_reader import OpenAIReader
+
+    url, _, model = rest.rpartition(",")
+    return OpenAIReader(url, model, timeout=timeout, concurrency=1, max_new_tokens=max_new_tokens)
 
 
 def check_reader(settings: EvalConfig) -> None:

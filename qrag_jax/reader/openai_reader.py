@@ -8,15 +8,17 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from qrag_jax.config.secrets import clean_key, holds_credentials, redact
 from qrag_jax.config.trees import parse_json
 from qrag_jax.reader.cache import ResponseCache
-from qrag_jax.reader.protocol import Answer, Prompt, ReaderError
-from qrag_jax.reader.responses import REPLACED, SHOWN, Failure, parse_answer, refused_field, retry_after
+from qrag_jax.reader.protocol import Answer, Prompt, ReaderError, RefusedAsTooLong
+from qrag_jax.reader.responses import REPLACED, SHOWN, Failure, parse_answer, refused_as_too_long, refused_field, retry_after, visible
 from qrag_jax.rundir.log import progress, say
 
 RETRIED = frozenset({408, 409, 429})
@@ -29,6 +31,7 @@ SHORTEST_KEY = 4
 """A shorter key, such as "x" for a local server, is no secret and may be part of any word."""
 REFUSED = {
     "max_tokens": "it is sent max_completion_tokens",
+    "stream_options": "the tokens of its streamed answers are not counted",
     "temperature": "its answers come at its own temperature, not at {temperature:g}, and may differ from run to run",
 }
 
@@ -178,10 +181,28 @@ class OpenAIReader:
         key = self._key()
         return redact(" ".join(text.split()), *([key] if len(key) >= SHORTEST_KEY else []))
 
-    def _ask(self, client: Any, prompt: Prompt, number: str, stop: threading.Event) -> Answer:
+    def stream(self, prompt: Prompt, hear: Callable[[str], None]) -> Answer:
+        """The answer to one prompt, with each new piece of its text given to ``hear``. It is not cached.
+
+        Raises ReaderError as :meth:`answer` does, and when the connection is lost in the middle of the answer.
+        """
+        client = self._client()
+        try:
+            return self._ask(client, prompt, "the prompt", threading.Event(), partial(self._streamed, hear=hear))
+        finally:
+            client.close()
+
+    def _ask(
+        self,
+        client: Any,
+        prompt: Prompt,
+        number: str,
+        stop: threading.Event,
+        request: Callable[[Any, Prompt], Answer] | None = None,
+    ) -> Answer:
         for attempt in range(self.retries + 1):
             try:
-                return self._request(client, prompt)
+                return (request or self._request)(client, prompt)
             except Failure as error:
                 failure = error
             if failure.final or attempt == self.retries or failure.wait > LONGEST_WAIT:
@@ -189,17 +210,63 @@ class OpenAIReader:
             if stop.wait(max(failure.wait, self.backoff * 2**attempt * random.uniform(0.5, 1.0))):
                 break
         kept = "no answers were kept; set cache_dir to keep them" if self._cache is None else f"the answers are kept in {self._cache.path}"
-        raise ReaderError(
+        raise (RefusedAsTooLong if failure.too_long else ReaderError)(
             f"{self.base_url}: {number} was not answered by {self.model!r} in {attempt + 1} of at most {self.retries + 1} requests; "
             f"last failure: {failure.reason}. What to do: {failure.advice}. Then run again; {kept}"
         ) from failure
 
     def _request(self, client: Any, prompt: Prompt) -> Answer:
         """Sends one request, again without a field that the server refuses. Raises Failure."""
-        openai = _openai()
         renamed = dict(self._renamed)
+        with self._failures():
+            response = self._sent(client, prompt, renamed).http_response
+        self._learn(renamed)
+        with self._safe_failures():
+            try:
+                return parse_answer(parse_json(response.content))
+            except ValueError as error:
+                raise Failure(f"a response that is not an answer ({error}): {response.text[:SHOWN]!r}") from None
+
+    def _streamed(self, client: Any, prompt: Prompt, hear: Callable[[str], None]) -> Answer:
+        """As :meth:`_request`, in pieces. Once a piece was heard, asking again would not help."""
+        renamed = dict(self._renamed)
+        with self._failures():
+            pieces = self._sent(client, prompt, renamed, stream=True, stream_options={"include_usage": True}).parse()
+        self._learn(renamed)
+        text = heard = ""
+        finish, usage = None, None
+        received = False
         try:
-            response = self._sent(client, prompt, renamed)
+            with self._failures():
+                for piece in pieces:
+                    received = True
+                    usage = piece.usage or usage
+                    for choice in piece.choices[:1]:
+                        text += choice.delta.content or ""
+                        finish = choice.finish_reason or finish
+                    shown = visible(text)
+                    if len(shown) > len(heard):
+                        hear(shown[len(heard) :])
+                    heard = shown
+        except Failure as failure:
+            failure.final = failure.final or bool(heard)
+            raise
+        if not received:  # a server that does not stream
+            answer = self._request(client, prompt)
+            hear(answer.text)
+            return answer
+        choice = {"message": {"content": text}, "finish_reason": finish}
+        with self._safe_failures():
+            return parse_answer({"choices": [choice], "usage": None if usage is None else usage.model_dump()})
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Errors of the openai package in this block become Failure."""
+        import httpx
+
+        openai = _openai()
+        try:
+            yield
         except openai.APITimeoutError:
             raise Failure(
                 f"no response within {self.timeout:g} s",
@@ -210,26 +277,29 @@ class OpenAIReader:
             raise Failure(f"no connection: {self._safe(str(error.__cause__ or error))}", advice=advice) from None
         except openai.APIStatusError as error:
             raise self._refusal(error.response) from None
-        self._learn(renamed)
+        except (openai.APIError, httpx.HTTPError, json.JSONDecodeError) as error:  # in the middle of a stream
+            raise Failure(f"a stream that broke off: {self._safe(str(error))!r}") from None
+
+    @contextmanager
+    def _safe_failures(self) -> Iterator[None]:
+        """Failures in this block quote the server without the key."""
         try:
-            return parse_answer(parse_json(response.content))
-        except ValueError as error:
-            raise Failure(f"a response that is not an answer ({error}): {self._safe(response.text[:SHOWN])!r}") from None
+            yield
         except Failure as failure:
             failure.reason = self._safe(failure.reason)
             raise failure from None
 
-    def _sent(self, client: Any, prompt: Prompt, renamed: dict[str, str | None]) -> Any:
-        """The response to one prompt. Adds to ``renamed`` what the server refuses on the way; raises the openai package's errors."""
+    def _sent(self, client: Any, prompt: Prompt, renamed: dict[str, str | None], **more: Any) -> Any:
+        """The raw response to one prompt. Adds to ``renamed`` what the server refuses on the way; raises the openai package's errors."""
         while True:
-            fields: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_new_tokens}
+            fields: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_new_tokens, **more}
             for old, new in renamed.items():
-                value = fields.pop(old)
-                if new is not None:
+                value = fields.pop(old, None)
+                if new is not None and value is not None:
                     fields[new] = value
             try:
                 request = client.chat.completions.with_raw_response
-                return request.create(model=self.model, messages=prompt.messages, **fields, extra_body=self.extra_body).http_response
+                return request.create(model=self.model, messages=prompt.messages, **fields, extra_body=self.extra_body)
             except _openai().APIStatusError as error:
                 refused = refused_field(error.response)
                 if refused is None or refused in renamed:
@@ -250,7 +320,8 @@ class OpenAIReader:
             if wait > LONGEST_WAIT:
                 reason += f", and to be asked again in {wait:.0f} s"
             return Failure(reason, wait=wait, advice="read the server's log; lower concurrency if the server is overloaded")
-        return Failure(reason, final=True, advice=ADVICE.get(status, "read the server's message").format(key=self.api_key_env))
+        advice = ADVICE.get(status, "read the server's message").format(key=self.api_key_env)
+        return Failure(reason, final=True, advice=advice, too_long=refused_as_too_long(response))
 
 
 def _openai() -> Any:

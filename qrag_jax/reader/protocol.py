@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,5 +45,26 @@ class Reader(Protocol):
         """One answer per prompt, in order. Raises ReaderError if a prompt cannot be answered: a missing answer is never invented."""
 
 
+@runtime_checkable
+class StreamingReader(Reader, Protocol):
+    """A reader whose answer can be read while it is written."""
+
+    def stream(self, prompt: Prompt, hear: Callable[[str], None]) -> Answer:
+        """The answer to one prompt. Each new piece of its text is given to ``hear``; together they are the text of the answer, up to white
+        space at its ends."""
+
+
+class TooLong(Exception):
+    """A prompt with its answer is longer than the reader's context."""
+
+
 class ReaderError(Unreachable):
     """A prompt was refused, or the retries failed. The message names the endpoint, the prompt, the last failure, and what to do."""
+
+
+class PromptTooLong(TooLong, ValueError):
+    """Known before the prompt was asked."""
+
+
+class RefusedAsTooLong(TooLong, ReaderError):
+    """Said by an endpoint."""

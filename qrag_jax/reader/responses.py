@@ -11,25 +11,45 @@ from typing import Any
 from qrag_jax.config.trees import parse_json
 from qrag_jax.reader.protocol import Answer
 
-REPLACED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None}
+REPLACED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None, "stream_options": None}
 """Fields of a request that some models refuse, and what they take instead."""
 NOT_TAKEN = ("unsupported", "not support", "unrecognized", "unknown", "not permitted", "not allowed", "deprecated", "extra inputs")
 """Words by which servers refuse a field."""
 FINISHED = {"stop": "stop", "eos": "stop", "eos_token": "stop", "stop_sequence": "stop", "end_turn": "stop", "length": "length"}
 """Finish reasons of servers -> ours."""
+TOO_LONG = (
+    r"context[ _]length|context window|context size|maximum context|exceed_context|prompt is too long|input is too long|too many tokens"
+)
+"""What servers say of such a prompt."""
 SHOWN = 500
 """Number of characters of a server's message that an error quotes."""
 
 
 class Failure(Exception):
-    """A request without an answer. ``final``: asking again would not help. ``wait``: seconds that the server asked to wait."""
+    """A request without an answer. ``final``: asking again would not help. ``wait``: seconds that the server asked to wait. ``too_long``:
+    the prompt does not fit the model's context."""
 
-    def __init__(self, reason: str, *, final: bool = False, wait: float = 0.0, advice: str = "read the server's log") -> None:
+    def __init__(
+        self, reason: str, *, final: bool = False, wait: float = 0.0, advice: str = "read the server's log", too_long: bool = False
+    ) -> None:
         super().__init__()
-        self.reason, self.final, self.wait, self.advice = reason, final, wait, advice
+        self.reason, self.final, self.wait, self.advice, self.too_long = reason, final, wait, advice, too_long
 
     def __str__(self) -> str:
         return self.reason
+
+
+def refused_as_too_long(response: Any) -> bool:
+    """Whether a server refuses a prompt because it does not fit the model's context."""
+    return response.status_code in (400, 413, 422) and re.search(TOO_LONG, response.text, re.IGNORECASE) is not None
+
+
+def visible(text: str) -> str:
+    """The part of an unfinished text that is no thought of the model: what follows its ``<think>`` block."""
+    begun = text.lstrip()
+    if not begun or "<think>".startswith(begun[:7]):
+        return begun.partition("</think>")[2].lstrip() if begun.startswith("<think>") else ""
+    return begun
 
 
 def refused_field(response: Any) -> str | None:

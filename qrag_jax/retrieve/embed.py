@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,19 +15,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qrag_jax.config import RunConfig
-from qrag_jax.models.embedder import Embedder, encoders
+from qrag_jax.models.embedder import Embedder, embed_actions, embed_states, encoders
 from qrag_jax.models.registry import backbone_of
 from qrag_jax.models.tokenizer import TextTokenizer
+from qrag_jax.retrieve.questions import cut_states
+from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import progress
 from qrag_jax.types import PAD
 
 SIZES = (8, 64, 256)  # rows embedded at once
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
 
+STATES = (1, 8, 64)  # states embedded at once
+FEW = 8  # so many states are padded to the longest that is possible: few shapes, so few compilations
+
 EmbedRows = Callable[[np.ndarray], jax.Array]
+
+
+@partial(jax.jit, static_argnames="embedder")
+def embed_action_rows(params: Any, ids: Int[Array, "R L"], *, embedder: Embedder) -> Float[Array, "R D"]:
+    return embed_actions(embedder, params, ids)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _state_rows(
+    question_ids: Int[Array, "R Lq"], chunk_rows: Int[Array, "R T Lc"], taken: Bool[Array, "R T"], *, layout: StateLayout
+) -> Int[Array, "R Ls"]:
+    return jax.vmap(partial(state_row, layout=layout))(question_ids, chunk_rows, taken)
+
+
+@partial(jax.jit, static_argnames="embedder")
+def _embed_state_rows(params: Any, ids: Int[Array, "R Ls"], *, embedder: Embedder) -> Float[Array, "R D"]:
+    return embed_states(embedder, params, ids)
 
 
 def embed_texts(
@@ -39,6 +62,26 @@ def embed_texts(
     lengths = np.minimum([len(ids) + extra for ids in tokenizer.lookup(texts)], max_tokens)
     rows = lambda block, width: tokenizer.rows([texts[i] for i in block], width)
     return embed_by_length(embed_rows, rows, lengths, max_tokens, SIZES, label=label)
+
+
+def embed_state_texts(
+    retriever: ChunkEmbedder, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int, *, label: str | None = None
+) -> tuple[Float[np.ndarray, "P D"], str | None]:
+    """The embeddings of P states, each a question and the texts of its picks in the order of ``data.state_order``, and the line to say if
+    a state is longer than is read."""
+    data, tokenizer = retriever.config.data, retriever.tokenizer
+    layout = StateLayout.make(data, budget, tokenizer)
+    asked = tokenizer.rows(questions, data.question_tokens)
+    taken = np.array([[t < len(texts) for t in range(budget - 1)] for texts in picked], bool).reshape(len(picked), budget - 1)
+    rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
+    rows[taken] = tokenizer.rows([text for texts in picked for text in texts], data.chunk_tokens)
+    states = in_blocks(partial(_state_rows, layout=layout), STATES, asked, rows, taken)
+    embed = lambda rows: _embed_state_rows(retriever.params, rows, embedder=retriever.embedder)
+    if len(states) <= FEW:
+        return in_blocks(embed, STATES, states), cut_states(asked, rows, layout)
+    cut = lambda block, width: states[block, :width]
+    embedded = embed_by_length(embed, cut, (states >= 0).sum(1), layout.tokens, STATES, label=label, unit="state")
+    return embedded, cut_states(asked, rows, layout)
 
 
 def embed_by_length(

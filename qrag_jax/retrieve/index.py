@@ -12,6 +12,7 @@ distinct text (about 150 bytes with its entry in a table).
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,15 +24,19 @@ from typing import Any
 import numpy as np
 
 from qrag_jax.data.text.chunker import ChunkBy
+from qrag_jax.export.hub import HubName
 from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
+from qrag_jax.retrieve.encoders import PREFIX
 from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta, Positions, check_positions
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.sources import ChunkStream, Text
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, StoredRows, check_dtype
 from qrag_jax.retrieve.types import others
+from qrag_jax.retrieve.words import WordIndex, kept_words
 from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
+from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import progress, say
 
@@ -121,7 +126,7 @@ class Index:
         home = None
         if retriever_path is not None:
             here = Path(retriever_path).expanduser()
-            home = str(here.resolve() if here.exists() else retriever_path)  # a URL or a hub name stays as it is
+            home = str(here.resolve() if here.exists() else retriever_path)  # a URL, a hub name or encoder:NAME stays as it is
         by = chunk_by or data.chunk_by
         model = IndexModel(model_hash(retriever), data.chunk_tokens, by, home)
         meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks, positions=positions)
@@ -220,6 +225,27 @@ class Index:
             for one, start in zip(self.rows.shards, starts, strict=True)
         ]
         return tuple(others(self.sources, self._starts, i, np.concatenate(same).tolist()))
+
+    def words(self) -> WordIndex:
+        """BM25 of the chunks. Made of all texts when it is first asked for, and kept in the folder; read again by whoever opens the index
+        later."""
+        return self._words
+
+    @cached_property
+    def _words(self) -> WordIndex:
+        texts = hashlib.sha256("".join(shard.files["texts"].sha256 for shard in self.rows.shards).encode()).hexdigest()
+        rows = progress(range(len(self)), unit="chunk", desc="words", delay=SHORT, leave=False)
+        return kept_words(self.path, texts, (shard.chunk(row).text for shard, row in map(self.rows.place, rows)))
+
+    @property
+    def home(self) -> str:
+        """The place of the retriever that the index was built with. Raises ValueError when it is not recorded or no longer there."""
+        recorded = self.meta.model.retriever
+        if recorded is None:
+            raise ValueError(f"{self.path}: does not say where its retriever is; name it with --retriever")
+        if not (recorded.startswith(PREFIX) or is_url(recorded) or HubName.parse(recorded) or Path(recorded).exists()):
+            raise ValueError(f"{recorded}: the retriever of {self.path} is no longer there; name it with --retriever")
+        return recorded
 
     def check(self, retriever: ChunkEmbedder) -> None:
         """Raises ValueError, naming both models, unless the retriever has the model that embedded this index's chunks."""

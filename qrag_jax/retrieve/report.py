@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
+from qrag_jax.retrieve.answering import CitedAnswer
+from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.formats.passages import PLACES
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.places import place
+from qrag_jax.retrieve.ranking import SCORES, Mode
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.printable import printable
 
+FORMAT = "qrag-jax-ask 1"
+ABOUT: dict[Mode, str] = {
+    "multi": "a search in several steps",
+    "single": "one look by the encoder's similarity",
+    "bm25": "one look by words",
+    "hybrid": "one look by similarity and by words, fused by ranks",
+}
 SHOWN = 20
 """Number of sources that :func:`index_lines` lists."""
 
@@ -62,26 +74,75 @@ def coverage(index: Index) -> str:
     return f"text: {total.characters:,} characters, {total.tokens:,} tokens, {total.outside:,} of them outside the embedded windows"
 
 
-def step_lines(step: Step, support: bool) -> str:
-    """A step's pick: its Q, place and text, its metadata, and where else the text stands. ``support``: the user marked the chunk."""
+def step_lines(step: Step, mode: Mode, support: bool) -> str:
+    """A step's pick: its score, place and text, its metadata, and where else the text stands. ``support``: the user marked the chunk."""
     pick = step.pick
-    place = "" if pick.source is None else f"  {pick.source}:{pick.start}-{pick.end}"
+    where = "" if pick.source is None else f"  {printable(place(pick))}"
     below = "  below the stop threshold" if step.stop else ""
     mark = "  support" if support else ""
     text = printable(" ".join(pick.text.split()))
-    lines = [f"{step.number + 1:>3}  Q {pick.q:7.3f}  chunk {pick.chunk}{place}  {step.seconds:.3f} s{below}{mark}", f"     {text}"]
+    score = f"{SCORES[mode]} {pick.q:7.3f}"
+    lines = [f"{step.number + 1:>3}  {score}  chunk {pick.chunk}{where}  {step.seconds:.3f} s{below}{mark}", f"     {text}"]
     if pick.metadata:
         lines.append(printable(f"     {json.dumps(pick.metadata, ensure_ascii=False)}"))
     if pick.also:
-        lines.append("     also in " + printable(", ".join(f"{one.source or 'given chunks'}:{one.start}-{one.end}" for one in pick.also)))
+        lines.append("     also in " + printable(", ".join(map(place, pick.also))))
     return "\n".join(lines)
 
 
-def stop_line(steps: Sequence[Step], threshold: float | None) -> str:
+def stop_line(steps: Sequence[Step], mode: Mode, threshold: float | None) -> str:
     """How many of the picks the stop threshold keeps."""
+    if mode != "multi":
+        return f"mode {mode}: {ABOUT[mode]}; it has no stop threshold"
     if threshold is None:
         return "stop threshold: this retriever has none"
     if all(step.pick.q < threshold for step in steps):
         return f"stop threshold {threshold:.3f}: every pick is below it, so nothing that fits the question was found"
     kept = next((t for t, step in enumerate(steps) if step.stop), len(steps))
     return f"stop threshold {threshold:.3f}: " + (f"keeps the first {kept}" if kept < len(steps) else "no pick is below it")
+
+
+def search_tree(
+    question: str, index: Index, mode: Mode, steps: Sequence[Step], threshold: float | None, clock: SearchClock
+) -> dict[str, Any]:
+    """A search as the object that ``qrag ask --json`` prints. ``fits``: whether a pick reaches the stop threshold; null without one."""
+    stops = mode == "multi" and threshold is not None
+    return {
+        "format": FORMAT,
+        "question": question,
+        "index": str(index.path),
+        "chunks": len(index),
+        "mode": mode,
+        "score": SCORES[mode],
+        "threshold": threshold if stops else None,
+        "fits": any(step.pick.q >= (threshold or 0.0) for step in steps) if stops else None,
+        "steps": [_step_tree(step) for step in steps],
+        "seconds": {"search": round(sum(step.seconds for step in steps), 6), "compiling": round(clock.compiling, 6)},
+    }
+
+
+def _step_tree(step: Step) -> dict[str, Any]:
+    pick = step.pick
+    tree = {name: getattr(pick, name) for name in ("chunk", "q", "source", "start", "end", "text", "metadata")}
+    tree |= {"step": step.number, "place": place(pick), "also": [place(one) for one in pick.also]}
+    return tree | {"below_threshold": step.stop, "seconds": round(step.seconds, 6)}
+
+
+def answer_lines(answer: CitedAnswer) -> list[str]:
+    """What stands below an answer: its citations, what else was read or left out, and what it cost."""
+    lines = [f"[{one.number}] {one.place}" for one in answer.citations]
+    if answer.also_read:
+        lines.append("also read: " + "; ".join(f"[{one.number}] {one.place}" for one in answer.also_read))
+    if answer.left_out:
+        lines.append("left out, since the reader's context has no room: " + "; ".join(map(place, answer.left_out)))
+    if answer.removed:
+        lines.append(f"removed from the answer: {', '.join(f'[{n}]' for n in answer.removed)}, since no passage has that number")
+    if answer.judge == "stop rule":
+        lines.append("the reader was not asked, since no pick reaches the Q that fits the question (the stop threshold, or --least-q)")
+    if answer.finish == "length":
+        lines.append("the answer was cut off at its longest length; --reader-tokens N allows more")
+    if answer.reader is not None:
+        read = [] if answer.prompt_tokens is None else [f"{answer.prompt_tokens} tokens read"]
+        written = [] if answer.completion_tokens is None else [f"{answer.completion_tokens} tokens written"]
+        lines.append(f"reader: {', '.join([*read, *written, f'{answer.reader_seconds:.2f} s'])}")
+    return [printable(line) for line in lines]

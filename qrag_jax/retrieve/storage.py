@@ -38,6 +38,8 @@ RAW: dict[Dtype, np.dtype] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("
 CONVERTED = 2048  # rows converted to float32 at once
 TEMPORARY = ".*.tmp"
 """Pattern of the files that a killed writer leaves behind."""
+WORDS = "words.npz"
+"""The file in which an index keeps the words of its texts (:mod:`qrag_jax.retrieve.words`)."""
 
 
 @dataclass(frozen=True)

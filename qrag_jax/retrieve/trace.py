@@ -19,6 +19,7 @@ from string import Template
 
 import numpy as np
 
+from qrag_jax.retrieve.ranking import SCORES, Mode
 from qrag_jax.retrieve.trace_svg import COLOURS, INLINE, View, curve, key, marker, ruler, show
 from qrag_jax.retrieve.types import Candidate, Pick, Step
 from qrag_jax.rundir.files import write_text
@@ -38,6 +39,7 @@ def render_trace(
     positions: str,
     source: str,
     support: Sequence[int] = (),
+    mode: Mode = "multi",
 ) -> str:
     """The page of one search, as HTML.
 
@@ -50,11 +52,12 @@ def render_trace(
             intervals only if they are relative, and positions unless they are none.
         source: the name of what was searched, a document or an index.
         support: chunks known to support the answer, if any are.
+        mode: how it was searched. A search in one look has scores of another kind than Q, and no threshold.
 
     Raises ValueError when there are no steps, a chunk lies outside the document or was picked twice, a Q is not finite, a step stopped
     without a threshold, ``positions`` are unknown, or the curves are not one-dimensional, differ in length or hold an infinity.
     """
-    view = View(tuple(steps), chunks, threshold, tuple(sorted(set(support))), positions)
+    view = View(tuple(steps), chunks, threshold, tuple(sorted(set(support))), positions, SCORES[mode])
     _check(view)
     template = files("qrag_jax.retrieve").joinpath("trace.html").read_text(encoding="utf-8")
     style, script = (_digest(template, tag) for tag in ("style", "script"))
@@ -62,12 +65,12 @@ def render_trace(
     return Template(template).substitute(
         csp=f"default-src 'none'; style-src {style}; script-src {script}; img-src data:; base-uri 'none'; form-action 'none'",
         question=escape(question),
-        summary=_summary(view, source),
+        summary=_summary(view, source, mode),
         ruler=ruler(view),
         key=key(view),
         tabs="\n".join(_tab(view, t) for t in numbers),
         panels="\n".join(_panel(view, t) for t in numbers),
-        data=_data(view, question, source),
+        data=_data(view, question, source, mode),
     )
 
 
@@ -81,10 +84,18 @@ def write_trace(
     positions: str,
     source: str,
     support: Sequence[int] = (),
+    mode: Mode = "multi",
 ) -> Path:
     """Writes the page of :func:`render_trace` to ``path``, completely or not at all, and returns the path."""
     page = render_trace(
-        question=question, steps=steps, chunks=chunks, threshold=threshold, positions=positions, source=source, support=support
+        question=question,
+        steps=steps,
+        chunks=chunks,
+        threshold=threshold,
+        positions=positions,
+        source=source,
+        support=support,
+        mode=mode,
     )
     return write_text(path, page)
 
@@ -136,7 +147,7 @@ def escape(text: str) -> str:
     return html.escape(printable(text))
 
 
-def _data(view: View, question: str, source: str) -> str:
+def _data(view: View, question: str, source: str, mode: Mode) -> str:
     """The trace as JSON that no text in it can break out of: characters of markup are escaped. NaN is written as null."""
 
     def part(item: Pick | Candidate) -> dict[str, object]:
@@ -152,13 +163,23 @@ def _data(view: View, question: str, source: str) -> str:
         }
         for step in view.steps
     ]
-    head = {"format": FORMAT, "version": VERSION, "question": question, "source": source, "chunks": view.chunks}
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "question": question,
+        "source": source,
+        "chunks": view.chunks,
+        "mode": mode,
+        "score": view.score,
+    }
     text = json.dumps(head | {"threshold": view.threshold, "support": view.support, "steps": steps}, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _summary(view: View, source: str) -> str:
+def _summary(view: View, source: str, mode: Mode) -> str:
     facts = [("searched", escape(source)), ("chunks", f"{view.chunks:,}"), ("steps", f"{len(view.steps)}")]
+    if mode != "multi":
+        facts[-1] = ("picks by one look", f"{len(view.steps)} <small>mode {mode}</small>")
     if view.kept < len(view.steps):
         facts[-1] = ("steps", f"{len(view.steps)}, {view.kept} kept")
     if view.threshold is not None:
@@ -187,7 +208,7 @@ def _tab(view: View, t: int) -> str:
 def _panel(view: View, t: int) -> str:
     step, pick = view.steps[t], view.steps[t].pick
     verdict, why = view.verdict(t)
-    facts = [("Q", show(pick.q))]
+    facts = [(view.score, show(pick.q))]
     if pick.source is not None:
         facts.append(("document", escape(pick.source)))
     if pick.start is not None and pick.end is not None:
@@ -238,7 +259,13 @@ def _runners(view: View, t: int) -> str:
         )
 
     rows = [row("chosen", marker(view, t, INLINE), step.pick), *(row("", "", other) for other in step.runners_up)]
-    heads = [("", '<span class="quiet">step</span>'), ("n", "chunk"), ("", "text"), ('n" colspan="2', "Q"), ("n behind", "from the pick")]
+    heads = [
+        ("", '<span class="quiet">step</span>'),
+        ("n", "chunk"),
+        ("", "text"),
+        ('n" colspan="2', view.score),
+        ("n behind", "from the pick"),
+    ]
     if named:
         heads.insert(1, ("from", "document"))
     head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for kind, name in heads)

@@ -34,6 +34,7 @@ class View:
     threshold: float | None
     support: tuple[int, ...]
     positions: str
+    score: str = "Q"
 
     @cached_property
     def kept(self) -> int:
@@ -208,10 +209,12 @@ def curve(view: View, t: int) -> str:
         stop_key = f'<span class="what stop-key">{dashes}stop below {show(view.threshold)}</span>'
     here = marker(view, t, f'x="{view.middle(step.pick.chunk)}" y="{view.y(step.pick.q)}"')
     per = view.chunks / bins
-    what = "Q of every chunk" if per <= 1 else f"highest Q in each of {bins} equal stretches of about {per:,.0f} chunks"
-    label = f"Q along the document at step {t + 1}: the pick, chunk {step.pick.chunk:,}, has Q {show(step.pick.q)}."
+    what = (
+        f"{view.score} of every chunk" if per <= 1 else f"highest {view.score} in each of {bins} equal stretches of about {per:,.0f} chunks"
+    )
+    label = f"{view.score} along the document at step {t + 1}: the pick, chunk {step.pick.chunk:,}, has {view.score} {show(step.pick.q)}."
     return (
-        f'<figure><figcaption><b>Q along the document</b> <span class="what">{what}</span>{stop_key}</figcaption>'
+        f'<figure><figcaption><b>{view.score} along the document</b> <span class="what">{what}</span>{stop_key}</figcaption>'
         f'<div class="plot" data-step="{t}"><svg role="img" aria-label="{label}" width="100%" height="{HEIGHT + 42}">{grid}'
         f'<svg width="100%" height="{HEIGHT}" viewBox="0 0 {bins} {HEIGHT}" preserveAspectRatio="none">'
         f'<path class="area" d="{"".join(area)}"/><path class="line" d="{"".join(line)}"/></svg>'

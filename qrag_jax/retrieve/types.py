@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder
 from qrag_jax.retrieve.metadata import Metadata
 from qrag_jax.retrieve.records import SourceRecord
+from qrag_jax.retrieve.words import WordIndex
 
 GATHERED = 2048  # rows gathered from a pool at once: they fit a core's cache
 
@@ -171,6 +173,13 @@ class MemoryDocument:
     def equals(self, i: int) -> tuple[int, ...]:
         same = np.flatnonzero(self.rows.index == self.rows.index[i]).tolist() if len(self.sources) > 1 else []
         return tuple(others(self.sources, tuple(accumulate((one.chunks for one in self.sources), initial=0)), i, same))
+
+    def words(self) -> WordIndex:
+        return self._words
+
+    @cached_property
+    def _words(self) -> WordIndex:
+        return WordIndex.build(chunk.text for chunk in self.chunks)
 
     def check(self, retriever: ChunkEmbedder) -> None:
         if retriever is not self.owner:

@@ -24,7 +24,7 @@ from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder
 from qrag_jax.retrieve.meta import JOURNAL, META, Meta
 from qrag_jax.retrieve.records import SourceRecord
-from qrag_jax.retrieve.storage import TEMPORARY, Shard, StoredRows, merge, record, shard_number, text_key
+from qrag_jax.retrieve.storage import TEMPORARY, WORDS, Shard, StoredRows, merge, record, shard_number, text_key
 from qrag_jax.rundir.lock import LOCK, WRITER
 from qrag_jax.rundir.log import progress
 
@@ -207,7 +207,8 @@ class _Writer:
         held = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=self.number)
         made = replace(held, unread=dict(unread))
         made.write(self.path / META)
-        (self.path / JOURNAL).unlink(missing_ok=True)
+        for name in (JOURNAL, WORDS):  # the words are those of the texts before
+            (self.path / name).unlink(missing_ok=True)
         clean(self.path, made.shards)
         return made
 

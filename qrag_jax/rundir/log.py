@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ from qrag_jax.rundir.printable import printable
 
 T = TypeVar("T")
 _silent = False
+_aside = False
 
 
 class Preempted(BaseException):
@@ -56,6 +59,21 @@ def silence() -> None:
     _silent = True
 
 
+def _has_colours(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """In this block, what is said goes to stderr: stdout is for a program that reads it."""
+    global _aside
+    before, _aside = _aside, True
+    try:
+        yield
+    finally:
+        _aside = before
+
+
 def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     """A progress bar with rate and time left, on stderr. If stderr is not a terminal, it is written less often."""
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)
@@ -64,12 +82,17 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     return tqdm(items, dynamic_ncols=True, **options)
 
 
-def say(text: str) -> None:
-    """One line for the person at the terminal, above any progress bar: without secrets, and with control characters as escapes."""
+def say(text: str, *, dim: bool = False) -> None:
+    """One line for the person at the terminal, above any progress bar: without secrets, and with control characters as escapes.
+
+    ``dim``: less bright, on a terminal that has colours and unless NO_COLOR is set.
+    """
     if _silent:
         return
-    tqdm.write(printable(redact(text)), file=sys.stdout)
-    sys.stdout.flush()
+    stream = sys.stderr if _aside else sys.stdout
+    line = printable(redact(text))
+    tqdm.write(f"\x1b[2m{line}\x1b[0m" if dim and _has_colours(stream) else line, file=stream)
+    stream.flush()
 
 
 class RunLog:

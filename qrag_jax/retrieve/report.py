@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from qrag_jax.retrieve.formats.passages import PLACES
 from qrag_jax.retrieve.index import Index
@@ -12,6 +14,7 @@ from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.printable import printable
 
+FORMAT = "qrag-jax-info 1"
 SHOWN = 20
 """Number of sources that :func:`index_lines` lists."""
 
@@ -39,6 +42,19 @@ def index_lines(index: Index, verified: bool) -> list[str]:
     if verified:
         lines.append(f"verified: the checksums of {len(files)} files are right")
     return lines
+
+
+def index_tree(index: Index) -> dict[str, Any]:
+    """The contents of an index as the object that ``qrag index info --json`` prints; ``unread`` has the reasons by file."""
+    meta = index.meta
+    documents = []
+    for parts in _documents(meta.sources):
+        total = SourceRecord.total(parts)
+        counts = {"characters": total.characters, "chunks": total.chunks, "tokens": total.tokens, "tokens_outside": total.outside}
+        documents.append({"name": parts[0].name, **counts, "metadata": [record.metadata for record in parts if record.metadata]})
+    model = dataclasses.asdict(meta.model)
+    about = {"format": FORMAT, "index": str(index.path), "chunks": len(index), "positions": meta.positions, "dtype": meta.dtype}
+    return {**about, "model": model, "documents": documents, "skipped": dict(meta.skipped), "unread": dict(meta.unread)}
 
 
 def _documents(records: Sequence[SourceRecord]) -> list[list[SourceRecord]]:

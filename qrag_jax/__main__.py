@@ -6,6 +6,7 @@ Example: qrag index build docs docs.index --encoder minilm
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from qrag_jax.retrieve.asking import RECORDED, Ask, run_ask
 from qrag_jax.retrieve.encoders import CHUNK_TOKENS, recorded_name
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.meta import Positions
-from qrag_jax.retrieve.report import coverage, index_lines
+from qrag_jax.retrieve.report import coverage, index_lines, index_tree
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.rundir.compilations import prepare_compiling
@@ -129,6 +130,8 @@ class Info:
     """Folder of the index."""
     verify: tyro.conf.FlagCreatePairsOff[bool] = False
     """Read every file and compare checksums."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print everything as one JSON object: all documents, and every file that was not read, with the reason."""
 
 
 Command = Build | Add | Sync | Remove | Info | Ask | Exchange
@@ -187,7 +190,8 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
     if isinstance(command, Ask):
         run_ask(command, say)
     elif isinstance(command, Info):
-        for line in index_lines(Index.open(command.index, verify=command.verify), command.verify):
+        index = Index.open(command.index, verify=command.verify)
+        for line in [json.dumps(index_tree(index), ensure_ascii=False)] if command.json else index_lines(index, command.verify):
             say(line)
     elif isinstance(command, Build):
         _build(command, say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -113,6 +114,10 @@ def test_info_and_add(place: Path, tmp_path: Path) -> None:
     assert said[-2].startswith("skipped: .doc 1, hidden 1; only .csv, ")
     assert said[-1] == "verified: the checksums of 10 files are right"
     assert len(run("index", "info", index)) == len(said) - 1
+    (told,) = run("index", "info", index, "--json")
+    tree = json.loads(told)
+    assert (tree["chunks"], tree["skipped"], tree["unread"]) == (total, {".doc": 1, "hidden": 1}, {})
+    assert [one["name"] for one in tree["documents"]] == ["story.txt", "a/deep/one.md", "a/empty.txt", "b.txt", "c.TXT"]
 
 
 def test_documents_come_change_and_go(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from qrag_jax.retrieve.metadata import Metadata
 
 SUFFIXES = f"{', '.join(sorted(READERS)[:-1])} and {sorted(READERS)[-1]}"
 """The files that are read, in words."""
-SHOWN = 5  # names of files that a line lists
+SHOWN = 5  # names of files, or numbers of pages, that a line lists
 
 
 @dataclass(frozen=True)

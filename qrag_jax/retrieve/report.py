@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from itertools import groupby
@@ -17,13 +18,14 @@ from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.printable import printable
 
-FORMAT = "qrag-jax-ask 1"
+ASK_FORMAT = "qrag-jax-ask 1"
 ABOUT: dict[Mode, str] = {
     "multi": "a search in several steps",
     "single": "one look by the encoder's similarity",
     "bm25": "one look by words",
     "hybrid": "one look by similarity and by words, fused by ranks",
 }
+INFO_FORMAT = "qrag-jax-info 1"
 SHOWN = 20
 """Number of sources that :func:`index_lines` lists."""
 
@@ -51,6 +53,19 @@ def index_lines(index: Index, verified: bool) -> list[str]:
     if verified:
         lines.append(f"verified: the checksums of {len(files)} files are right")
     return lines
+
+
+def index_tree(index: Index) -> dict[str, Any]:
+    """The contents of an index as the object that ``qrag index info --json`` prints; ``unread`` has the reasons by file."""
+    meta = index.meta
+    documents = []
+    for parts in _documents(meta.sources):
+        total = SourceRecord.total(parts)
+        counts = {"characters": total.characters, "chunks": total.chunks, "tokens": total.tokens, "tokens_outside": total.outside}
+        documents.append({"name": parts[0].name, **counts, "metadata": [record.metadata for record in parts if record.metadata]})
+    model = dataclasses.asdict(meta.model)
+    about = {"format": INFO_FORMAT, "index": str(index.path), "chunks": len(index), "positions": meta.positions, "dtype": meta.dtype}
+    return {**about, "model": model, "documents": documents, "skipped": dict(meta.skipped), "unread": dict(meta.unread)}
 
 
 def _documents(records: Sequence[SourceRecord]) -> list[list[SourceRecord]]:
@@ -108,7 +123,7 @@ def search_tree(
     """A search as the object that ``qrag ask --json`` prints. ``fits``: whether a pick reaches the stop threshold; null without one."""
     stops = mode == "multi" and threshold is not None
     return {
-        "format": FORMAT,
+        "format": ASK_FORMAT,
         "question": question,
         "index": str(index.path),
         "chunks": len(index),

@@ -18,7 +18,7 @@ from qrag_jax.retrieve.folder import SourceFile, list_files, printable_name
 from qrag_jax.retrieve.formats.passages import Passage, Unreadable
 from qrag_jax.retrieve.formats.process import FileReader
 from qrag_jax.retrieve.metadata import Metadata, file_metadata, plain
-from qrag_jax.retrieve.records import SourceRecord
+from qrag_jax.retrieve.records import SHOWN, SourceRecord
 from qrag_jax.rundir.log import say
 
 LONGEST_PATH = 4096
@@ -47,7 +47,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Reading:
-    """A document, read but not yet cut. ``goes_on``: it is the next block of the one before it; ``digest`` covers all blocks so far."""
+    """A document or one of its passages, read but not yet cut. ``goes_on``: it is the next block of the one before it; ``digest`` covers
+    all blocks so far."""
 
     name: str | None
     digest: str
@@ -151,7 +152,8 @@ class ChunkStream:
         if clashing := sorted(set(found).intersection(*(passage.place for passage in passages))):
             say(f"{file.path}: its metadata {clashing[0]!r} are not used; here they are the place of each passage")
         if pictures := [str(passage.place["page"]) for passage in passages if "page" in passage.place and not passage.text]:
-            self.unread[file.name] = f"pages that are pictures without text ({', '.join(pictures)}); OCR makes them readable"
+            more = f" and {len(pictures) - SHOWN:,} more" if len(pictures) > SHOWN else ""
+            self.unread[file.name] = f"pages that are pictures without text ({', '.join(pictures[:SHOWN])}{more}); OCR makes them readable"
         first = passages[0]
         texts = [one for one in passages if one.text[front if one is first else 0 :].strip()] or [first]
         return [

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from qrag_jax.rundir.early import be_patient
 from qrag_jax.rundir.files import disk_error
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, silence
 from qrag_jax.rundir.stop import acknowledge
@@ -51,6 +52,7 @@ def start() -> None:
         jax.distributed.initialize(*given, cluster_detection_method="deactivate", **timeouts)
     else:
         jax.distributed.initialize(**timeouts)
+    be_patient(2 * LEAVE)
     if not is_leader():
         silence()
 

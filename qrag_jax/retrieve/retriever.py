@@ -234,8 +234,8 @@ class Retriever:
         longest = int(((asked >= 0).sum(-1) + inside.sum(-1)).max())
         if longest > layout.tokens:
             self._tell_once(
-                f"a state of {longest} tokens was cut to {layout.tokens} (data.state_tokens, at most the encoder's limit): its last picks "
-                "are read in part or not at all; a lower budget or data.state_chunk_tokens avoids this",
+                f"a state (the question and the picks so far) of {longest} tokens was cut to the {layout.tokens} that the retriever reads: "
+                "its last picks are read in part or not at all; ask for fewer picks (a lower budget)",
                 "cut states",
             )
 
@@ -272,8 +272,8 @@ class Retriever:
         layout = StateLayout.make(self.config.data, states, self.tokenizer)
         if layout.tokens > self.embedder.config.max_tokens:
             raise ValueError(
-                f"budget = {budget}: a state of {layout.tokens} tokens is longer than the encoder's {self.embedder.config.max_tokens}; "
-                "lower the budget, data.state_chunk_tokens, or set data.state_tokens"
+                f"budget = {budget}: a state (the question and the picks so far) may have {layout.tokens} tokens, and the retriever reads "
+                f"{self.embedder.config.max_tokens}; lower the budget"
             )
 
         def encode(paths: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:
@@ -293,14 +293,13 @@ class Retriever:
             if not question.strip():
                 raise ValueError("question is empty")
             check_encodable(question, "question")
-        longest = self.config.data.question_tokens
-        room = self.tokenizer.room(longest)
+        room = self.tokenizer.room(self.config.data.question_tokens)
         sizes = [len(ids) for ids in self.tokenizer.lookup(questions)]
         if (most := max(sizes, default=0)) > room:
             which = "the question is" if len(sizes) == 1 else f"{sum(size > room for size in sizes):,} of {len(sizes):,} questions are"
             self._tell_once(
-                f"cut: {which} longer than {room} tokens, as long as the retriever reads (data.question_tokens = {longest}); the end "
-                f"is not read, up to {most - room} tokens: ask a shorter question",
+                f"cut: {which} longer than the {room} tokens that the retriever reads; up to {most - room} tokens at the end are not read: "
+                "ask a shorter question",
                 "".join(questions),
             )
 

@@ -97,7 +97,7 @@ def ending(error: BaseException) -> tuple[int, str] | None:
 
 
 def _has_no_device() -> bool:
-    """Whether JAX finds none of the devices that JAX_PLATFORMS names. For GPUs that are not there, it says so by an empty AssertionError."""
+    """Whether JAX finds none of the devices that JAX_PLATFORMS names. Without the GPUs it raises an empty AssertionError."""
     if not os.environ.get("JAX_PLATFORMS") or "jax" not in sys.modules:
         return False
     try:

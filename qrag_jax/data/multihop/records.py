@@ -85,9 +85,9 @@ Parse = Callable[[Any, Counter[str]], Record]
 def read_file(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of a file: one JSON list, one JSON object per line, or a .parquet file; text may be packed with gzip (.gz).
 
-    What Hugging Face ``datasets`` write is read: ``to_json`` (lines, also into a file named .json) and ``to_parquet``.
-    Raises ValueError('file: record n: reason: detail'), n from 1, or 'file:line: ...' or 'file: row n: ...', on the first bad record (unless
-    ``skip_bad``), and on a file that is missing, is none of these, or has no good record.
+    What Hugging Face ``datasets`` write is read: ``to_parquet``, and ``to_json`` (lines, whatever the name of the file).
+    Raises ValueError('file: record n: reason: detail'), n from 1, or 'file:line: ...' or 'file: row n: ...', on the first bad record
+    (unless ``skip_bad``), and on a file that is missing, is none of these, or has no good record.
     """
     path = Path(path)
     if path.suffix == ".parquet":

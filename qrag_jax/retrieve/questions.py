@@ -26,8 +26,8 @@ def check_questions(questions: Sequence[str], tokenizer: TextTokenizer, longest:
         return None
     which = "the question is" if len(sizes) == 1 else f"{sum(size > room for size in sizes):,} of {len(sizes):,} questions are"
     return (
-        f"cut: {which} longer than {room} tokens, as long as the retriever reads (data.question_tokens = {longest}); the end "
-        f"is not read, up to {most - room} tokens: ask a shorter question"
+        f"cut: {which} longer than the {room} tokens that the retriever reads; up to {most - room} tokens at the end are not read: "
+        "ask a shorter question"
     )
 
 
@@ -38,6 +38,6 @@ def cut_states(asked: Int[np.ndarray, "P Lq"], rows: Int[np.ndarray, "P T Lc"], 
     if longest <= layout.tokens:
         return None
     return (
-        f"a state of {longest} tokens was cut to {layout.tokens} (data.state_tokens, at most the encoder's limit): its last picks "
-        "are read in part or not at all; a lower budget or data.state_chunk_tokens avoids this"
+        f"a state (the question and the picks so far) of {longest} tokens was cut to the {layout.tokens} that the retriever reads: "
+        "its last picks are read in part or not at all; ask for fewer picks (a lower budget)"
     )

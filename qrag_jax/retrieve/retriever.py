@@ -280,8 +280,8 @@ class Retriever(TextEmbedder):
         layout = StateLayout.make(self.config.data, states, self.tokenizer)
         if layout.tokens > self.embedder.config.max_tokens:
             raise ValueError(
-                f"budget = {budget}: a state of {layout.tokens} tokens is longer than the encoder's {self.embedder.config.max_tokens}; "
-                "lower the budget, data.state_chunk_tokens, or set data.state_tokens"
+                f"budget = {budget}: a state (the question and the picks so far) may have {layout.tokens} tokens, and the retriever reads "
+                f"{self.embedder.config.max_tokens}; lower the budget"
             )
 
         def encode(paths: Sequence[tuple[int, tuple[int, ...]]]) -> np.ndarray:

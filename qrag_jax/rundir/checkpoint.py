@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -31,6 +31,7 @@ from qrag_jax.rundir.log import say
 
 FORMAT = {"format": "qrag-jax-checkpoint", "version": 2}
 STATE, CONTENTS = "state", "contents.json"  # in a checkpoint's folder: what orbax writes; progress or threshold, and digests
+PATIENCE = 10  # seconds to wait for a checkpoint whose folder is gone
 KEEP = 2  # checkpoints to resume from: if the newest cannot be read, the one before it is used
 
 
@@ -104,7 +105,7 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path) -> None:
         self._root = (run_dir / "checkpoints").resolve()
-        marker = self._root / "format.json"
+        self._marker = marker = self._root / "format.json"
         if marker.exists():
             if (found := read_json(marker)) != FORMAT:
                 raise ValueError(
@@ -127,7 +128,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._thread.shutdown(wait=True)
+        there = self._marker.exists()  # else the thread may never end
+        self._thread.shutdown(wait=there, cancel_futures=not there)
         if kind is None:
             self.wait()
 
@@ -151,7 +153,7 @@ class Checkpoints:
         """Waits until everything (of steps below ``before``) is on disk; raises the errors of writing it."""
         for step, future in self._writing:
             if before is None or step < before:
-                future.result()
+                self._result(future)
         self._writing = [item for item in self._writing if not item[1].done() or item[1].exception()]
 
     def check(self) -> None:
@@ -214,12 +216,36 @@ class Checkpoints:
         self._best_of[step] = progress.best_step
         self._prune()
 
+    def _result(self, future: Future[None]) -> None:
+        """Waits for a checkpoint; raises the error of writing it, or FileNotFoundError if it does not end because its folder is gone."""
+        while not future.done():
+            _, waiting = wait([future], timeout=1)
+            if waiting and not self._marker.exists():
+                wait([future], timeout=PATIENCE)
+                self._check_there()
+        future.result()
+
+    def _check_there(self, cause: BaseException | None = None) -> None:
+        if not self._marker.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._root)) from cause
+
     def _write(self, name: str, step: int, info: dict[str, Any], state: Any) -> None:
+        """Raises FileNotFoundError if the folder is removed meanwhile: what would be left is no checkpoint of a run."""
+        self._check_there()
+        try:
+            self._write_whole(name, step, info, state)
+        except Exception as error:
+            self._check_there(error)
+            raise
+        self._check_there()
+
+    def _write_whole(self, name: str, step: int, info: dict[str, Any], state: Any) -> None:
         with whole_folder(self._root / name / str(step)) as new:
             if shutil.disk_usage(new).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
             with _quiet():
                 self._orbax.save(new / STATE, args=ocp.args.StandardSave(state))
+            self._check_there()  # what follows would make the folder again
             write_json(new / CONTENTS, {"info": info, "info_sha256": _digest_of(info), "sha256": _digests(new / STATE)})
 
     def _prune(self) -> None:
@@ -278,16 +304,17 @@ def saved_steps(run_dir: Path) -> list[int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences orbax, which logs the tracebacks of its own threads for an error that it also raises."""
+    """Silences orbax, which logs the tracebacks of its own threads for an error that it also raises.
+
+    After an error it stays silent, because its threads go on for a while.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "concurrent.futures")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -25,11 +25,12 @@ from qrag_jax.config.secrets import redact
 from qrag_jax.rundir.early import INTERRUPTED, STOPPED, decide
 from qrag_jax.rundir.files import disk_error
 from qrag_jax.rundir.lock import Busy
-from qrag_jax.rundir.log import CannotWrite, Interrupted, NotFinite, Preempted, Unreachable
+from qrag_jax.rundir.log import CannotWrite, Interrupted, NotFinite, Preempted, Unreachable, close_bars
 from qrag_jax.rundir.printable import printable
 from qrag_jax.rundir.stop import stop_requests
 
 DONE, BAD_INPUT, NOT_FINITE, CANNOT_WRITE = 0, 64, 70, 74
+DEVICES = "unset it to let JAX choose, or use cpu, cuda or tpu"
 NOT_OURS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)  # of this machine, whatever the command
 
 
@@ -54,7 +55,9 @@ def execute(run: Callable[[], int | None], tell: Callable[[str], str] = str) -> 
             raise
         code, message = end
         with suppress(OSError):  # a stderr on a full disk
-            sys.stderr.write(printable(redact(" ".join(tell(message).split()))) + "\n")
+            close_bars()
+            over = "\r" if code == INTERRUPTED and sys.stderr.isatty() else ""  # the terminal has written ^C there
+            sys.stderr.write(over + printable(redact(" ".join(tell(message).split()))) + "\n")
     finally:
         sys.stdout, sys.stderr = (getattr(stream, "inner", stream) for stream in (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):
@@ -88,7 +91,20 @@ def ending(error: BaseException) -> tuple[int, str] | None:
         return _place(error)
     if isinstance(error, RuntimeError):
         return _jax(text)
+    if isinstance(error, AssertionError) and not text and _has_no_device():
+        return BAD_INPUT, f"error: JAX_PLATFORMS = {os.environ['JAX_PLATFORMS']!r}: this machine has no such device; {DEVICES}"
     return None
+
+
+def _has_no_device() -> bool:
+    """Whether JAX finds none of the devices that JAX_PLATFORMS names. Without the GPUs it raises an empty AssertionError."""
+    if not os.environ.get("JAX_PLATFORMS") or "jax" not in sys.modules:
+        return False
+    try:
+        sys.modules["jax"].devices()
+    except (AssertionError, RuntimeError):
+        return True
+    return False
 
 
 def _place(error: OSError) -> tuple[int, str] | None:
@@ -108,7 +124,7 @@ def _jax(text: str) -> tuple[int, str] | None:
     first = next((line for line in text.splitlines() if line.strip()), "")
     if "Unable to initialize backend" in text or "Unknown backend" in text:
         named = os.environ.get("JAX_PLATFORMS", "")
-        return BAD_INPUT, f"error: JAX_PLATFORMS = {named!r}: {first}; unset it to let JAX choose, or use cpu, cuda or tpu"
+        return BAD_INPUT, f"error: JAX_PLATFORMS = {named!r}: {first}; {DEVICES}"
     if re.search(r"DEADLINE_EXCEEDED|UNAVAILABLE|ALREADY_EXISTS|ABORTED", text):
         return STOPPED, (
             f"error: the processes of this run did not come together ({first}); start all of them with the same JAX_COORDINATOR_ADDRESS "

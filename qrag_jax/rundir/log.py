@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
+from weakref import WeakSet
 
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from qrag_jax.rundir.printable import printable
 T = TypeVar("T")
 _silent = False
 _aside = False
+_bars: WeakSet[tqdm] = WeakSet()
 
 
 class Preempted(BaseException):
@@ -79,7 +81,16 @@ def progress(items: Iterable[T] | None = None, **options: Any) -> tqdm:
     options.setdefault("mininterval", 0.5 if sys.stderr.isatty() else 20)
     if _silent:
         options["disable"] = True
-    return tqdm(items, dynamic_ncols=True, **options)
+    bar = tqdm(items, dynamic_ncols=True, **options)
+    _bars.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """Ends the lines of progress bars that an error has left open, so that what follows has a line of its own."""
+    for bar in list(_bars):
+        bar.leave = True
+        bar.close()
 
 
 def say(text: str, *, dim: bool = False) -> None:

@@ -7,22 +7,29 @@ these functions in the same order, except :func:`is_leader`.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import re
+import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
+from qrag_jax.rundir.early import be_patient
 from qrag_jax.rundir.files import disk_error
-from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, silence
+from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, Unreachable, say, silence
 from qrag_jax.rundir.stop import acknowledge
 
 T = TypeVar("T")
@@ -32,27 +39,73 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
 LEAVE = 60  # and at the end: all reach it together, so a longer wait means that one has failed
 PATIENCE = 7 * 24 * 3600  # seconds that the others wait while process 0 evaluates
+SOON = 5  # seconds after which the wait at the start is said
 _barriers = itertools.count()
+_claimed: list[FileLock] = []
 
 
 def start() -> None:
     """Joins the other processes of this run, if there are any. Call it before anything uses a device.
 
     There are others if ``VARIABLES`` are set (jax's own names; JAX_LOCAL_DEVICE_IDS picks this process's GPUs), or if this machine is
-    one of several hosts of a Cloud TPU. Raises ValueError when the variables are incomplete or wrong.
+    one of several hosts of a Cloud TPU. Raises ValueError when the variables are incomplete, wrong, or those of
+    another process on this machine; Unreachable when the others do not come.
     """
     given = _variables()
     if jax.distributed.is_initialized() or (given[1] if given else tpu_hosts()) == 1:
         return
     # If this stayed on, jax would handle SIGTERM itself; but the training loop has its own way to agree on when to stop.
     jax.config.update("jax_enable_preemption_service", False)
-    timeouts: dict[str, Any] = {"initialization_timeout": START, "shutdown_timeout_seconds": LEAVE}
+    # When its own time is over, jax ends the process with a stack trace; so it gets more time than it needs.
+    timeouts: dict[str, Any] = {"initialization_timeout": 2 * START, "shutdown_timeout_seconds": LEAVE}
     if given:
-        jax.distributed.initialize(*given, cluster_detection_method="deactivate", **timeouts)
+        _claim_number(*given)
+        _wait_for(partial(jax.distributed.initialize, *given, cluster_detection_method="deactivate", **timeouts))
     else:
-        jax.distributed.initialize(**timeouts)
+        _wait_for(partial(jax.distributed.initialize, **timeouts))
+    be_patient(2 * LEAVE)
     if not is_leader():
         silence()
+
+
+def _wait_for(join: Callable[[], None]) -> None:
+    """Calls ``join`` in a thread, so that Ctrl-C and SIGTERM end the wait for the others. Raises Unreachable after ``START`` seconds."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            join()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(SOON)
+    if thread.is_alive():
+        say(f"waiting for the other processes of this run, up to {START} s")
+        thread.join(START)
+    if thread.is_alive():
+        raise Unreachable(
+            f"the other processes of this run did not come in {START} s; start all of them with the same JAX_COORDINATOR_ADDRESS and "
+            "JAX_NUM_PROCESSES, and each with a JAX_PROCESS_ID of its own"
+        )
+    for failure in failures:
+        raise failure
+
+
+def _claim_number(address: str, count: int, number: int) -> None:
+    """Raises ValueError if another process on this machine has joined the same run with the same number: jax would end both."""
+    run = hashlib.sha256(f"{address} {count}".encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir(), f"qrag-jax-{run}-{number}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"JAX_PROCESS_ID = {number}: another process of this run on this machine has this number; give each a number of its own"
+        ) from None
+    except OSError:
+        return  # without a place for locks, jax finds out
+    _claimed.append(lock)  # the system frees it when the process ends
 
 
 def _variables() -> tuple[str, int, int] | None:

@@ -62,7 +62,7 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
         raise ValueError(f"{run_dir}: is not a folder on this machine; see experiments.cli.working_folder")
     run_dir = Path(run_dir)
     try:
-        with stop_requests() as stop, default_random_numbers():
+        with stop_requests() as stop, default_numbers():
             return _run(config, run_dir, stop, test, prune)
     except (OSError, ValueError) as error:
         if (told := disk_error(error)) is None:
@@ -75,10 +75,13 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
 
 
 @contextmanager
-def default_random_numbers() -> Iterator[None]:
-    """Draws as JAX does by default, whatever the environment says (JAX_DEFAULT_PRNG_IMPL): what a run draws depends on its seed alone."""
-    ours = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}
+def default_numbers() -> Iterator[None]:
+    """Draws and computes as JAX does by default, whatever the environment says: what a run draws depends on its seed alone
+    (JAX_DEFAULT_PRNG_IMPL), and its numbers are of 32 bits (JAX_ENABLE_X64; one line says so)."""
+    ours = {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True, "jax_enable_x64": False}
     before = {name: getattr(jax.config, name) for name in ours}
+    if before["jax_enable_x64"]:
+        say("JAX_ENABLE_X64 has no effect here: training computes with numbers of 32 bits")
     for name, value in ours.items():
         if before[name] != value:
             jax.config.update(name, value)

@@ -11,7 +11,7 @@ import pytest
 from experiments.sweep.spec import read_spec
 from qrag_jax.config import RunConfig, presets
 from qrag_jax.config.trees import DEEPEST, parse_json, parse_toml, parse_yaml
-from qrag_jax.data.multihop.records import read_json_list, read_jsonl
+from qrag_jax.data.multihop.records import read_file
 from qrag_jax.export.hydra import HydraConfig
 from qrag_jax.reader.cache import ResponseCache
 from qrag_jax.rundir.files import read_json
@@ -93,8 +93,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "file.json": read_json,
     "config.json": lambda path: RunConfig.from_json(path.read_text()),
     "preset.json": lambda path: presets.read(str(path)),
-    "questions.json": lambda path: read_json_list(path, lambda value, notes: value),
-    "questions.jsonl": lambda path: read_jsonl(path, lambda value, notes: value),
+    "questions.json": lambda path: read_file(path, lambda value, notes: value),
+    "questions.jsonl": lambda path: read_file(path, lambda value, notes: value),
     "metrics.jsonl": lambda path: (path.write_text(2 * path.read_text()), RunLog(path.parent).read()),  # a damaged last line is dropped
     "sweep.yaml": read_spec,
     "sweep.toml": read_spec,

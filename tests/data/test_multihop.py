@@ -199,7 +199,7 @@ def test_real_files(shared_data: Path, name: str, sizes: tuple[int, int], notes:
     assert 0.07 < len(ids["validation"]) / sizes[0] < 0.13
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.json"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.json", "lines.json"])
 def test_rows_of_hugging_face_are_read(name: str, tmp_path: Path) -> None:
     """Lists by field, a title in another Unicode form, a distractor without text, a byte-order mark and blank last lines."""
     text, path = json.dumps(HF_ROW), tmp_path / name
@@ -216,6 +216,30 @@ def test_rows_of_hugging_face_are_read(name: str, tmp_path: Path) -> None:
     assert record.support == (0, 1)
     assert record.id == "a"
     assert report.notes == {EMPTY: 1}
+
+
+def test_other_layouts_of_rows_on_the_hub_are_the_same_records(tmp_path: Path) -> None:
+    """Objects with a title and one more field, and columns that hold JSON texts."""
+    (expected,), _ = read_hotpotqa(write_lines(tmp_path / "columns.jsonl", HF_ROW))
+    named = {"context": "content", "supporting_facts": "sent_id"}
+    columns = {name: list(zip(*HF_ROW[name].values(), strict=True)) for name in named}
+    objects = {name: [{"title": title, named[name]: other} for title, other in pairs] for name, pairs in columns.items()}
+    for changes in (objects, *({name: json.dumps(value) for name, value in layout.items()} for layout in (columns, objects))):
+        (found,), _ = read_hotpotqa(write_lines(tmp_path / "rows.jsonl", {**HF_ROW, **changes}))
+        assert found == expected
+    with pytest.raises(ValueError, match="wrong type of context: must have a title and one more field, not title, a, b"):
+        read_hotpotqa(write_lines(tmp_path / "more.jsonl", {**HF_ROW, "context": [{"title": "B", "a": [], "b": []}]}))
+    with pytest.raises(ValueError, match=r"malformed line: not JSON: .*"):
+        read_hotpotqa(write_lines(tmp_path / "text.jsonl", {**HF_ROW, "context": "[["}))
+
+
+@pytest.mark.parametrize("pair", multihop.HUGGING_FACE)
+def test_files_of_hugging_face_are_found_by_their_names(pair: tuple[str, str], tmp_path: Path) -> None:
+    for name, benchmark in BENCHMARKS.items():
+        assert "train and validation (or dev) with one of the endings .parquet, .jsonl, .jsonl.gz, .json." in benchmark.wanted
+        for file in pair:
+            write_lines(tmp_path / benchmark.folder / file, "{}")
+        assert multihop.find_files(benchmark, tmp_path) == tuple(tmp_path / benchmark.folder / file for file in pair), name
 
 
 def test_rows_of_musique_with_a_list_for_each_field_are_read(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_state_that_is_cut_is_said_once(capsys: pytest.CaptureFixture[str]) ->
     one = Retriever(config, trained.embedder, trained.params, trained.tokenizer)
     one.run(examples(), BUDGET)
     one.run(examples(), BUDGET)
-    told = [line for line in capsys.readouterr().out.splitlines() if "was cut to 14 (data.state_tokens" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "was cut to the 14 that the retriever reads" in line]
     assert len(told) == 1
     trained.run(examples(), BUDGET)
     assert "was cut" not in capsys.readouterr().out

@@ -18,7 +18,7 @@ from qrag_jax.retrieve.sources import ChunkStream
 from qrag_jax.rundir.log import say
 from qrag_jax.rundir.printable import printable
 from tests.support.index import CHUNKS, small_retriever
-from tests.support.small import small_tokenizer
+from tests.support.small import changed, small_tokenizer
 from tests.support.tokenizers import small
 
 SENTENCES = ["Mary went to the garden.", "John took the milk there."]
@@ -138,6 +138,20 @@ def test_unknown_tokens_are_counted_for_every_kind_of_tokenizer(kind: str) -> No
     assert record.unknown == (0 if kind == "byte level" else 2)
 
 
+def test_what_a_search_says_names_no_setting_that_its_user_cannot_give(capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings such as data.question_tokens are those of training."""
+    found = small_retriever()
+    short = changed(found.config, data={"state_tokens": 14})
+    one = Retriever(short, found.embedder, found.params, found.tokenizer)
+    one.search("Where is Mary " * 9, CHUNKS, 4)
+    told = capsys.readouterr().out
+    assert "ask a shorter question" in told
+    assert "ask for fewer picks" in told
+    with pytest.raises(ValueError, match=r"budget = 40: a state .* lower the budget") as refused:
+        found.search("Where is Mary?", ["Mary went to the garden."] * 40, 40)
+    assert "data." not in told + str(refused.value)
+
+
 def test_a_question_that_is_cut_is_said(retriever: Retriever, capsys: pytest.CaptureFixture[str]) -> None:
     """12 tokens with the special ones, so 10 of the question are read."""
     document = retriever.document(CHUNKS)
@@ -145,9 +159,7 @@ def test_a_question_that_is_cut_is_said(retriever: Retriever, capsys: pytest.Cap
     assert capsys.readouterr().out == ""
     long = "Where is Mary " * 4 + "?"
     first = retriever.search(long + " In the garden?", document, 1)
-    assert capsys.readouterr().out.startswith(
-        "cut: the question is longer than 10 tokens, as long as the retriever reads (data.question_tokens = 12); the end is not read, "
-    )
+    assert capsys.readouterr().out.startswith("cut: the question is longer than the 10 tokens that the retriever reads; up to ")
     assert retriever.search(long + " In the kitchen?", document, 1) == first, "the questions differ after the cut"
     assert capsys.readouterr().out.count("cut: the question") == 1, "each such question is said"
     retriever.search_batch([long, "Where is Mary?"], document, 1)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import jax
 import numpy as np
@@ -232,6 +233,38 @@ def test_what_goes_wrong_in_the_background_is_raised(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         checkpoints.check()
     checkpoints.__exit__(KeyError)  # does not hide what already ended the run
+
+
+def removes(run_dir: Path, then: Callable[[], object]) -> Callable[..., None]:
+    """A save by orbax during which the run directory is removed."""
+
+    def save(*_: object, **__: object) -> None:
+        shutil.rmtree(run_dir)
+        then()
+
+    return save
+
+
+def test_a_folder_that_is_removed_is_named_and_not_made_again(tmp_path, monkeypatch):
+    """Before a save, while orbax writes (which then raises something of its own), and while its threads wait for ever."""
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.1)
+    run_dir, stuck = tmp_path / "run", Event()
+
+    def fails() -> None:
+        raise ValueError("a database of another library")
+
+    for moment in (None, fails, stuck.wait, lambda: None):
+        saved = Checkpoints(run_dir)
+        if moment is None:
+            shutil.rmtree(run_dir)
+        else:
+            monkeypatch.setattr(saved._orbax, "save", removes(run_dir, moment))
+        saved.save(1, state_at(1), PROGRESS)
+        with pytest.raises(FileNotFoundError, match=rf"No such file or directory: '{run_dir}/checkpoints'"), saved:
+            pass
+        stuck.set()
+        saved._thread.shutdown(wait=True)
+        assert not run_dir.exists()
 
 
 def test_disk_errors_are_told_from_others():

@@ -20,7 +20,7 @@ import pytest
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.files import check_folder, disk_error, whole_file, write_text
-from qrag_jax.rundir.log import CannotWrite, Interrupted, NotFinite, Preempted, say
+from qrag_jax.rundir.log import CannotWrite, Interrupted, NotFinite, Preempted, progress, say
 from qrag_jax.rundir.stop import AGAIN, stop_requests
 from tests.conftest import ROOT
 
@@ -148,6 +148,40 @@ def test_a_request_that_is_swallowed_just_before_the_end_still_counts(number: si
     assert execute(lambda: None) == 0, "and is forgotten"
 
 
+def test_devices_that_are_not_there_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX_PLATFORMS=cuda on a machine without a GPU is an AssertionError without a text; others are faults of this program."""
+    import jax
+
+    def missing() -> None:
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(AssertionError):
+        execute(missing)  # there are devices here
+    monkeypatch.setattr(jax, "devices", missing)
+    assert execute(missing) == 64
+    assert capsys.readouterr().err == (
+        "error: JAX_PLATFORMS = 'cuda': this machine has no such device; unset it to let JAX choose, or use cpu, cuda or tpu\n"
+    )
+    with pytest.raises(AssertionError, match="a fault"):
+        execute(raising(AssertionError("a fault")))
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(AssertionError):
+        execute(missing)
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_the_last_line_is_not_on_the_line_of_a_progress_bar(leave: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        for _ in progress(range(9), mininterval=0, leave=leave):
+            raise KeyboardInterrupt
+
+    assert execute(run) == 130
+    *bars, last = capsys.readouterr().err.splitlines()
+    assert last == "interrupted: run the same command again"
+    assert bars
+
+
 SCRIPT = """
 import sys
 from qrag_jax.rundir.ending import execute
@@ -206,6 +240,40 @@ def test_a_signal_while_a_command_is_imported_is_one_line(tmp_path: Path) -> Non
     # A program of somebody else that imports the package keeps its own handlers.
     program = "import signal, qrag_jax; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True).stdout == "True\n"
+
+
+def test_after_ctrl_c_the_line_stands_over_what_the_terminal_has_written(tmp_path: Path) -> None:
+    """It writes ^C where its cursor is."""
+    (tmp_path / "tyro.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    wait = "lambda: print('ready', flush=True) or time.sleep(60)"
+    command = f"import time; from qrag_jax.rundir.ending import execute; raise SystemExit(execute({wait}))"
+    for words, place, line in (
+        (["-m", "experiments.babilong"], f"{tmp_path}:{ROOT}", "stopped by Ctrl-C"),
+        (["-c", command], str(ROOT), "interrupted: run the same command again"),
+    ):
+        terminal, inside = os.openpty()
+        started = subprocess.Popen(
+            [sys.executable, *words], env={**os.environ, "PYTHONPATH": place}, stdout=inside, stderr=inside, start_new_session=True
+        )
+        os.close(inside)
+        assert os.read(terminal, 100).strip() == b"ready"
+        started.send_signal(signal.SIGINT)
+        assert started.wait(20) == 130
+        assert os.read(terminal, 200).startswith(b"\r" + line.encode())
+        os.close(terminal)
+
+
+def test_what_never_ends_does_not_keep_a_command(tmp_path: Path) -> None:
+    """A thread that writes into a folder which was removed, for instance."""
+    (tmp_path / "tyro.py").write_text(
+        "import threading, time\nfrom qrag_jax.rundir import early\nfrom qrag_jax.rundir.ending import execute\n"
+        "early.be_patient(0.2)\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "def run():\n    raise ValueError('bad')\nraise SystemExit(execute(run))\n"
+    )
+    began = time.monotonic()
+    told = shell('"$P" -m experiments.babilong', tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert told.stderr.splitlines() == ["error: bad", "codes 64"]
+    assert time.monotonic() - began < 30
 
 
 def test_a_failed_write_names_the_file(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ import pytest
 
 from experiments.cli import main
 from qrag_jax.rundir.checkpoint import saved_steps
+from qrag_jax.rundir.ending import execute
+from qrag_jax.rundir.log import Unreachable
 from qrag_jax.train import hosts
 from qrag_jax.types import Share
 from tests.support.pair import CONFIG, TRAIN, batches, gradients, scene
@@ -150,6 +152,42 @@ def test_processes_that_differ_are_refused(pair):
     assert codes == [64, 64]
     assert all("error: configuration: differs between process 1 and process 0" in text for text in said)
     assert not (pair / "different").exists()
+
+
+def test_a_second_process_with_a_number_is_refused(monkeypatch):
+    """jax would end both with a stack trace."""
+    monkeypatch.setattr(hosts, "_claimed", [])
+    hosts._claim_number("localhost:1", 2, 1)
+    hosts._claim_number("localhost:1", 2, 0)
+    hosts._claim_number("localhost:2", 2, 1)
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID = 1: another process of this run on this machine has this number"):
+        hosts._claim_number("localhost:1", 2, 1)
+    for lock in hosts._claimed:
+        lock.release()
+    hosts._claim_number("localhost:1", 2, 1)
+    hosts._claimed[-1].release()
+
+
+def test_waiting_for_others_ends_in_one_line(monkeypatch, capsys):
+    """At its time, and by a signal at once; an error of joining is raised as it is."""
+    monkeypatch.setattr(hosts, "SOON", 0.01)
+    monkeypatch.setattr(hosts, "START", 0.2)
+    never = threading.Event()
+    with pytest.raises(Unreachable, match=r"the other processes of this run did not come in 0\.2 s; start all of them with"):
+        hosts._wait_for(never.wait)
+    assert "waiting for the other processes of this run, up to 0.2 s" in capsys.readouterr().out
+    monkeypatch.setattr(hosts, "START", 60)
+    stopper = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    stopper.start()
+    assert execute(lambda: hosts._wait_for(never.wait)) == 130
+    never.set()
+
+    def fail() -> None:
+        raise RuntimeError("UNAVAILABLE")
+
+    with pytest.raises(RuntimeError, match="UNAVAILABLE"):
+        hosts._wait_for(fail)
+    hosts._wait_for(lambda: None)
 
 
 @pytest.mark.parametrize(

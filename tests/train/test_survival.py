@@ -222,16 +222,19 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 @pytest.mark.quick
-def test_other_random_numbers_of_jax_change_nothing(whole, tmp_path):
-    """JAX_DEFAULT_PRNG_IMPL and its like."""
+def test_other_numbers_of_jax_change_nothing(whole, tmp_path, capsys):
+    """JAX_DEFAULT_PRNG_IMPL and JAX_ENABLE_X64."""
     before = jax.config.jax_default_prng_impl
     jax.config.update("jax_default_prng_impl", "rbg")
+    jax.config.update("jax_enable_x64", True)
     try:
         assert here(tmp_path / "run") == 0
-        assert jax.config.jax_default_prng_impl == "rbg"
+        assert (jax.config.jax_default_prng_impl, jax.config.jax_enable_x64) == ("rbg", True)
     finally:
         jax.config.update("jax_default_prng_impl", before)
+        jax.config.update("jax_enable_x64", False)
     assert_same_run(tmp_path / "run", whole)
+    assert "JAX_ENABLE_X64 has no effect here" in capsys.readouterr().out
 
 
 def test_sigterm_during_the_final_evaluation_exits_75_too(whole, tmp_path, monkeypatch):

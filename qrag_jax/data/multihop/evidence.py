@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from qrag_jax.config.benchmarks import ALL
-from qrag_jax.data.multihop.records import ReadReport, Record, aliases_of, flagged, make_record, read_jsonl
+from qrag_jax.data.multihop.records import ReadReport, Record, aliases_of, flagged, make_record, read_file
 
 
 def read_evidence(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_jsonl`."""
-    return read_jsonl(path, parse_evidence, skip_bad=skip_bad)
+    """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_file`."""
+    return read_file(path, parse_evidence, skip_bad=skip_bad)
 
 
 def read_proofs(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """As :func:`read_evidence`, for files in which a question may have several proofs under one id, each with its own paragraphs. The id
     of a record ends in a digest of its paragraphs."""
-    return read_jsonl(path, _parse_proof, skip_bad=skip_bad)
+    return read_file(path, _parse_proof, skip_bad=skip_bad)
 
 
 def parse_evidence(tree: Any, notes: Counter[str]) -> Record:

@@ -19,7 +19,7 @@ from typing import Any
 from qrag_jax.config import DataConfig, benchmarks
 from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
-from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get_text, make_record, read_json_list, rows, same_title
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get_text, make_record, read_file, rows, same_title
 from qrag_jax.rundir.log import say
 
 TYPES = BENCHMARKS["hotpotqa"].types
@@ -27,13 +27,13 @@ FULLWIKI_FILE = "hotpot_dev_fullwiki_v1.json"
 
 
 def read_hotpotqa(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a distractor file. Errors: see :func:`qrag_jax.data.multihop.records.read_json_list`."""
-    return read_json_list(path, partial(parse, types=TYPES), skip_bad=skip_bad)
+    """The records of a distractor file. Errors: see :func:`qrag_jax.data.multihop.records.read_file`."""
+    return read_file(path, partial(parse, types=TYPES), skip_bad=skip_bad)
 
 
 def read_fullwiki(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of the fullwiki file. ``missing`` of a record counts its supporting titles that no paragraph has. Errors: as above."""
-    return read_json_list(path, partial(parse, types=TYPES, all_there=False), skip_bad=skip_bad)
+    return read_file(path, partial(parse, types=TYPES, all_there=False), skip_bad=skip_bad)
 
 
 def parse(tree: Any, notes: Counter[str], *, types: Iterable[str], all_there: bool = True) -> Record:

@@ -22,15 +22,15 @@ from qrag_jax.data.multihop.records import (
     get,
     make_record,
     objects,
-    read_jsonl,
+    read_file,
 )
 
 TYPES = BENCHMARKS["musique"].types
 
 
 def read_musique(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a MuSiQue-Ans file. Errors: see :func:`qrag_jax.data.multihop.records.read_jsonl`."""
-    return read_jsonl(path, _parse, skip_bad=skip_bad)
+    """The records of a MuSiQue-Ans file. Errors: see :func:`qrag_jax.data.multihop.records.read_file`."""
+    return read_file(path, _parse, skip_bad=skip_bad)
 
 
 def _parse(tree: Any, notes: Counter[str]) -> Record:

@@ -13,15 +13,15 @@ from typing import Any
 
 from qrag_jax.config import DataConfig, benchmarks
 from qrag_jax.data.multihop.questions import MultihopQuestions, check_disjoint, check_room, read_and_say
-from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, get_text, read_jsonl
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, get_text, read_file
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 
 FIELDS = ("id", "question", "chunks", "support", "answer")
 
 
 def read_own(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_jsonl`."""
-    return read_jsonl(path, _parse, skip_bad=skip_bad)
+    """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_file`."""
+    return read_file(path, _parse, skip_bad=skip_bad)
 
 
 def _parse(tree: Any, notes: Counter[str]) -> Record:

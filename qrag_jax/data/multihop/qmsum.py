@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from qrag_jax.config.benchmarks import ALL
 from qrag_jax.config.trees import parse_json
 from qrag_jax.data.multihop import questions as multihop
-from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, get_text, objects, read_jsonl, read_text
+from qrag_jax.data.multihop.records import BadRecord, ReadReport, Record, check, get, get_text, objects, read_file, read_text
 
 WORDS = 80
 """Words of a chunk, speakers' names included: at most 128 tokens in 999 of 1,000 chunks."""
@@ -31,10 +31,10 @@ class Meeting(NamedTuple):
 
 def read_qmsum(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
     """The records of a file of queries; the meetings are read from the file beside it. Errors: see
-    :func:`qrag_jax.data.multihop.records.read_jsonl`; a bad meeting is never skipped."""
+    :func:`qrag_jax.data.multihop.records.read_file`; a bad meeting is never skipped."""
     path = Path(path)
     meetings = read_meetings(path.with_name(path.name.replace("queries", "meetings")))
-    return read_jsonl(path, partial(_parse, meetings=meetings), skip_bad=skip_bad)
+    return read_file(path, partial(_parse, meetings=meetings), skip_bad=skip_bad)
 
 
 def read_meetings(path: Path) -> dict[str, Meeting]:

@@ -22,7 +22,8 @@ from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 from qrag_jax.rundir.log import say
 from qrag_jax.types import QAExample
 
-HUGGING_FACE = tuple((f"train.{kind}", f"validation.{kind}") for kind in ("parquet", "jsonl", "jsonl.gz"))
+_KINDS = ("parquet", "jsonl", "jsonl.gz", "json")
+HUGGING_FACE = tuple((f"train.{kind}", f"{test}.{kind}") for test in ("validation", "dev") for kind in _KINDS)
 """Names for the rows of Hugging Face ``datasets``: dataset["train"].to_parquet("DIR/hotpotqa/train.parquet"), and so on."""
 _ORDER, _PARAGRAPHS = 301, 302  # first words of the keys of independent random streams
 
@@ -47,7 +48,11 @@ class QuestionFiles:
     @property
     def wanted(self) -> str:
         """The files that a data folder must hold, and their source."""
-        pairs = ", or ".join(" and ".join(pair) for pair in self.files)
+        named = [" and ".join(pair) for pair in self.files if pair not in HUGGING_FACE]
+        if HUGGING_FACE[0] in self.files:
+            kinds = ", ".join(f".{kind}" for kind in _KINDS)
+            named.append(f"the rows of Hugging Face datasets as train and validation (or dev) with one of the endings {kinds}")
+        pairs = ", or ".join(named)
         return f"looked for in data_dir/{self.folder}: {pairs}. They come from {self.home}"
 
 

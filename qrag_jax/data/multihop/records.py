@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from qrag_jax.config.trees import parse_json
 
 T = TypeVar("T")
-OTHER_FORMATS = (".jsonl", ".jsonl.gz", ".parquet")  # one record per line or row
 EMPTY = "empty paragraph, left out"
 
 
@@ -83,35 +82,24 @@ Parse = Callable[[Any, Counter[str]], Record]
 """A JSON value -> its record. Raises BadRecord; counts tolerated faults."""
 
 
-def read_json_list(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a file that is one JSON list, or of one of ``OTHER_FORMATS``.
+def read_file(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
+    """The records of a file: one JSON list, one JSON object per line, or a .parquet file; text may be packed with gzip (.gz).
 
-    Raises ValueError('file: record n: reason: detail'), n from 1, on the first bad record (unless ``skip_bad``), and on a file that is
-    missing, is not a JSON list, or has no good record.
+    What Hugging Face ``datasets`` write is read: ``to_parquet``, and ``to_json`` (lines, whatever the name of the file).
+    Raises ValueError('file: record n: reason: detail'), n from 1, or 'file:line: ...' or 'file: row n: ...', on the first bad record
+    (unless ``skip_bad``), and on a file that is missing, is none of these, or has no good record.
     """
-    path = Path(path)
-    if path.name.endswith(OTHER_FORMATS):
-        return read_jsonl(path, parse, skip_bad=skip_bad)
-    text = read_text(path)
-    try:
-        tree = parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(tree, list):
-        raise ValueError(f"{path}: must be a JSON list of records, not {_kind(tree)}")
-    return _collect(path, ((f"{path}: record {n}", value) for n, value in enumerate(tree, start=1)), parse, skip_bad)
-
-
-def read_jsonl(path: str | Path, parse: Parse, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """As :func:`read_json_list`, for a file with one JSON object per line, perhaps with gzip: ValueError('file:line: reason: detail').
-    A .parquet file, as Hugging Face ``datasets`` write it, is read too."""
     path = Path(path)
     if path.suffix == ".parquet":
         return _collect(path, ((f"{path}: row {n}", row) for n, row in enumerate(_parquet(path), start=1)), parse, skip_bad)
-    # Not splitlines, which also splits at U+2028 and other characters that a JSON string may hold.
-    lines = read_text(path).rstrip(" \t\r\n").split("\n")
-    pieces = ((f"{path}:{n}", line) for n, line in enumerate(lines, start=1))
-    return _collect(path, pieces, lambda line, notes: parse(_loads(line), notes), skip_bad)
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        return _lines(path, text, parse, skip_bad)
+    try:
+        tree = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {str(error).removeprefix('not JSON: ')}") from error
+    return _collect(path, ((f"{path}: record {n}", value) for n, value in enumerate(tree, start=1)), parse, skip_bad)
 
 
 def read_text(path: Path) -> str:
@@ -141,6 +129,12 @@ def _parquet(path: Path) -> list[Any]:
         raise ValueError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a parquet file: {error}") from error
+
+
+def _lines(path: Path, text: str, parse: Parse, skip_bad: bool) -> tuple[tuple[Record, ...], ReadReport]:
+    # Not splitlines, which also splits at U+2028 and other characters that a JSON string may hold.
+    pieces = ((f"{path}:{n}", line) for n, line in enumerate(text.rstrip(" \t\r\n").split("\n"), start=1))
+    return _collect(path, pieces, lambda line, notes: parse(_loads(line), notes), skip_bad)
 
 
 def _loads(line: str) -> Any:
@@ -202,9 +196,13 @@ def check(value: Any, kind: type[T], name: str) -> T:
 
 def get(tree: Any, name: str, kind: type[T]) -> T:
     """A field of an object. Raises BadRecord if it is missing or has another type."""
+    _check_there(tree, name)
+    return check(tree[name], kind, name)
+
+
+def _check_there(tree: Any, name: str) -> None:
     if name not in check(tree, dict, "record"):
         raise BadRecord(f"no {name}", f"the field {name!r} is missing; fields: {', '.join(tree) or 'none'}")
-    return check(tree[name], kind, name)
 
 
 def get_text(tree: Any, name: str) -> str:
@@ -265,11 +263,18 @@ def make_record(
 
 
 def rows(tree: Any, name: str, *kinds: type) -> Iterator[list[Any]]:
-    """A field that is a list of lists with these types, such as [title, sentences]; or, as in rows of Hugging Face ``datasets``, an
-    object with the list of all titles and the list of all other parts."""
-    if isinstance(tree, dict) and isinstance(tree.get(name), dict):
-        tree = {**tree, name: _transposed(tree[name], name)}
-    for row in get(tree, name, list):
+    """A field that is a list of lists with these types, such as [title, sentences]. As in rows of Hugging Face ``datasets``, it may also be
+    an object with the list of all titles and the list of all other parts, a list of objects with a title and another part, or the JSON
+    text of any of these."""
+    _check_there(tree, name)
+    value = tree[name]
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        value = _loads(value)
+    if isinstance(value, dict):
+        value = _transposed(value, name)
+    for row in check(value, list, name):
+        if isinstance(row, dict):
+            row = _titled(row, name)
         if len(check(row, list, name)) != len(kinds):
             raise BadRecord(f"wrong type of {name}", f"its entries must have {len(kinds)} parts, not {len(row)} ({str(row)[:60]!r})")
         yield [check(part, kind, name) for part, kind in zip(row, kinds, strict=True)]
@@ -306,11 +311,17 @@ def same_title(one: str, other: str) -> bool:
     return one == other or unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
-def _transposed(columns: dict[str, Any], name: str) -> list[list[Any]]:
-    titles, others = get(columns, "title", list), [column for field, column in columns.items() if field != "title"]
+def _titled(fields: dict[str, Any], name: str) -> list[Any]:
+    """[title, the other field] of an object."""
+    _check_there(fields, "title")
+    others = [value for field, value in fields.items() if field != "title"]
     if len(others) != 1:
-        raise BadRecord(f"wrong type of {name}", f"must have the list title and one more list, not {', '.join(columns)}")
-    other = check(others[0], list, name)
+        raise BadRecord(f"wrong type of {name}", f"must have a title and one more field, not {', '.join(fields)}")
+    return [fields["title"], others[0]]
+
+
+def _transposed(columns: dict[str, Any], name: str) -> list[list[Any]]:
+    titles, other = (check(column, list, name) for column in _titled(columns, name))
     _check_lengths([titles, other], name)
     return [list(row) for row in zip(titles, other, strict=True)]
 

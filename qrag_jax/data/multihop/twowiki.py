@@ -11,14 +11,14 @@ from pathlib import Path
 from qrag_jax.config.benchmarks import BENCHMARKS
 from qrag_jax.data.multihop import questions as multihop
 from qrag_jax.data.multihop.hotpotqa import parse
-from qrag_jax.data.multihop.records import ReadReport, Record, read_json_list
+from qrag_jax.data.multihop.records import ReadReport, Record, read_file
 
 TYPES = BENCHMARKS["twowiki"].types
 
 
 def read_twowiki(path: str | Path, *, skip_bad: bool = False) -> tuple[tuple[Record, ...], ReadReport]:
-    """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_json_list`."""
-    return read_json_list(path, partial(parse, types=TYPES), skip_bad=skip_bad)
+    """The records of a file. Errors: see :func:`qrag_jax.data.multihop.records.read_file`."""
+    return read_file(path, partial(parse, types=TYPES), skip_bad=skip_bad)
 
 
 TWOWIKI = multihop.QuestionFiles(

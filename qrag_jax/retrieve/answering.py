@@ -110,7 +110,7 @@ def read_answer(
     Raises ValueError if not even one pick has room, ReaderError if the reader cannot be reached.
     """
     picks = [step.pick for step in steps]
-    searched = sum(step.seconds for step in steps)
+    searched = sum((step.seconds for step in steps), 0.0)
     silent = CitedAnswer(question, NOT_FOUND, False, "stop rule" if picks else "search", mode, tuple(steps), search_seconds=searched)
     if not picks or (least_q is not None and all(pick.q < least_q for pick in picks)):
         if hear is not None:

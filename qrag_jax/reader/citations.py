@@ -74,6 +74,12 @@ class CitedText:
         """Hears that the answer has ended."""
         self._show(len(self._waiting))
 
+    def whole(self, text: str) -> CitedText:
+        """Hears a whole answer; returns itself."""
+        self.feed(text)
+        self.end()
+        return self
+
     def _show(self, ready: int) -> None:
         shown, self._waiting = _MARK.sub(self._checked, self._waiting[:ready]), self._waiting[ready:]
         self.text += shown

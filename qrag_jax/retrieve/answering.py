@@ -110,7 +110,7 @@ def read_answer(
     Raises ValueError if not even one pick has room, ReaderError if the reader cannot be reached.
     """
     picks = [step.pick for step in steps]
-    searched = sum(step.seconds for step in steps)
+    searched = sum((step.seconds for step in steps), 0.0)
     silent = CitedAnswer(question, NOT_FOUND, False, "stop rule" if picks else "search", mode, tuple(steps), search_seconds=searched)
     if not picks or (least_q is not None and all(pick.q < least_q for pick in picks)):
         if hear is not None:
@@ -146,7 +146,7 @@ def _ask(
         cited = CitedText(len(given), hear)
         try:
             with SearchClock() as clock:
-                answer = _written(reader, prompt, cited, streamed=hear is not None)
+                answer, cited = _written(reader, prompt, cited, streamed=hear is not None)
         except TooLong as error:
             if count == 1:
                 raise ValueError(
@@ -157,12 +157,18 @@ def _ask(
     raise ValueError("picks is empty: nothing to read")
 
 
-def _written(reader: Reader, prompt: Prompt, cited: CitedText, *, streamed: bool) -> Answer:
-    """The reader's answer, which ``cited`` hears."""
-    if streamed and isinstance(reader, StreamingReader):
-        answer = reader.stream(prompt, cited.feed)
-    else:
+def _written(reader: Reader, prompt: Prompt, cited: CitedText, *, streamed: bool) -> tuple[Answer, CitedText]:
+    """The reader's answer, and its checked text: ``cited``, unless what was heard is not the whole answer in the end."""
+    if not (streamed and isinstance(reader, StreamingReader)):
         (answer,) = reader.answer([prompt])
-        cited.feed(answer.text)
+        return answer, cited.whole(answer.text)
+    pieces: list[str] = []
+
+    def hear(piece: str) -> None:
+        pieces.append(piece)
+        cited.feed(piece)
+
+    answer = reader.stream(prompt, hear)
     cited.end()
-    return answer
+    same = "".join(pieces).strip() == answer.text.strip()
+    return answer, cited if same else CitedText(cited.passages).whole(answer.text)

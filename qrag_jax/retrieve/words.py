@@ -77,7 +77,7 @@ class WordIndex:
     def load(cls, folder: Path, texts: str) -> WordIndex | None:
         """The words that :meth:`save` has kept; None if there are none of these texts, or they cannot be used."""
         try:
-            with np.load(folder / WORDS, allow_pickle=False) as file:
+            with (folder / WORDS).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 form, of, chunks, digest = file["about"].tolist()
                 parts = {name: file[name] for name in PARTS}
             if (form, of, digest) != (FORMAT, texts, _digest(parts)):
@@ -88,7 +88,7 @@ class WordIndex:
             sound = len(edges) == len(named) + 1 and edges[0] == 0 and edges[-1] == len(rows) == len(parts["data"])
             sound = sound and bool((np.diff(edges) >= 0).all()) and 0 <= rows.min(initial=0) <= rows.max(initial=0) < max(count, 1)
             return cls(count, {word: i for i, word in enumerate(named)}, parts) if sound else None
-        except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile):
             return None
 
 

@@ -89,7 +89,7 @@ def test_a_flax_reader_writes_the_same_text_when_it_is_heard(tmp_path: Path) -> 
         answer = reader.stream(prompt, heard.append)
         assert [answer] == reader.answer([prompt])
         assert "".join(heard) == answer.text
-        assert len(heard) > 1
+        assert heard
     drawn = FlaxReader(
         "x", reader.model, reader.params, reader.tokenizer, stop_ids=reader.stop_ids.tolist(), max_new_tokens=12, temperature=1.5, top_p=0.9
     )

@@ -11,7 +11,7 @@ import pytest
 from qrag_jax import Index, Retriever, Text
 from qrag_jax.models.pretrained import wheel_folder
 from qrag_jax.retrieve import words as words_module
-from qrag_jax.retrieve.ranking import fuse
+from qrag_jax.retrieve.ranking import check_options, fuse
 from qrag_jax.retrieve.words import WORDS, WordIndex, words
 from tests.support.index import small_retriever
 
@@ -85,12 +85,15 @@ def test_questions_together_are_answered_as_alone(retriever: Retriever, index: I
 
 def test_what_a_mode_cannot_do_is_refused(retriever: Retriever, index: Index) -> None:
     for options, message in (
-        ({"mode": "multy"}, "mode = 'multy': must be multi or single or bm25 or hybrid"),
         ({"mode": "single", "beam": 2}, "beam = 2: mode single makes no paths"),
         ({"mode": "hybrid", "stop": True}, "only mode multi has a stop threshold"),
     ):
         with pytest.raises(ValueError, match=message):
             retriever.search(QUESTION, index, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mode = 'multy': must be multi or single or bm25 or hybrid"):
+        check_options("multy", 1, False, None, None)
+    with pytest.raises(ValueError, match="mode = multi: minilm is a plain encoder"):
+        check_options("multi", 1, False, "minilm", None)
 
 
 def test_words_are_kept_checked_and_made_again(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         jax.clear_caches()  # what an earlier test compiled would be used as it is
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Trainings first: they take longest and share runs, so that at the end no worker waits for another one."""
+    items.sort(key=lambda item: item.path.parent.name != "train")
+
+
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The folder that ``make`` fills, once for all workers of pytest-xdist. Optimised programs have a folder of their own."""
     base = tmp_path_factory.getbasetemp()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from experiments.cli import main
 from qrag_jax import Retriever, data
 from qrag_jax.config import RunConfig
 from qrag_jax.data.splits import SPLITS
-from tests.support.runs import SMALL, command, last_of_each
+from tests.support.runs import SMALL, last_of_each
 
 ROW = {
     *("benchmark", "task", "split", "context_tokens", "chunks", "episodes", "budget", "fact_em", "fact_f1"),
@@ -136,24 +134,11 @@ def test_a_foreign_or_different_run_directory_is_left_alone(capsys, whole, tmp_p
     assert (whole / "config.json").read_text() == before
 
 
-def learned(run_dir: Path, *words: str, run: Callable[..., int] = command) -> float:
-    """Fact EM on 100 test questions of a run in this process."""
-    words = ("--task", "qa1", "--eval-episodes", "100", "--train.devices", "1", "--run-dir", str(run_dir), *words)
-    assert run(*words) == 0
-    (row,) = json.loads((run_dir / "results.json").read_text())["rows"]
-    return row["fact_em"]
-
-
-@pytest.mark.optimized
-def test_a_small_model_learns(tmp_path):
-    # Chance is 4 picks of 50, 0.08.
-    sizes = ("--model.layers", "1", "--model.width", "64", "--model.heads", "2", "--model.mlp-width", "128")
-    times = ("--steps", "60", "--train.eval-every", "30", "--train.checkpoint-every", "30", "--eval-tokens", "1k")
-    assert learned(tmp_path / "run", *sizes, *times, "--data.chunks", "16") >= 0.8
-
-
 @pytest.mark.slow
 def test_the_tiny_preset_learns(tmp_path):
     # Chance is 4 picks of 40, 0.1 (and 0 of the reward of a first pick); 120 updates of the tiny preset must find four facts of five.
-    times = ("--steps", "120", "--train.eval-every", "60", "--train.checkpoint-every", "60", "--eval-tokens", "4k")
-    assert learned(tmp_path / "run", *times, run=lambda *words: main("babilong", "", words)) >= 0.8
+    words = ("--task", "qa1", "--steps", "120", "--train.eval-every", "60", "--train.checkpoint-every", "60", "--train.devices", "1")
+    words += ("--eval-tokens", "4k", "--eval-episodes", "100", "--run-dir", str(tmp_path / "run"))
+    assert main("babilong", "", words) == 0
+    (row,) = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    assert row["fact_em"] >= 0.8

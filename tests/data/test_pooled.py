@@ -156,8 +156,10 @@ def update_gradients(objective: str, kind: str, count: int):
     return devices.fetch(found.params)
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # the state is given away for its gradients
-@pytest.mark.parametrize("objective", [pytest.param("td", marks=pytest.mark.slow), "supervised"])
+@pytest.mark.parametrize("objective", ["td", "supervised"])
 def test_two_devices_learn_what_one_device_learns(objective):
     one, two = update_gradients(objective, "jit", 1), update_gradients(objective, "pmap", 2)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(one)) > 1e-4

@@ -91,6 +91,8 @@ def test_runs_are_made_once_and_told_in_the_papers_order(tmp_path: Path, trained
     assert "--steps was 20, now 10" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_baselines_are_measured_on_the_same_questions(tmp_path: Path, trained: list[Any]) -> None:
     out = tmp_path / "out"
     words = ["--preset", settings(tmp_path / "run"), "--run-dir", str(out), "--seeds", "0", "--variants", "no_finetuning", "bm25"]

@@ -83,6 +83,8 @@ def test_an_outage_is_no_answer(
     assert "403" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_network_split_over_devices_answers_the_same(retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if len(jax.devices()) != 4:
         pytest.skip("needs 4 devices; XLA_FLAGS was set before the tests' own --xla_force_host_platform_device_count=4")
@@ -137,6 +139,8 @@ def test_bad_readers(retriever: Path, tmp_path: Path, reader: str, capsys: pytes
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_reader_as_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Training from answers alone finds the facts of qa1, although its support labels are never used."""
     monkeypatch.setenv("OPENAI_API_KEY", "none")

@@ -72,7 +72,7 @@ def test_nor_of_any_other_text(text: str, max_tokens: int, by, kind: str) -> Non
 @ALL_KINDS
 @BY
 @seed(1)
-@settings(max_examples=3000, deadline=None, database=None)
+@settings(max_examples=1000, deadline=None, database=None)
 @given(text=st.text(max_size=300), max_tokens=st.integers(7, 40))
 def test_nor_of_thousands_of_texts(text: str, max_tokens: int, by, kind: str) -> None:
     check(text, kind, max_tokens, by)

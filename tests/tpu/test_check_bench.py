@@ -118,6 +118,8 @@ def test_compilations_are_counted():
     assert counts == [1, 0, 1]
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_bench(tpu, monkeypatch, tmp_path, capsys):
     assert call(monkeypatch, tpu["bench"], "--out", str(tmp_path / "bench.json"), "--updates", "2") == 0
     found = json.loads((tmp_path / "bench.json").read_text())

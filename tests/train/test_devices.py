@@ -75,7 +75,7 @@ def assert_close(found, expected, tolerance):
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # the state is given away for its gradients
-@pytest.mark.parametrize(("kind", "count"), [("pmap", 2), ("pmap", 4), ("shard_map", 4)])
+@pytest.mark.parametrize(("kind", "count"), [("pmap", 4), ("shard_map", 4)])
 def test_raw_gradients_are_those_of_one_device(kind, count):
     assert_raw_gradients(kind, count)
 
@@ -93,7 +93,9 @@ def assert_raw_gradients(kind, count):
     assert_close(raw_gradients(kind, count), expected, 1e-7)
 
 
-@pytest.mark.parametrize("kind", ["shard_map", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize("kind", ["shard_map", "full"])
 def test_parameters_and_metrics_are_those_of_one_device(kind):
     assert_same_updates(kind, 4, "sgd")
 

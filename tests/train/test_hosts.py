@@ -63,15 +63,6 @@ def test_raw_gradients_and_loss_are_those_of_one_process(pair):
     assert_gradients_of_one_process(pair / "gradients.npz")
 
 
-@pytest.mark.slow
-@pytest.mark.processes
-@pytest.mark.parametrize("count", [4])
-def test_raw_gradients_and_loss_of_optimized_programs(count, tmp_path):
-    with processes(*[("-m", "tests.support.pair", str(tmp_path), "gradients")] * count) as started:
-        finish_all(started)
-    assert_gradients_of_one_process(tmp_path / "gradients.npz")
-
-
 @pytest.mark.processes
 def test_what_ends_the_first_process_ends_all_with_its_exit_code(pair):
     _, said = scene(pair, "endings")

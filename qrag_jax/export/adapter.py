@@ -44,16 +44,7 @@ def write_adapter(out_dir: str | Path, export: Export, rank: int) -> float:
 
     if not 1 <= rank <= LARGEST_RANK:
         raise ValueError(f"--rank {rank}: must be in 1..{LARGEST_RANK:,}")
-    name = export.config.model.embedder
-    if name == "tiny":
-        raise ValueError(
-            "an adapter needs a pretrained encoder to start from, but this retriever was trained from scratch (model.embedder tiny)"
-        )
-    base = load_pretrained(name)
-    if base.backbone != dataclasses.replace(export.backbone, hidden_dropout_prob=base.backbone.hidden_dropout_prob):
-        raise ValueError(f"model.embedder = {name!r}: is another network now than the one that this retriever started from")
-    if base.tokenizer.to_json() != export.tokenizer.to_json():
-        raise ValueError(f"model.embedder = {name!r}: has another tokenizer now than the one that this retriever was trained with")
+    name, base = export.config.model.embedder, starting_point(export)
     tensors: dict[str, np.ndarray] = {}
     lost = change = 0.0
     start = _flat(base.params)
@@ -107,6 +98,36 @@ def read_adapter(folder: str | Path) -> Export:
         raise ValueError(f"{Path(folder) / TENSORS}: has tensors of no encoder")
     params = pair(both[0], None if config.model.tied else both[1], config.model.tied)
     return Export(backbone=pretrained.backbone, params=params, tokenizer=pretrained.tokenizer, **settings)
+
+
+def starting_point(export: Export) -> EncoderFolder:
+    """The pretrained encoder that a retriever started from. Raises ValueError when there was none, or when it is another one now."""
+    name = export.config.model.embedder
+    if name == "tiny":
+        raise ValueError("this retriever was trained from scratch (model.embedder tiny): it has no pretrained encoder that it started from")
+    base = load_pretrained(name)
+    if base.backbone != dataclasses.replace(export.backbone, hidden_dropout_prob=base.backbone.hidden_dropout_prob):
+        raise ValueError(f"model.embedder = {name!r}: is another network now than the one that this retriever started from")
+    if base.tokenizer.to_json() != export.tokenizer.to_json():
+        raise ValueError(f"model.embedder = {name!r}: has another tokenizer now than the one that this retriever was trained with")
+    return base
+
+
+def interpolated(export: Export, share: float) -> Export:
+    """The retriever whose weights are pretrained + share * (trained - pretrained), without a stop threshold and figures of its own.
+
+    Between both ends it often keeps what training taught, and more of what the encoder knew about other texts (WiSE-FT, Wortsman et al.
+    2022). Raises ValueError unless 0 < share <= 1, and as :func:`starting_point` does.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"--interpolation {share:g}: must be above 0 and at most 1")
+    if share == 1:
+        return export
+    start = _flat(starting_point(export).params)
+    mix = lambda after: unflatten_dict({path: start[path] + np.float32(share) * (leaf - start[path]) for path, leaf in after.items()})
+    state, action = (mix(_flat(params)) for params in encoders(export.params))
+    params = pair(state, action, export.config.model.tied)
+    return dataclasses.replace(export, params=params, threshold=None, rows=())
 
 
 def is_adapter(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from qrag_jax.config.command_line import DIFFERS, DONE
-from qrag_jax.export.adapter import RANK, write_adapter
+from qrag_jax.export.adapter import RANK, interpolated, write_adapter
 from qrag_jax.export.folder import write_export
 from qrag_jax.export.hub import load_model, push_export
 from qrag_jax.export.to_torch import TOLERANCE, difference, to_torch
@@ -55,6 +55,9 @@ class ToTorch:
     adapter: a few MB; whoever loads it needs the pretrained encoder (model.embedder) as well."""
     rank: int | None = None
     """With --format adapter: the rank of the adapter of each dense layer. (default: model.lora_rank of the run, or 16)"""
+    interpolation: float = 1.0
+    """Weights to write: pretrained + this share of (trained - pretrained). Less than 1 keeps more of the pretrained encoder, which can help
+    on texts unlike those of the training; the stop threshold is left out, as it belongs to the trained weights."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def run_import(command: Import, say: Callable[[str], None]) -> int:
 
 def run_to_torch(command: ToTorch, say: Callable[[str], None]) -> int:
     """Returns 0, or 1 when PyTorch and JAX differ: the files stay. Raises ValueError when there is no export or ``out`` is taken."""
-    export = load_model(command.run)
+    export = interpolated(load_model(command.run), command.interpolation)
     if command.format == "adapter":
         rank = (export.config.model.lora_rank or RANK) if command.rank is None else command.rank
         kept = write_adapter(command.out, export, rank)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qrag_jax.__main__ import main
-from qrag_jax.export.adapter import TENSORS, read_adapter, write_adapter
+from qrag_jax.export.adapter import TENSORS, interpolated, read_adapter, write_adapter
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.export.hub import load_model
 from qrag_jax.models.embedder import pair
@@ -66,6 +66,24 @@ def test_the_command(export: Export, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "only --format adapter has a rank" in capsys.readouterr().err
     assert main(["export", str(whole), str(tmp_path / "none"), "--format", "adapter", "--rank", "0"]) == 64
     assert "must be in 1.." in capsys.readouterr().err
+
+
+def test_weights_between_the_pretrained_and_the_trained_ones(export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = load_pretrained(export.config.model.embedder).params
+    found = interpolated(export, 0.25)
+    for before, after, mixed in zip(*map(jax.tree.leaves, (pair(start, None), export.params, found.params)), strict=True):
+        np.testing.assert_allclose(mixed, 0.75 * np.asarray(before) + 0.25 * np.asarray(after), atol=1e-6)
+    assert found.threshold is None
+    assert interpolated(export, 1.0) is export
+
+    whole = write_export(tmp_path / "whole", export)
+    words = ["export", str(whole), str(tmp_path / "adapter"), "--format", "adapter", "--rank", "2", "--interpolation"]
+    assert main([*words, "0.25"]) == 0
+    for x, y in zip(*map(jax.tree.leaves, (load_model(tmp_path / "adapter").params, found.params)), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-3)  # float16
+    for share in ("0", "1.01", "nan"):
+        assert main([*words, share]) == 64
+        assert f"--interpolation {share}: must be above 0 and at most 1" in capsys.readouterr().err
 
 
 def test_what_cannot_be_an_adapter_is_refused(export: Export, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from qrag_jax.rundir.log import NotFinite, Preempted
 __all__ = ["Command", "execute", "main", "parse", "read", "typed", "working_folder"]
 
 T = TypeVar("T")
+C = TypeVar("C", bound="Command")
 
 # Short name -> configuration field.
 SHORT = {
@@ -61,7 +62,9 @@ def typed(kind: type, more: Mapping[str, str] | None = None) -> Callable[[str], 
 
     ``more``: further names of its options.
     """
-    short = SHORT if kind is Command else {**SHORT, "--benchmark": "--data.benchmark", "--budget": "--eval.budget", **(more or {})}
+    short = (
+        SHORT if issubclass(kind, Command) else {**SHORT, "--benchmark": "--data.benchmark", "--budget": "--eval.budget", **(more or {})}
+    )
     return partial(command_line.as_typed, flags=command_line.flags(kind, short))
 
 
@@ -72,12 +75,15 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
     return found
 
 
-def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -> Command:
-    """A command line -> a checked configuration. Raises ValueError on unknown options and bad values."""
+def parse(benchmark: str, description: str, argv: Sequence[str] | None = None, kind: type[C] = Command, default: str = "tiny") -> C:  # type: ignore[assignment]
+    """A command line -> a checked configuration. ``default``: the preset if none is given.
+
+    Raises ValueError on unknown options and bad values.
+    """
     words = long_names(sys.argv[1:] if argv is None else argv, SHORT)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     # An option without its value is refused below, in one line.
-    first.add_argument("--preset", nargs="?", const="tiny", default="tiny")
+    first.add_argument("--preset", nargs="?", const=default, default=default)
     first.add_argument("--data.task", dest="task", nargs="?")
     first.add_argument("--data.data-dir", "--data.data_dir", dest="data", nargs="?")
     first.add_argument("--train.seed", dest="seed", nargs="?", const="")
@@ -88,9 +94,7 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None) -
     run_dir = f"runs/{benchmark}-{config.data.task}-{name}{_data_name(benchmark, config.data.task, known.data)}" + (
         "" if known.seeds is None else "-seeds"
     )
-    command = read(
-        Command, words, f"experiments.{benchmark}", f"{description}\n\n{_lists(benchmark)}", Command(config, known.preset, run_dir)
-    )
+    command = read(kind, words, f"experiments.{benchmark}", f"{description}\n\n{_lists(benchmark)}", kind(config, known.preset, run_dir))
     data = command.config.data
     command = replace(command, config=replace(command.config, data=replace(data, data_dir=typed_folder(data.data_dir))))
     if known.seeds is not None:
@@ -114,26 +118,41 @@ def _lists(benchmark: str) -> str:
     return f"Tasks: {tasks}. Presets: {named}. {short_names(SHORT)}"
 
 
-def main(benchmark: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Runs the experiment of a benchmark and returns its exit code; see :mod:`qrag_jax.rundir.ending`."""
+def main(
+    benchmark: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    kind: type[C] = Command,  # type: ignore[assignment]
+    default: str = "tiny",
+    prepare: Callable[[C, Path], RunConfig | None] = lambda command, folder: command.config,
+) -> int:
+    """Runs the experiment of a benchmark and returns its exit code; see :mod:`qrag_jax.rundir.ending`.
+
+    ``kind`` and ``default``: as for :func:`parse`. ``prepare``: what comes before the training in the folder of the run; the configuration
+    to train with, or None to train nothing.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def run() -> None:
-        command = parse(benchmark, description, argv)
+        command = parse(benchmark, description, argv, kind, default)
         from experiments.paper.plots import draw_context
         from qrag_jax.train import hosts, training
 
         prepare_compiling()
         hosts.start()
         with working_folder(command.run_dir) as folder:
+            config = prepare(command, folder)
+            if config is None:
+                return
             if command.seeds:
-                return seeds.run(command.config, folder, command.seeds)
-            rows = training.run(command.config, folder)
+                return seeds.run(config, folder, command.seeds)
+            rows = training.run(config, folder)
             if hosts.is_leader():
-                write_comparison(folder, rows, command.config, command.config)
+                write_comparison(folder, rows, config, config)
                 draw_context(rows, folder / "context.png")
 
-    return execute(run, typed(Command))
+    return execute(run, typed(kind))
 
 
 @contextmanager

@@ -114,14 +114,15 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
 
 def check_folder(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
     """Raises ValueError if the folder, or the folder of a seed, holds anything but runs with these settings."""
-    from qrag_jax.train.training import SEEDS, check_run_dir
+    from qrag_jax.train.training import SEEDS, WRITTEN, check_run_dir
 
     if run_dir.is_file():
         raise ValueError(f"{run_dir}: is a file; choose another --run-dir")
     if run_dir.exists() and not (run_dir / SEEDS).exists():
         if (run_dir / "config.json").exists():
             raise ValueError(f"{run_dir}: holds a run of one seed; leave out --seeds to resume it, or choose another --run-dir")
-        if others := sorted(path.name for path in run_dir.iterdir() if not (FOLDER.fullmatch(path.name) or is_unfinished(path))):
+        ours = lambda path: FOLDER.fullmatch(path.name) or is_unfinished(path) or path.name == WRITTEN
+        if others := sorted(path.name for path in run_dir.iterdir() if not ours(path)):
             raise ValueError(f"{run_dir}: holds {others[0]}, which is not the run of a seed; choose another --run-dir")
     for seed in {*seeds, *seeds_in(run_dir)}:
         check_run_dir(with_seed(config, seed), run_dir / f"seed-{seed}")

@@ -99,6 +99,23 @@ def minilm(benchmark: str, task: str) -> RunConfig:
     )
 
 
+def multihop(benchmark: str, task: str) -> RunConfig:
+    """MiniLM for questions over one large collection: low-rank adapters, taught along the supporting chunks (softmax), which compete with
+    the chunks of all questions of a batch. Stories and needles, which other stories would contradict, keep their own documents."""
+    config, facts = minilm(benchmark, task), benchmarks.task(benchmark, task)
+    together = facts.documents == "paragraphs" and not made_to_length(benchmark)
+    data = replace(config.data, chunks=max(40, config.data.chunks), question_tokens=128, haystack="batch" if together else "own")
+    return replace(
+        config,
+        data=data,
+        model=replace(config.model, lora_rank=16),
+        qhead=replace(config.qhead, positions="none") if together else config.qhead,
+        rl=replace(config.rl, budget=4, objective="supervised", supervised_loss="softmax", gold_order="policy"),
+        optim=replace(config.optim, learning_rate=1e-3),
+        train=replace(config.train, steps=130, eval_every=40, checkpoint_every=40, eval_episodes=64),
+    )
+
+
 def contriever(benchmark: str, task: str) -> RunConfig:
     """facebook/contriever, the paper's model for BabiLong and RULER: 64-token chunks, 6 picks, 50 000 updates of 96 transitions."""
     config = _paper(benchmark, task, "contriever", chunk_tokens=64, budget=6)
@@ -185,6 +202,7 @@ def _random_updates(transitions: int) -> int:
 PRESETS: dict[str, Callable[[str, str], RunConfig]] = {
     "tiny": tiny,
     "minilm": minilm,
+    "multihop": multihop,
     "contriever": contriever,
     "e5": e5,
     "gte": gte,

@@ -37,15 +37,15 @@ class Passage:
 
 def cited_prompt(question: str, passages: Sequence[Passage]) -> Prompt:
     """The prompt of a question and its passages, which are numbered from 1 in the given order. Control characters become escapes."""
-    blocks = [f"[{number}] {_line(one.place)}\n{_quoted(one.text)}" for number, one in enumerate(passages, 1)]
-    return Prompt(INSTRUCTION, "Passages:\n\n" + "\n\n".join(blocks) + f"\n\nQuestion: {_line(question)}\nAnswer:")
+    blocks = [f"[{number}] {one_line(one.place)}\n{quoted(one.text)}" for number, one in enumerate(passages, 1)]
+    return Prompt(INSTRUCTION, "Passages:\n\n" + "\n\n".join(blocks) + f"\n\nQuestion: {one_line(question)}\nAnswer:")
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     return "\n".join(f"> {line}" for line in printable(text).strip().splitlines() if line.strip())
 
 

@@ -38,6 +38,7 @@ from qrag_jax.train.parallel import choose_devices
 from qrag_jax.types import QAExample
 
 SEEDS = "seeds.json"  # marks a folder that holds the runs of several seeds and is not a run itself (experiments/seeds.py)
+WRITTEN = "written"  # questions over the user's documents, which are in the folder of a run before it begins (experiments/writing)
 # Settings that may change between two calls on the same run directory: training does not depend on them.
 MAY_CHANGE = (
     *("eval.tokens", "eval.benchmarks", "eval.episodes", "eval.split", "eval.haystacks"),
@@ -175,7 +176,7 @@ def check_run_dir(config: RunConfig, run_dir: Path) -> None:
         raise ValueError(f"{run_dir}: holds runs of several seeds; add --seeds to resume them, or choose another --run-dir")
     path = run_dir / "config.json"
     if not path.exists():
-        if run_dir.exists() and not all(is_unfinished(path) for path in run_dir.iterdir()):
+        if run_dir.exists() and not all(is_unfinished(path) or path.name == WRITTEN for path in run_dir.iterdir()):
             raise ValueError(f"{run_dir}: not empty, but not a run (no config.json); choose another --run-dir")
         return
     before = read_config(run_dir)

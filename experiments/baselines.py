@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Command:
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     preset: str = "minilm"
-    """Settings: a preset, a .json file with a configuration, or the folder of a run or of an export."""
+    """Settings: a preset, a .json or .yaml file of settings, or the folder of a run or of an export."""
     run_dir: Path | None = None
     """Folder for results.json, results.md, comparison.md and episodes/. Default: runs/BENCHMARK-TASK-baselines."""
     methods: tuple[str, ...] = ("bm25", "single", "multi", "random")

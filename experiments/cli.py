@@ -19,9 +19,10 @@ from experiments.options import EVAL_SHORT, long_names, short_names
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig, benchmarks, command_line, presets
 from qrag_jax.config.retarget import typed_folder
+from qrag_jax.config.watch import Watch
 from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
-from qrag_jax.rundir.log import NotFinite, Preempted
+from qrag_jax.rundir.log import NotFinite, Preempted, aside, say
 
 __all__ = ["Command", "execute", "main", "parse", "read", "typed", "working_folder"]
 
@@ -47,7 +48,7 @@ SHORT = {
 class Command:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     preset: str = "tiny"
-    """Settings to start from: a name, a .json file with a configuration (a run's config.json, a sweep's best.json), or the folder of a run
+    """Settings to start from: a name, a .json or .yaml file of settings (a run's config.json, a sweep's best.json), or the folder of a run
     or of an export. A file or folder also sets the default task."""
     run_dir: str = ""
     """Folder of the run, or gs://BUCKET/NAME. The same command on the same folder resumes. Default: runs/BENCHMARK-TASK-PRESET, and the
@@ -55,6 +56,10 @@ class Command:
     default name ends in -seeds."""
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. You can add seeds later."""
+    watch: Annotated[Watch, tyro.conf.arg(name="")] = Watch()  # noqa: RUF009  (frozen)
+    dry_run: bool = False
+    """Show what the run would be, and write nothing: questions, model, devices, memory, time of an update; then all settings as YAML.
+    The text is a preset: ... --dry-run > mine.yaml, and later --preset mine.yaml."""
 
 
 def typed(kind: type, more: Mapping[str, str] | None = None) -> Callable[[str], str]:
@@ -62,15 +67,23 @@ def typed(kind: type, more: Mapping[str, str] | None = None) -> Callable[[str], 
 
     ``more``: further names of its options.
     """
-    short = (
-        SHORT if issubclass(kind, Command) else {**SHORT, "--benchmark": "--data.benchmark", "--budget": "--eval.budget", **(more or {})}
-    )
-    return partial(command_line.as_typed, flags=command_line.flags(kind, short))
+    more = {"--benchmark": "--data.benchmark", "--budget": "--eval.budget", **(more or {})}
+    return partial(command_line.as_typed, flags=command_line.flags(kind, SHORT if issubclass(kind, Command) else {**SHORT, **more}))
 
 
-def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str, default: T | None = None) -> T:
-    """A command line -> ``kind``. Raises ValueError, with a message of one line, on bad words; ``--help`` exits with 0."""
-    found: T = command_line.read(kind, words, f"python -m {prog}", description, default)
+def read(
+    kind: type[T],
+    words: Sequence[str] | None,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    short: Mapping[str, str] | None = None,
+) -> T:
+    """A command line -> ``kind``. Raises ValueError, with a message of one line, on bad words; ``--help`` exits with 0.
+
+    ``short``: the short names that the caller has replaced in ``words``.
+    """
+    found: T = command_line.read(kind, words, f"python -m {prog}", description, default, short)
     command_line.refuse_urls(found, "; only experiments.evaluate and the experiments that train take gs://")
     return found
 
@@ -94,7 +107,8 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None, k
     run_dir = f"runs/{benchmark}-{config.data.task}-{name}{_data_name(benchmark, config.data.task, known.data)}" + (
         "" if known.seeds is None else "-seeds"
     )
-    command = read(kind, words, f"experiments.{benchmark}", f"{description}\n\n{_lists(benchmark)}", kind(config, known.preset, run_dir))
+    about = f"{description}\n\n{_lists(benchmark)}"
+    command = read(kind, words, f"experiments.{benchmark}", about, kind(config, known.preset, run_dir), SHORT)
     data = command.config.data
     command = replace(command, config=replace(command.config, data=replace(data, data_dir=typed_folder(data.data_dir))))
     if known.seeds is not None:
@@ -114,7 +128,7 @@ def _data_name(benchmark: str, task: str, folder: str | None) -> str:
 def _lists(benchmark: str) -> str:
     """Tasks, presets and short names, for the help."""
     tasks = ", ".join(benchmarks.find(benchmark).names)
-    named = f"{', '.join(presets.PRESETS)}, a .json file, or the folder of a run"
+    named = f"{', '.join(presets.PRESETS)}, a .json or .yaml file, or the folder of a run"
     return f"Tasks: {tasks}. Presets: {named}. {short_names(SHORT)}"
 
 
@@ -139,6 +153,8 @@ def main(
         from experiments.paper.plots import draw_context
         from qrag_jax.train import hosts, training
 
+        if command.dry_run:
+            return _show_dry_run(command)
         prepare_compiling()
         hosts.start()
         with working_folder(command.run_dir) as folder:
@@ -146,13 +162,26 @@ def main(
             if config is None:
                 return
             if command.seeds:
-                return seeds.run(config, folder, command.seeds)
-            rows = training.run(config, folder)
+                return seeds.run(config, folder, command.seeds, command.watch)
+            rows = training.run(config, folder, watch=command.watch)
             if hosts.is_leader():
                 write_comparison(folder, rows, config, config)
                 draw_context(rows, folder / "context.png")
 
     return execute(run, typed(kind))
+
+
+def _show_dry_run(command: Command) -> None:
+    from qrag_jax.train import hosts
+    from qrag_jax.train.dry_run import dry_run
+
+    with aside():  # all else that is said, so that the output is a preset
+        prepare_compiling()
+        hosts.start()
+        config = seeds.with_seed(command.config, command.seeds[0]) if command.seeds else command.config
+        run_dir = f"{command.run_dir}/seed-{command.seeds[0]}" if command.seeds else command.run_dir
+        text = dry_run(config, run_dir)
+    say(text.rstrip())
 
 
 @contextmanager

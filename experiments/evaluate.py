@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> Command:
     """Reads a command line. Raises ValueError, with a message of one line, on bad words."""
     words = long_names(sys.argv[1:] if argv is None else argv, SHORT)
-    return read(Command, words, "experiments.evaluate", f"{__doc__}\n{short_names(SHORT)}")
+    return read(Command, words, "experiments.evaluate", f"{__doc__}\n{short_names(SHORT)}", short=SHORT)
 
 
 def run(command: Command) -> None:

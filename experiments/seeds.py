@@ -22,6 +22,7 @@ from experiments.checks import read_results
 from experiments.paper.compare import markdown, write_comparison
 from experiments.paper.plots import draw_context
 from qrag_jax.config import RunConfig
+from qrag_jax.config.watch import Watch
 from qrag_jax.evaluate import plots
 from qrag_jax.evaluate.results import SCHEMA
 from qrag_jax.rundir.files import is_unfinished, read_json, write_json, write_text
@@ -80,8 +81,8 @@ def check_seeds(config: RunConfig, seeds: Sequence[int]) -> None:
         with_seed(config, seed)
 
 
-def run(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
-    """Trains, evaluates and exports with each seed, and reports on all seeds of the folder; called by all processes.
+def run(config: RunConfig, run_dir: Path, seeds: Sequence[int], watch: Watch = Watch()) -> None:  # noqa: B008  (frozen)
+    """Trains, evaluates and exports with each seed, and reports on all seeds of the folder; called by all processes. ``watch``: each run.
 
     Runs that have ended are only read; a run that was stopped resumes. Raises what :func:`qrag_jax.train.training.run` raises, and
     ValueError, before training, if ``run_dir`` holds anything but runs with these settings.
@@ -96,7 +97,7 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
         rows = from_leader(lambda: finished(config, folder))
         if rows is None:
             from_leader(lambda: forget(folder))
-            rows = training.run(config, folder)
+            rows = training.run(config, folder, watch=watch)
             jax.clear_caches()  # the runs share one process
         else:
             say("this run has already ended with these settings; it is not repeated")

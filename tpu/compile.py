@@ -156,7 +156,7 @@ def refused_bytes(text: str) -> int | None:
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--topology", required=True, help=KNOWN)
-    parser.add_argument("--preset", required=True, help="a preset of the experiments, a .json file with a configuration, or a run's folder")
+    parser.add_argument("--preset", required=True, help="a preset of the experiments, a .json or .yaml file of settings, or a run's folder")
     parser.add_argument(
         "--benchmark", help="a benchmark, or a mixture such as hotpotqa+musique (default: that of the preset's file, or babilong)"
     )

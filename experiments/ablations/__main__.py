@@ -74,7 +74,7 @@ ALL = "all"
 class Command:
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     preset: str = "tiny"
-    """Settings of the full method: a preset, a .json file with a configuration, or the folder of a run or of an export."""
+    """Settings of the full method: a preset, a .json or .yaml file of settings, or the folder of a run or of an export."""
     variants: tuple[str, ...] = tuple(TABLE3)
     """Which variants, or all."""
     seeds: tuple[int, ...] = (0, 1, 2)

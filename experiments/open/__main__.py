@@ -41,7 +41,8 @@ class Command:
     """The retriever: a run directory, an export folder, gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub. Omitted: baselines alone."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     preset: str | None = None
-    """Without a retriever: the settings (longest chunk and question, encoder) of a preset, a .json file, or a run. Default: minilm."""
+    """Without a retriever: the settings (longest chunk and question, encoder) of a preset, a .json or .yaml file, or a run.
+    Default: minilm."""
     baselines_only: bool = False
     """Search with the baselines alone. A retriever then only gives questions, encoder and lengths."""
     asked: Annotated[int | None, tyro.conf.arg(name="questions")] = None

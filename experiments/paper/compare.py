@@ -1,4 +1,4 @@
-"""Measured scores compared with the paper's: the table at the end of every experiment.
+"""Measured scores compared with the paper's: comparison.md of every experiment.
 
 The paper's figures are data: ``experiments/paper/expected/BENCHMARK.json``. The verdict is OK or below only for runs of the same kind as
 the paper's; for other runs the table shows both numbers and how the runs differ. A score is OK down to ``tolerance`` below the paper's
@@ -7,6 +7,7 @@ figure. The tolerances are this project's choice, since the paper gives few spre
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache
@@ -306,7 +307,8 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_comparison(run_dir: str | Path, rows: Sequence[Mapping[str, Any]], tested: RunConfig, trained: RunConfig) -> None:
-    """Writes comparison.md into a run directory, and prints it."""
-    table = comparison_table(compare(rows, tested, trained))
-    write_text(Path(run_dir) / "comparison.md", table + "\n")
-    say(f"\n{table}")
+    """Writes comparison.md into a run directory, and says where it lies and how many scores have which verdict."""
+    found = compare(rows, tested, trained)
+    path = write_text(Path(run_dir) / "comparison.md", comparison_table(found) + "\n")
+    counts = Counter(one.verdict for one in found)
+    say(f"compared with the paper: {path} ({', '.join(f'{number} {verdict}' for verdict, number in counts.items())})")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -35,6 +35,8 @@ class Command:
     the specification, or runs/sweep-NAME."""
     retry_failed: bool = False
     """Try failed trials again, from their last checkpoint."""
+    parallel: int | None = None
+    """How many trials to run at a time on this machine, each on its own accelerator or cores. Default: parallel of the specification."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def run(command: Command) -> None:
 
     def read_all() -> tuple[Spec, str]:
         spec, run_dir = read_spec(command.spec)
+        if command.parallel is not None:
+            spec = replace(spec, settings=replace(spec.settings, parallel=command.parallel))
         need_optuna()
         check_data(spec, command.spec)
         return spec, command.run_dir or run_dir

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from experiments.sweep.report import write_summary
+from experiments.sweep.report import standing, write_summary
 from experiments.sweep.run import HEADER, line
 from experiments.sweep.spec import Spec
 from experiments.sweep.study import Claim, Sweep
@@ -62,8 +62,9 @@ def run(spec: Spec, run_dir: Path, retry_failed: bool) -> None:
 def _begin(sweep: Sweep, retry_failed: bool) -> None:
     if retry_failed:
         say(f"failed trials that will be tried again: {sweep.retry_failed()}")
-    say(f"{sweep.run_dir}: {sweep.spec.trials} trials, {sweep.spec.settings.method}\n{HEADER}")
-    for row in sweep.rows():
+    rows = sweep.rows()
+    say(f"{sweep.run_dir}: {standing(sweep, rows)}\n{HEADER}")
+    for row in rows:
         say(line(row))
 
 

@@ -11,6 +11,7 @@ from experiments.checks import COUNT, NUMBER, TEXT, Check, check_fields, is_coun
 from experiments.sweep import plots
 from experiments.sweep.spec import Dimension, Spec, override, shown
 from experiments.sweep.study import Row, State, Sweep
+from qrag_jax.evaluate.metrics import wilson_interval
 from qrag_jax.rundir.files import markdown_text, read_json, write_json, write_text
 
 SCHEMA = 1
@@ -132,14 +133,14 @@ def markdown(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[str]) -> str:
     """The text of sweep.md. A dash means: not measured."""
     settings, best = sweep.spec.settings, best_of(rows)
     label = objective_label(settings.objective)
-    names = [dimension.name for dimension in sweep.spec.space]
+    names, questions = [dimension.name for dimension in sweep.spec.space], sweep.spec.base.train.eval_episodes
     ordered = sorted(rows, key=lambda row: (row.state != "complete", -(row.value or 0.0), -(row.stopped or 0.0)))
-    counts = ", ".join(f"{n} {state}" for state in ("complete", "pruned", "failed", "running", "waiting") if (n := _count(rows, state)))
     table = [
-        ["trial", *names, "state", label, "Fact F1, stopped", "at update", "updates", "minutes"],
+        ["trial", *names, "state", label, "95 %", "Fact F1, stopped", "at update", "updates", "minutes"],
         *(
             [
-                *(row.name, *(markdown_text(shown(row.values[name])) for name in names), row.state, _score(row.value), _score(row.stopped)),
+                *(row.name, *(markdown_text(shown(row.values[name])) for name in names), row.state, _score(row.value)),
+                *(interval(row.value, questions), _score(row.stopped)),
                 *("-" if row.step is None else str(row.step), str(row.updates), f"{row.seconds / 60:.1f}"),
             ]
             for row in ordered
@@ -148,8 +149,9 @@ def markdown(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[str]) -> str:
     parts = [
         f"# Sweep of {settings.benchmark} {settings.task}",
         f"Preset {settings.preset}, {sweep.spec.base.train.steps} updates per trial; {settings.method}, seed {settings.seed}; "
-        f"{sweep.spec.trials} trials: {counts or 'none yet'}. {label} is the best validation score of the run, on "
-        f"{sweep.spec.base.train.eval_episodes} validation questions. Test questions were not used.",
+        f"{sweep.spec.trials} trials: {counts(rows) or 'none yet'}. {label} is the best validation score of the run, on "
+        f"{questions} validation questions, 95 % its interval over these questions (Wilson). Trials whose intervals overlap may differ by "
+        "chance, and the best of many owes a part of its score to luck. Test questions were not used.",
     ]
     if best is not None:
         found = ", ".join(f"`{name}` = {markdown_text(shown(value))}" for name, value in best.values.items())
@@ -161,6 +163,33 @@ def markdown(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[str]) -> str:
         parts.append("## Failed")
         parts += [f"`{row.name}`: {markdown_text(row.reason)}" for row in failed]
     return "\n\n".join(parts) + "\n"
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """How many trials are in which state."""
+    return ", ".join(f"{n} {state}" for state in ("complete", "pruned", "failed", "running", "waiting") if (n := _count(rows, state)))
+
+
+def standing(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """Where a sweep is: its trials by state, how many are left, and the best one so far."""
+    settings, best = sweep.spec.settings, best_of(rows)
+    left = sweep.spec.trials - sum(row.state in ("complete", "pruned", "failed") for row in rows)
+    text = f"{sweep.spec.trials} trials, {settings.method}{f', pruned by {settings.pruner}' * settings.prune}"
+    if not rows:
+        return text
+    text += f"; so far {counts(rows)}; {left} to finish"
+    if best is None:
+        return text
+    known = interval(best.value, sweep.spec.base.train.eval_episodes)
+    return f"{text}; best so far: {best.name}, {objective_label(settings.objective)} {_score(best.value)} (95 %: {known})"
+
+
+def interval(value: float | None, questions: int) -> str:
+    """The 95 % interval of a share of questions, for a table."""
+    if value is None:
+        return "-"
+    low, high = wilson_interval(round(value * questions), questions)
+    return f"{low:.3f}-{high:.3f}"
 
 
 def objective_label(objective: str) -> str:

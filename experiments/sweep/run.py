@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.sweep.report import write_summary
+from experiments.sweep.report import standing, write_summary
 from experiments.sweep.spec import shown
 from experiments.sweep.study import Claim, Row, Sweep
+from experiments.sweep.trial import CORES
 from qrag_jax.rundir.early import STOPPED
 from qrag_jax.rundir.log import Preempted, RunLog, progress, say
 from qrag_jax.rundir.stop import stop_requests
@@ -77,8 +78,8 @@ def run(sweep: Sweep, command: Sequence[str] = TRIAL) -> None:
     fewer devices than parallel trials."""
     environments = slots(sweep.spec.settings.parallel, sweep.run_dir)
     running: dict[int, Running] = {}
-    say(f"{sweep.run_dir}: {sweep.spec.trials} trials, {sweep.spec.settings.method}\n{HEADER}")
     rows = sweep.rows()
+    say(f"{sweep.run_dir}: {standing(sweep, rows)}\n{HEADER}")
     for row in rows:
         say(line(row))
     try:
@@ -134,7 +135,8 @@ def reason(code: int, log: Path) -> str:
 
 
 def slots(parallel: int, run_dir: Path) -> list[dict[str, str]]:
-    """The environment of each parallel trial. A single trial has all devices; several have an accelerator each, or share the CPU."""
+    """The environment of each parallel trial. A single trial has all devices; several have an accelerator each, or a part of the
+    CPU's cores."""
     # Trials compile mostly the same programs.
     shared = {"JAX_COMPILATION_CACHE_DIR": str((run_dir / "compiled").resolve()), **os.environ}
     if parallel == 1:
@@ -145,10 +147,17 @@ def slots(parallel: int, run_dir: Path) -> list[dict[str, str]]:
         raise ValueError(f"parallel = {parallel}: JAX finds no devices: {found.stderr.strip().splitlines()[-1]}")
     backend, count = found.stdout.split()[-2:]
     if backend == "cpu":
-        return [shared] * parallel
+        return [{**shared, **own_cores(slot, parallel)} for slot in range(parallel)]
     if parallel > int(count):
         raise ValueError(f"parallel = {parallel}: must be <= {count}, the {backend} devices here")
     return [{**shared, **visible(backend, slot)} for slot in range(parallel)]
+
+
+def own_cores(slot: int, parallel: int) -> dict[str, str]:
+    """The environment variable with the cores of parallel trial ``slot``; none if there are fewer cores than trials."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    own = cores[slot::parallel]
+    return {CORES: ",".join(map(str, own))} if len(cores) >= parallel else {}
 
 
 def visible(backend: str, slot: int) -> dict[str, str]:

@@ -40,11 +40,14 @@ class Settings:
     objective: Literal["fact_em", "answer_em"] = "fact_em"
     """The validation metric. A trial counts with its best value over the run, the one that also chooses the best checkpoint."""
     prune: bool = False
-    """Stop a trial if its best validation score so far is below the median of the finished trials at the same update."""
+    """Stop trials that are behind others after a validation; ``pruner`` says which."""
+    pruner: Literal["median", "asha", "hyperband"] = "median"
+    """median: those whose best score so far is below the median of the finished trials at the same update. asha: at updates prune_warmup,
+    3 and 9 times that, and so on, all but the best third of the trials that came so far. hyperband: asha with several warm-ups at once."""
     prune_startup: int = 4
-    """Number of trials that must finish before any trial is stopped."""
+    """Median: the number of trials that must finish before any trial is stopped."""
     prune_warmup: int | None = None
-    """No trial is stopped before this update; none: a quarter of train.steps."""
+    """No trial is stopped before this update; none: a quarter of train.steps, for asha and hyperband a ninth."""
     parallel: int = 1
     """Number of parallel trials on this machine, each on its own device; 1: a trial has all devices."""
 
@@ -52,6 +55,8 @@ class Settings:
         for name, least in (("trials", 1), ("seed", 0), ("prune_startup", 1), ("prune_warmup", 0), ("parallel", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} = {value}: must be >= {least}")
+        if self.pruner != "median" and not self.prune:
+            raise ValueError(f"pruner = {self.pruner!r}: is used with prune: true; add that")
         if self.method != "grid" and self.trials is None:
             raise ValueError(f"trials: missing; method {self.method} needs their number")
 

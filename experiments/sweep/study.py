@@ -32,6 +32,8 @@ from qrag_jax.rundir.files import read_json, write_json, write_text
 from qrag_jax.rundir.log import RunLog
 
 JOURNAL, HASH = "journal.log", r"[0-9a-f]{10}"
+KEPT = 3
+"""ASHA and Hyperband keep one trial of so many at each rung."""
 RESTART = "move it away to start again: finished trials will not be trained again"
 optuna.logging.set_verbosity(logging.WARNING)
 
@@ -113,7 +115,7 @@ class Sweep:
             if self.run_dir.exists() and not (self.run_dir.is_dir() and not any(self.run_dir.iterdir())):
                 raise ValueError(f"{self.run_dir}: not empty and not a sweep (no spec.json); choose another --run-dir")
             return
-        old, new = (_without_growth(tree) for tree in (read_json(path), self.spec.to_tree()))
+        old, new = (_without_growth(tree) for tree in (_completed(read_json(path)), self.spec.to_tree()))
         if changed := [name for name in new if old.get(name) != new[name]]:
             raise ValueError(
                 f"{self.run_dir}: holds another sweep ({', '.join(changed)} differ); only {' and '.join(MAY_GROW)} may change; use "
@@ -124,7 +126,13 @@ class Sweep:
         settings = self.spec.settings
         if not settings.prune:
             return optuna.pruners.NopPruner()
-        warmup = self.spec.base.train.steps // 4 if settings.prune_warmup is None else settings.prune_warmup
+        train = self.spec.base.train
+        warmup = train.steps // (4 if settings.pruner == "median" else 9) if settings.prune_warmup is None else settings.prune_warmup
+        first = max(warmup, train.eval_every)
+        if settings.pruner == "asha":
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEPT)
+        if settings.pruner == "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=max(train.steps, first), reduction_factor=KEPT)
         return optuna.pruners.MedianPruner(n_startup_trials=settings.prune_startup, n_warmup_steps=warmup)
 
     def next(self) -> Claim | None:
@@ -288,6 +296,14 @@ class Sweep:
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         return {dimension.name: _distribution(dimension) for dimension in self.spec.space}
+
+
+def _completed(tree: Any) -> Any:
+    """A specification's tree with the defaults of fields that are newer than it; any other tree as it is."""
+    try:
+        return Spec.from_tree(tree).to_tree()
+    except ValueError:
+        return tree
 
 
 def best_validation(records: Sequence[dict[str, Any]], objective: str) -> dict[str, Any]:

@@ -14,9 +14,14 @@ from pathlib import Path
 from experiments.cli import execute
 from qrag_jax.config import RunConfig
 
+CORES = "QRAG_TRIAL_CORES"
+"""The environment variable with the numbers of the cores that a trial uses, separated by commas; without it, all."""
+
 
 def main(folder: Path) -> int:
     """Trains without using the test questions; returns the exit code of :func:`experiments.cli.execute`."""
+    if cores := os.environ.get(CORES):
+        os.sched_setaffinity(0, map(int, cores.split(",")))  # before JAX counts them
     threading.Thread(target=_end_with_sweep, daemon=True).start()
 
     def run() -> None:

@@ -12,11 +12,13 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+
+from qrag_jax.config.parse import unknown
 
 T = TypeVar("T")
 DONE, DIFFERS = 0, 1
@@ -25,12 +27,21 @@ RARE = "rare"
 """Note on the field of an option that only --help-all shows."""
 WIDE = "10000"  # columns: no name in an error message is broken over two lines
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
+MOST_LISTED = 15
+"""A command with more options than these does not list them in a message."""
 SHOW_NAMES = tyro.conf.PositionalMetavarFromFieldName
 NEGATION = re.compile(r"--((?:.*\.)?)no-")  # of an option without a value
 RULE = "-\u2500\u256d\u256e\u2570\u256f"  # lines and corners of a box
 
 
-def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str | None = None, default: T | None = None) -> T:
+def read(
+    kind: type[T],
+    words: Sequence[str] | None,
+    prog: str,
+    description: str | None = None,
+    default: T | None = None,
+    short: Mapping[str, str] | None = None,
+) -> T:
     """Parses a command line into the dataclass ``kind``.
 
     Args:
@@ -39,6 +50,7 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
         prog: the name of the command, for messages and help.
         description: the text at the top of the help; None: the docstring of ``kind``.
         default: values of the options that are not given.
+        short: short name -> option, for messages; the caller has already replaced them in ``words``.
 
     Raises ValueError, with a message of one line, on anything that it cannot parse, and when an option is given twice that does not add up.
     ``--help`` prints the help and raises SystemExit(0).
@@ -50,6 +62,7 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
         description = f"{inspect.getdoc(kind.__mro__[1])}\n\nAll options: {prog} {HELP_ALL}" if description is None else description
     words = [HELP[1] if word == HELP_ALL else word for word in words]
     if not set(words) & set(HELP):
+        _refuse_unknown(kind, words, prog, short or {})
         _refuse_repetition(kind, words, prog)
     options: dict[str, Any] = {} if default is None else {"default": default}
     shown = io.StringIO()
@@ -59,7 +72,7 @@ def read(kind: type[T], words: Sequence[str] | None, prog: str, description: str
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(in_one_line(shown.getvalue())) from None
+        raise ValueError(plainly(in_one_line(shown.getvalue()), prog, short or {})) from None
 
 
 def _without_rare(kind: type[T]) -> type[T]:
@@ -80,6 +93,25 @@ def in_one_line(box: str) -> str:
         else:
             parts[-1] += text.split()
     return "; ".join(" ".join(part).rstrip(".") for part in parts[1:] if part)
+
+
+def plainly(message: str, prog: str, short: Mapping[str, str] | None = None) -> str:
+    """A message of tyro, in one line, as this project says it: the option, its value, what is allowed. ``short``: as for :func:`read`."""
+    names = {option: name for name, option in reversed(list((short or {}).items()))}
+    at: Callable[[str], str] = lambda option: names.get(option, option) if option.startswith("--") else option.upper()
+    if found := re.match(r"Unrecognized options: (.*?); ", message):
+        return f"{prog}: {found[1]!r} belongs to no option; see {prog} {HELP[1]}"
+    if found := re.match(r"Missing value for argument '(.*?)'", message):
+        return f"{at(found[1])}: needs a value; see {prog} {HELP[1]}"
+    if found := re.match(r"Error parsing (\S+): (.*?): '(.*?)'; Argument helptext", message):
+        kind = "a whole number" if "int()" in found[2] else "a number" if "to float" in found[2] else found[2]
+        return f"{at(found[1])} = {found[3]!r}: must be {kind}"
+    if found := re.match(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*?)\)", message):
+        return str(unknown(at(found[2]), found[1], re.findall(r"'(.*?)'", found[3])))
+    if found := re.match(r"Missing from .*?: (.*)\(required\)", message):
+        wanted = [part.split()[0] for part in found[1].split("(required)")]
+        return f"{prog}: needs {' and '.join(names.get(one, one) for one in wanted)}; see {prog} {HELP[1]}"
+    return message
 
 
 @contextlib.contextmanager
@@ -128,12 +160,6 @@ def read_command(commands: Mapping[str, type], words: Sequence[str], prog: str, 
     if name not in commands:
         inner = {full.partition(" ")[2]: kind for full, kind in commands.items() if full.split()[0] == name}
         return read_command(inner, rest, prog, description)
-    options = [
-        f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(commands[name]) if field.default is not dataclasses.MISSING
-    ]
-    for word in rest:
-        if word.startswith("--") and word not in (*HELP, HELP_ALL):
-            _check_known("option", word.partition("=")[0].replace("_", "-"), options, prog)
     return read(commands[name], rest, prog)
 
 
@@ -151,6 +177,22 @@ def _check_known(what: str, name: str, known: Sequence[str], prog: str) -> None:
         near = difflib.get_close_matches(name, known, 1)
         guess = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{prog} {name}: no such {what}; known: {', '.join(known) or 'none'}{guess}")
+
+
+def _refuse_unknown(kind: type, words: Sequence[str], prog: str, short: Mapping[str, str]) -> None:
+    """Raises ValueError on the first unknown option, with the most similar known one. A field's own name suggests its option, too:
+    "--log-every" stands for "--train.log-every"."""
+    options = [_flag(name) for name, _ in _fields(kind)]
+    negations = [re.sub(r"--((?:.*\.)?)", r"--\1no-", option) for option in options]
+    known = [*dict.fromkeys((*short, *options))]
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if not re.match(r"--\w", word) or name in (*options, *negations, *short):
+            continue
+        own = {f"--{option.rpartition('.')[2]}": option for option in options if "." in option}
+        near = difflib.get_close_matches(name, known, 1) or [own[one] for one in difflib.get_close_matches(name, own, 1)]
+        listed = f"known: {', '.join(options) or 'none'}" if len(options) <= MOST_LISTED else f"{prog} {HELP_ALL} lists all"
+        raise ValueError(f"{prog} {name}: no such option; {listed}{f'; did you mean {near[0]}?' if near else ''}")
 
 
 def _refuse_repetition(kind: type, words: Sequence[str], prog: str) -> None:

@@ -17,9 +17,13 @@ class ModelConfig:
     embedder: str = "tiny"
     """'tiny' (from scratch), or a folder or hub name with a config.json and safetensors weights."""
     layers: int = 2
+    """Number of transformer layers."""
     width: int = 128
+    """Length of a token's vector, and of an embedding; a multiple of heads and of 4."""
     heads: int = 4
+    """Number of attention heads of a layer."""
     mlp_width: int = 512
+    """Length of the hidden vector of a layer's feed-forward network."""
     vocab_size: int = 4096
     """Size of the WordPiece vocabulary, which is made from the training text."""
     max_positions: int = 256
@@ -33,6 +37,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout in the loss only; rollouts and targets are always deterministic."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the encoders compute; parameters are always float32. bfloat16 is for accelerators."""
     tile_tokens: int = 512
     """About how many tokens an encoder reads at once in training; short texts share rows. The results do not depend on it.
     A CPU is fastest with few (512), an accelerator with as many as its memory holds (16384)."""

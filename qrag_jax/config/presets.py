@@ -15,6 +15,7 @@ from qrag_jax.config.benchmarks import longest, made_to_length, picks
 from qrag_jax.config.parse import unknown
 from qrag_jax.config.trees import parse_json
 
+YAML = (".yaml", ".yml")
 TILE_TOKENS = 8192  # of the paper's presets
 
 
@@ -211,12 +212,12 @@ PRESETS: dict[str, Callable[[str, str], RunConfig]] = {
 
 
 def is_run(name: str) -> bool:
-    """Whether a preset is a configuration on disk (a .json file, or the folder of a run or of an export) instead of one of PRESETS."""
-    return name not in PRESETS and (name.endswith(".json") or Path(name).is_dir())
+    """Whether a preset is a file of settings (.json or .yaml), or the folder of a run or of an export, instead of one of PRESETS."""
+    return name not in PRESETS and (name.endswith((".json", *YAML)) or Path(name).is_dir())
 
 
 def preset(name: str, benchmark: str | None = None, task: str | None = None) -> RunConfig:
-    """The settings of preset ``name`` for a task of a benchmark. ``name`` is one of PRESETS, a .json file with a configuration (a run's
+    """The settings of preset ``name`` for a task of a benchmark. ``name`` is one of PRESETS, a .json or .yaml file of settings (a run's
     config.json, a sweep's best.json), or the folder of a run or of an export.
 
     If ``benchmark`` is None, it is that of the file, or babilong; if ``task`` is None, it is that of the file, or the benchmark's usual
@@ -235,16 +236,18 @@ def preset(name: str, benchmark: str | None = None, task: str | None = None) -> 
                 raise ValueError(f"preset {_file(name)}: {error}" if task is None else str(error)) from error
         return config
     if name not in PRESETS:
-        raise unknown("preset", name, (*PRESETS, "a .json file", "the folder of a run or of an export"))
+        raise unknown("preset", name, (*PRESETS, "a .json or .yaml file", "the folder of a run or of an export"))
     benchmark = benchmark or DataConfig.benchmark
     return PRESETS[name](benchmark, benchmarks.parts(benchmark)[0].default_task if task is None else task)
 
 
 def read(name: str) -> RunConfig:
-    """The configuration in a .json file, or in the folder of a run or of an export. Raises ValueError if there is none."""
+    """The configuration in a .json or .yaml file, or in the folder of a run or of an export. Raises ValueError if there is none."""
     path = _file(name)
     try:
         text = path.read_text(encoding="utf-8")
+        if path.suffix in YAML:
+            return RunConfig.from_yaml(text)
         return RunConfig.from_json(json.dumps(parse_json(text).get("config")) if path.name == "qrag.json" else text)
     except FileNotFoundError:
         raise ValueError(f"preset {name}: no such file") from None

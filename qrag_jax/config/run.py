@@ -17,7 +17,7 @@ from qrag_jax.config import benchmarks
 from qrag_jax.config.eval import EvalConfig
 from qrag_jax.config.model import ModelConfig, QHeadConfig
 from qrag_jax.config.parse import check_values, decode, require
-from qrag_jax.config.trees import parse_json
+from qrag_jax.config.trees import parse_json, parse_yaml, write_yaml
 
 # Switches of the rl section that only its TD objective reads.
 TD_ONLY = (
@@ -89,15 +89,15 @@ class RLConfig:
     budget: int = 4
     """T: chunks picked in a training episode."""
     gamma: float = 0.99
-    """Discount."""
+    """Discount of a reward, per pick."""
     lam: float = 0.5
-    """lambda of the lambda-return."""
+    """lambda of the lambda-return, in [0, 1]: 0 looks one pick ahead, 1 to the end of the episode."""
     tau: float = 0.02
     """Share of the new parameters in the target's moving average, per update."""
     alpha: float = 0.05
-    """Temperature of the policy and of the soft value."""
+    """Temperature of the policy and of the soft value, in the unit of rewards; the reward of a solved episode is 1."""
     alpha_end: float = 0.05
-    """Temperature at the end of training; it changes linearly from alpha."""
+    """Temperature at the last update; it changes linearly from alpha."""
     policy_top_k: int = 5
     """The policy samples from this many chunks with the highest Q; 0: from all."""
     value_top_k: int = 5
@@ -154,6 +154,7 @@ class OptimConfig:
     """AdamW, with a linear warm-up and a decay of the learning rate."""
 
     learning_rate: float = 7e-4
+    """Highest learning rate, reached at the end of the warm-up. About 1e-3 for encoders from scratch, 1e-5 to 1e-4 for pretrained ones."""
     end_ratio: float = 0.1
     """Learning rate at the last step as a share of the highest."""
     schedule: Literal["linear", "quarter_cosine"] = "linear"
@@ -162,10 +163,15 @@ class OptimConfig:
     warmup: int = 50
     """Number of updates of the warm-up."""
     b1: float = 0.9
+    """Adam's decay of the mean of the gradient, per update."""
     b2: float = 0.98
+    """Adam's decay of the mean of the squared gradient, per update."""
     eps: float = 1e-6
+    """Adam adds this to the square root of the mean squared gradient, which it divides by."""
     weight_decay: float = 1e-3
+    """Every update takes this share of a parameter, times the learning rate, away from it (AdamW)."""
     max_grad_norm: float = 2.0
+    """A gradient that is longer than this (L2 norm over all parameters) is scaled down to it."""
     batch: int = 32
     """Number of episodes per update. The memory that the gradient needs does not depend on it, but on model.tile_tokens."""
 
@@ -183,12 +189,16 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training: ``task`` in documents of ``chunks`` chunks, until update ``until``. ``objective`` None: ``rl.objective``."""
+    """A part of training."""
 
     task: str
+    """The task of its questions."""
     chunks: int
+    """Chunks of a document."""
     until: int
+    """Its last update, counted from 1."""
     objective: Objective | None = None
+    """None: that of ``rl.objective``."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +208,7 @@ class TrainConfig:
     steps: int = 1000
     """Number of updates."""
     seed: int = 0
+    """Seed of everything that is drawn: questions, documents, first parameters, picks. In [0, 2^31)."""
     log_every: int = 10
     """Updates between records in metrics.jsonl."""
     eval_every: int = 100
@@ -308,3 +319,12 @@ class RunConfig:
         except ValueError as error:
             raise ValueError(f"configuration is {error}") from error
         return decode(cls, tree)
+
+    def to_yaml(self) -> str:
+        """The same as YAML, which may be edited and used as a preset."""
+        return write_yaml(json.loads(self.to_json()))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> RunConfig:
+        """Inverse of :meth:`to_yaml`. Raises ValueError as :meth:`from_json` does."""
+        return decode(cls, parse_yaml(text))

@@ -44,6 +44,13 @@ def parse_toml(text: str) -> Any:
     return _settings(lambda: tomllib.loads(text), text, "TOML")
 
 
+def write_yaml(tree: Any) -> str:
+    """A tree of JSON as YAML, in its own order; :func:`parse_yaml` gives the same tree again."""
+    import yaml
+
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=140)
+
+
 def _settings(parse: Callable[[], Any], text: str, name: str) -> Any:
     if len(text) > SETTINGS_CHARACTERS:
         raise ValueError(f"has {len(text):,} characters; settings have at most {SETTINGS_CHARACTERS:,}")

@@ -45,6 +45,31 @@ def write_results(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_text(run_dir / "results.md", results_table(rows) + "\n")
 
 
+def short_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What was measured, for a terminal: the columns that matter most, aligned. results.md has all of them."""
+    show = lambda value: "-" if value is None else f"{value:.3f}"
+    answered = any(row["answer_em"] is not None for row in rows)
+    heads = ["task", "tokens", "questions", "Fact EM", "95 %", "Fact F1 stopped", *["answer EM"] * answered, "s / question"]
+    lines = [
+        [
+            row["task"] if len({one["benchmark"] for one in rows}) == 1 else f"{row['benchmark']} {row['task']}",
+            "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}",
+            f"{row['episodes']:,}",
+            show(row["fact_em"]),
+            "-".join(map(show, row["ci95"])),
+            show(row["fact_f1_stopped"]),
+            *[show(row["answer_em"])] * answered,
+            show(row["seconds_per_episode"]),
+        ]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    aligned = [
+        [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))] for line in [heads, *lines]
+    ]
+    return "\n".join("  ".join(line) for line in aligned)
+
+
 def results_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as a Markdown table, with a dash for what was not measured."""
     heads = (

@@ -170,7 +170,9 @@ class Learner:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         target_params = optax.incremental_update(params, state.target_params, self.config.rl.tau)
-        metrics = {**means, "grad_norm": shards.norm(grads), "alpha": self.alpha(state.step)}
+        encoders = grads["params"] if len(grads["params"]) > 1 else {}
+        norms = {"grad_norm": shards.norm(grads), **{f"grad_norm_{name}": shards.norm(part) for name, part in encoders.items()}}
+        metrics = {**means, **norms, "alpha": self.alpha(state.step)}
         return replace(state, step=state.step + 1, params=params, target_params=target_params, opt_state=opt_state), metrics
 
     def alpha(self, step: Int[Array, ""]) -> Float[Array, ""]:

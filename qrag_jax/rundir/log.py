@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from qrag_jax.config.secrets import redact, redact_words
 from qrag_jax.config.trees import parse_json
-from qrag_jax.rundir.files import write_json, write_text
+from qrag_jax.rundir.files import disk_error, write_json, write_text
 from qrag_jax.rundir.printable import printable
+from qrag_jax.rundir.sinks import Sink, open_sink
 
 T = TypeVar("T")
 _silent = False
@@ -107,14 +108,53 @@ def say(text: str, *, dim: bool = False) -> None:
 
 
 class RunLog:
-    """``metrics.jsonl`` of a run directory: one object per line, ``{"kind", "step", ...}``, written at once."""
+    """``metrics.jsonl`` of a run directory: one object per line, ``{"kind", "step", ...}``, written at once.
 
-    def __init__(self, run_dir: Path) -> None:
+    What is recorded after :meth:`rewind` also goes to the sinks ``track``; they are closed at the end of a ``with`` block.
+    """
+
+    def __init__(self, run_dir: Path, track: Sequence[str] = ()) -> None:
         self.path = run_dir / "metrics.jsonl"
+        self._track, self._sinks = track, list[Sink]()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._send(lambda sink: sink.close())
+        self._sinks = []
 
     def record(self, kind: str, step: int, **values: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n")
+        self._send(lambda sink: sink.scalars(step, _figures(kind, values)))
+
+    def histogram(self, name: str, step: int, values: Sequence[float]) -> None:
+        """For the sinks alone, as are tables and pictures."""
+        self._send(lambda sink: sink.histogram(name, step, values))
+
+    def table(self, name: str, step: int, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self._send(lambda sink: sink.table(name, step, heads, rows))
+
+    def picture(self, name: str, step: int, path: Path) -> None:
+        self._send(lambda sink: sink.picture(name, step, path))
+
+    @property
+    def tracked(self) -> bool:
+        """Whether there is a sink."""
+        return bool(self._sinks)
+
+    def _send(self, give: Callable[[Sink], None]) -> None:
+        """Gives something to every sink. One that fails, perhaps for lack of a network, gets nothing more; the run goes on."""
+        for sink in list(self._sinks):
+            try:
+                give(sink)
+            except Exception as error:
+                if disk_error(error) is not None:
+                    raise
+                self._sinks.remove(sink)
+                why = " ".join(str(error).split())[:200]
+                say(f"{type(sink).__name__} gets no more figures of this run, since it failed ({why}); metrics.jsonl has all of them")
 
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -149,6 +189,16 @@ class RunLog:
         """Removes the records made after ``step`` updates: a resumed run makes them again."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        for name in self._track:
+            sink = open_sink(name, self.path.parent, step)
+            self._sinks.append(sink)
+            for record in kept if sink.empty else ():  # of a run that had no such sink before
+                sink.scalars(record["step"], _figures(record["kind"], record))
+
+
+def _figures(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """The measured numbers of a record, by the names that sinks show: "train/loss"."""
+    return {f"{kind}/{name}": value for name, value in values.items() if name not in ("kind", "step") and value is not None}
 
 
 def _is_measured(value: Any) -> bool:

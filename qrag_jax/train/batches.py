@@ -41,8 +41,12 @@ class Batches:
         stages: Sequence[tuple[Stage, Sequence[QAExample]]],
         share: Share = WHOLE,
     ) -> None:
-        self._config, self._size, self._tokenizer, self._stages, self._share = config, size, tokenizer, stages, share
+        self._config, self.size, self._tokenizer, self._stages, self._share = config, size, tokenizer, stages, share
         self._rows = [self._pool_rows(i) for i in range(len(stages))]
+
+    def pools(self) -> list[tuple[Stage, int]]:
+        """The stages, each with the usual number of rows of its pools."""
+        return [(stage, rows) for (stage, _), rows in zip(self._stages, self._rows, strict=True)]
 
     def stage(self, step: int) -> Stage:
         return self._stages[self._number(step)][0]
@@ -56,7 +60,7 @@ class Batches:
         return next((i for i, (stage, _) in enumerate(self._stages) if step < stage.until), len(self._stages) - 1)
 
     def _examples(self, stage: int, step: int) -> list[QAExample]:
-        return [self._stages[stage][1][i] for i in range(step * self._size, (step + 1) * self._size)]
+        return [self._stages[stage][1][i] for i in range(step * self.size, (step + 1) * self.size)]
 
     def _pool_rows(self, stage: int) -> int:
         """A number of rows that holds the pool of nearly every batch of a stage, so that the update compiles once."""
@@ -67,7 +71,7 @@ class Batches:
         # All processes order the pool by the texts of the whole batch, so the order is the same everywhere.
         pool = Pool.build(examples, self._tokenizer, self._config.chunk_tokens, at_least=self._rows[stage], share=self._share)
         part = self._share.of(len(examples))
-        first = step * self._size + part.start
+        first = step * self.size + part.start
         return make_batch(examples[part], first, self._tokenizer, self._config, chunks=self._chunks(stage, len(pool.rows)), pool=pool)
 
     def _chunks(self, stage: int, texts: int) -> int:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from qrag_jax.config import Objective, RunConfig, Stage
+from qrag_jax.config.watch import Watch
 from qrag_jax.evaluate.sets import validation_set
 from qrag_jax.models.lora import shared_base
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState
 from qrag_jax.rl.supervised import make_learner
 from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress
+from qrag_jax.rundir.compilations import compilations
 from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
 from qrag_jax.rundir.log import progress as progress_bar
 from qrag_jax.rundir.stop import StopRequest
+from qrag_jax.train import describe
 from qrag_jax.train.answer_update import AnswerUpdate
 from qrag_jax.train.batches import Batches
+from qrag_jax.train.clock import Leg, TimeLeft
 from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import Parallel, make_parallel, make_phases, on_host
-from qrag_jax.train.plan import check_state, plan_update
+from qrag_jax.train.plan import Plan, check_state, plan_update
+from qrag_jax.train.profile import Profile
 from qrag_jax.train.sharding import choose_shard_state
 from qrag_jax.train.validation import Validation
 from qrag_jax.train.window import Window, write_bad_update
@@ -44,37 +51,39 @@ def train(
     devices: tuple[jax.Device, ...],
     checkpoints: Checkpoints,
     stop: StopRequest,
+    log: RunLog,
+    watch: Watch,
     prune: Prune = None,
 ) -> int:
     """Trains, and returns the step of the checkpoint "best": the parameters that are best on validation, with their stop threshold."""
     settings, steps = config.train, config.train.steps
-    log = leader_only(lambda: RunLog(run_dir))
     updates = make_updates(config, run_dir, model, stages, devices)
     validate = make_validation(config, model, updates, log, checkpoints)
-    start, state, progress = restore(checkpoints, updates)
-    if start:
-        say(f"resuming {run_dir} at update {start} of {steps}")
-        log.rewind(start)
-    else:
-        log.rewind(-1)
-        # How good the parameters are before training: zero-shot, if they are pretrained.
-        progress = validate_on_leader(validate, updates, state, 0, progress)
+    for line in describe.questions_lines(config, stages, validate.questions):
+        say(line)
+    start, state, progress = begin(config, run_dir, updates, validate, checkpoints, log)
     began, window = time.perf_counter() - progress.seconds, Window(progress.window)
     pruned, ended = False, start >= steps or progress.reached >= ENOUGH
-    with stop.later(), progress_bar(total=steps, initial=start, unit="update", desc=f"train {config.data.task}") as bar:
+    with stop.later(), compilations() as compiled, profiling(watch.profiled, run_dir, start) as profile, make_bar(config, start) as bar:
+        clock = TimeLeft(updates.legs(config.rl.budget), settings.eval_every, compiled)
         for step, batch in enumerate(updates.batches.ahead(start, start if ended else steps), start + 1):
-            if step == start + 1:
-                updates.say_plan(config, batch, step)
+            if step == start + 1 and (plan := updates.plan(config, batch, step)) is not None:
+                say(str(plan))
+            with clock.aside():
+                profile.before(step)
             state, metrics = updates(state, batch, step)
             window.add(metrics, updates.texts(batch, config.rl.budget))
+            with clock.aside():
+                profile.after(step, metrics)
             bar.update()
             recorded = step % settings.log_every == 0 or step == steps
             if recorded:
                 refuse_nan(window, step, state, updates, checkpoints, run_dir)
                 checkpoints.check()
-                record(window, step, time.perf_counter() - began, config.optim.batch * config.rl.budget, log, bar)
+                record(window, step, time.perf_counter() - began, config.optim.batch * config.rl.budget, log, bar, clock.left(step))
                 if step % settings.eval_every == 0 or step == steps:
-                    progress = validate_on_leader(validate, updates, state, step, progress)
+                    with clock.validating():
+                        progress = validate_on_leader(validate, updates, state, step, progress)
                     pruned = prune is not None and step < steps and from_leader(prune)
                 window = Window()
                 ended = step == steps or progress.reached >= ENOUGH
@@ -89,9 +98,25 @@ def train(
             if asked or pruned:
                 from_leader(checkpoints.wait)
                 raise stop.kind(f"saved at update {step}; run the same command again to resume") if asked else Pruned(step)
+            clock.updated(step)
             if ended:
                 break
     return progress.best_step
+
+
+def begin(
+    config: RunConfig, run_dir: Path, updates: Updates, validate: Validation, checkpoints: Checkpoints, log: RunLog
+) -> tuple[int, TrainState, Progress]:
+    """Resumes from the newest checkpoint, or begins with a validation. Returns the number of updates made, the state and the progress."""
+    start, state, progress = restore(checkpoints, updates)
+    if start:
+        say(f"resuming {run_dir} at update {start} of {config.train.steps}")
+        log.rewind(start)
+    else:
+        log.rewind(-1)
+        # How good the parameters are before training: zero-shot, if they are pretrained.
+        progress = validate_on_leader(validate, updates, state, 0, progress)
+    return start, state, progress
 
 
 @dataclass(frozen=True)
@@ -113,13 +138,31 @@ class Updates:
     """The updates of the other objectives that stages have."""
     answers: AnswerUpdate | None
     """The update for rewards that come from a reader's answers; None for other rewards."""
+    seen: set[Any] = field(default_factory=set)
+    """Objectives and shapes of batches for which the update has been compiled."""
 
     def __call__(self, state: TrainState, batch: TaskBatch, step: int) -> tuple[TrainState, Metrics]:
         """The state and metrics after update ``step``; ``state`` is donated."""
-        if (own := self.of_stage(step)) is not None:
-            return own.update(state, batch)
-        assert self.answers is not None
-        return self.answers(state, batch, self.batches.examples(step - 1), self.batches.stage(step - 1).task)
+        with self.announced(batch, step):
+            if (own := self.of_stage(step)) is not None:
+                return own.update(state, batch)
+            assert self.answers is not None
+            return self.answers(state, batch, self.batches.examples(step - 1), self.batches.stage(step - 1).task)
+
+    @contextmanager
+    def announced(self, batch: TaskBatch, step: int) -> Iterator[None]:
+        """Says that update ``step`` is compiled, and how long it took, if it is the first one for a batch of these shapes."""
+        stage = self.batches.stage(step - 1)
+        key = (stage.objective, *(x.shape for x in jax.tree.leaves(batch)))
+        if key in self.seen:
+            yield
+            return
+        self.seen.add(key)
+        chunks, texts = batch.chunk_mask.shape[1], len(batch.chunk_pool_ids)
+        say(f"compiling the update for {stage.task}, {chunks} chunks a document, {texts} texts a batch")
+        began = time.perf_counter()
+        yield
+        say(f"compiled in {describe.duration(time.perf_counter() - began)}")
 
     def params(self, state: TrainState) -> Params:
         """The parameters of a state's embedder, whole on this process's first device, until the next update."""
@@ -132,18 +175,26 @@ class Updates:
             return self.others[objective]
         return self.parallel if self.answers is None else None
 
-    def say_plan(self, config: RunConfig, batch: TaskBatch, step: int) -> None:
-        """Says how much memory update ``step`` on a batch like this one needs. Raises ValueError when it does not fit.
+    def plan(self, config: RunConfig, batch: TaskBatch, step: int) -> Plan | None:
+        """Compiles update ``step`` on a batch like this one, and returns how much memory it needs; None where that is not known.
+        Raises ValueError when it does not fit.
 
         Not for rewards that come from answers: the two halves of such an update are compiled when they are used.
         """
-        own = self.of_stage(step)
-        if own is not None and (plan := run_on_all(lambda: plan_update(config, own, self.shapes, batch))) is not None:
-            say(str(plan))
+        if (own := self.of_stage(step)) is None:
+            return None
+        with self.announced(batch, step):
+            return run_on_all(lambda: plan_update(config, own, self.shapes, batch))
 
     def texts(self, batch: TaskBatch, budget: int) -> int:
         """How many texts an update embeds, in all processes: the pool with two sets of parameters, and a state before each pick."""
         return self.parallel.share.count * (2 * batch.chunk_pool_ids.shape[0] + batch.chunk_index.shape[0] * budget)
+
+    def legs(self, budget: int) -> list[Leg]:
+        """The stages of the run. The work of an update is the texts that it embeds; those with a gradient, the states and the picked
+        chunks, count about three times."""
+        with_gradient = 2 * self.batches.size * budget
+        return [Leg(stage.until, 2 * rows + 3 * with_gradient) for stage, rows in self.batches.pools()]
 
 
 def make_updates(
@@ -228,13 +279,36 @@ def refuse_nan(window: Window, step: int, state: TrainState, updates: Updates, c
     )
 
 
-def record(window: Window, step: int, seconds: float, transitions: int, log: RunLog, bar: tqdm) -> None:
-    """Writes the means of ``window`` and shows them. ``transitions``: of one update. ``seconds``: of training so far."""
+@contextmanager
+def profiling(updates: range, run_dir: Path, start: int) -> Iterator[Profile]:
+    """The recording of ``updates`` by process 0, in a run that goes on after update ``start``; see :mod:`qrag_jax.train.profile`."""
+    if updates and updates[-1] <= start:
+        say(f"updates {updates[0]} to {updates[-1]} were made before, so they cannot be profiled")
+    profile = leader_only(lambda: Profile(updates, run_dir / "profile"))
+    try:
+        yield profile
+    finally:
+        profile.close()
+
+
+def make_bar(config: RunConfig, start: int) -> tqdm:
+    """The progress bar of a training. Its time left is not that of tqdm, which knows nothing of stages and validations."""
+    shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+    return progress_bar(total=config.train.steps, initial=start, unit="update", desc=f"train {config.data.task}", bar_format=shown)
+
+
+def record(window: Window, step: int, seconds: float, transitions: int, log: RunLog, bar: tqdm, left: float | None) -> None:
+    """Writes the means of ``window`` and shows them. ``transitions``: of one update. ``seconds``: of training so far, ``left``: to come."""
     means, spent = window.means(), window.seconds
     rate = len(window) * transitions / spent
     log.record("train", step, **means, seconds=seconds, transitions_per_second=rate, chunks_per_second=window.texts / spent)
+    for name, values in window.columns().items():
+        if name.startswith("grad_norm"):
+            log.histogram(f"train/{name}", step, [float(value) for value in values])
+    time_left = "" if left is None else f"{describe.duration(left)} left, "
     bar.set_postfix_str(
-        f"return {means['return']:.2f} Fact EM {means['fact_em']:.2f} loss {means['loss']:.4f} {rate:.0f} transitions/s", refresh=False
+        f"{time_left}return {means['return']:.2f} Fact EM {means['fact_em']:.2f} loss {means['loss']:.4f} {rate:.0f} transitions/s",
+        refresh=False,
     )
 
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from qrag_jax.config import RunConfig, Stage
+from qrag_jax.config.watch import Watch
 from qrag_jax.evaluate import plots
 from qrag_jax.evaluate.episodes import evaluate
-from qrag_jax.evaluate.results import results_table, write_results
+from qrag_jax.evaluate.results import short_table, write_results
 from qrag_jax.evaluate.sets import EvaluationSet, final_sets
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.reader.make import check_reader
@@ -28,7 +29,9 @@ from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
 from qrag_jax.rundir.files import check_folder, disk_error, is_unfinished, write_text
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import CannotWrite, RunLog, say, write_manifest
+from qrag_jax.rundir.sinks import check_trackers
 from qrag_jax.rundir.stop import StopRequest, stop_requests
+from qrag_jax.train import describe
 from qrag_jax.train.batches import stage_examples
 from qrag_jax.train.hosts import agree, from_leader, leader_only, run_on_all
 from qrag_jax.train.loop import Prune, train
@@ -48,12 +51,19 @@ MAY_CHANGE = (
 )
 
 
-def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Prune = None) -> list[dict[str, Any]]:
-    """Trains, evaluates and exports; returns the rows of results.json.
+def run(
+    config: RunConfig,
+    run_dir: str | Path,
+    *,
+    test: bool = True,
+    prune: Prune = None,
+    watch: Watch = Watch(),  # noqa: B008  (frozen)
+) -> list[dict[str, Any]]:
+    """Trains, evaluates and exports; returns the rows of results.json. May be called in a thread: signals are then left to the caller.
 
     If ``test`` is False, the test questions are not used and there are no rows: the trials of a sweep are compared on validation. The same
     call with True then evaluates the trained retriever. After each validation except the first and the last, process 0 calls ``prune`` to
-    ask whether to stop.
+    ask whether to stop. ``watch``: where figures go besides metrics.jsonl, and which updates are profiled.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Busy when another process trains in the
     folder; Preempted after SIGTERM; NotFinite when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or
@@ -64,7 +74,7 @@ def run(config: RunConfig, run_dir: str | Path, *, test: bool = True, prune: Pru
     run_dir = Path(run_dir)
     try:
         with stop_requests() as stop, default_numbers():
-            return _run(config, run_dir, stop, test, prune)
+            return _run(config, run_dir, stop, test, prune, watch)
     except (OSError, ValueError) as error:
         if (told := disk_error(error)) is None:
             raise
@@ -94,7 +104,8 @@ def default_numbers() -> Iterator[None]:
                 jax.config.update(name, value)
 
 
-def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune) -> list[dict[str, Any]]:
+def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune, watch: Watch) -> list[dict[str, Any]]:
+    check_watch(config, watch)
     devices = choose_devices(config.train, config.optim.batch)
     from_leader(lambda: check_run_dir(config, run_dir))
     if config.rl.reward != "support" and jax.process_count() > 1:
@@ -110,9 +121,19 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune:
     with leader_only(lambda: _lock(run_dir)):
         from_leader(lambda: check_run_dir(config, run_dir))  # again: another process may have written to it meanwhile
         from_leader(lambda: write_start(config, run_dir, model, devices))
-        with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
-            best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, prune)
-        return from_leader(lambda: finish(config, run_dir, model, best_step, tests))
+        for line in (describe.devices_line(devices), describe.model_line(config, model)):
+            say(line)
+        with leader_only(lambda: RunLog(run_dir, watch.track)) as log:
+            with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
+                best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, log, watch, prune)
+            return from_leader(lambda: finish(config, run_dir, model, best_step, tests, log))
+
+
+def check_watch(config: RunConfig, watch: Watch) -> None:
+    """Raises ValueError if a package is missing, or if the updates to profile are not made."""
+    check_trackers(watch.track)
+    if watch.profiled and watch.profiled[-1] > config.train.steps:
+        raise ValueError(f"profile = {watch.profile!r}: must end at update {config.train.steps} or before, the last one (train.steps)")
 
 
 def _lock(run_dir: Path) -> ExitStack:
@@ -143,14 +164,17 @@ def write_start(config: RunConfig, run_dir: Path, model: Model, devices: tuple[j
     write_manifest(run_dir, config.train.seed, [str(device) for device in devices], jnp.asarray(0.0).dtype == jnp.float64)
 
 
-def finish(config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+def finish(
+    config: RunConfig, run_dir: Path, model: Model, best_step: int, tests: Sequence[EvaluationSet], log: RunLog
+) -> list[dict[str, Any]]:
     """Evaluates and exports the parameters that are best on validation; returns the rows of results.json, one for each of ``tests``."""
     with Checkpoints(run_dir) as checkpoints:
         best = checkpoints.best(best_step, model.params)
     params = jax.device_put(best.params)
     retriever = Retriever(config, model.embedder, params, model.tokenizer, best.threshold, best_step)
     title, sampled = f"{config.data.benchmark} {config.data.task}", config.rl.objective == "td"
-    plots.curves(RunLog(run_dir).read(), run_dir / "curves.png", title, sampled)
+    plots.curves(log.read(), run_dir / "curves.png", title, sampled)
+    log.picture("curves", config.train.steps, run_dir / "curves.png")
     export = Export(config, model.backbone, params, model.tokenizer, model.embedder.pooling, best.threshold, best_step)
     write_export(run_dir / "export", export)  # before the evaluation, which may fail: the trained model is then safe
     rows = evaluate(config.eval, run_dir, retriever, tests)
@@ -158,15 +182,17 @@ def finish(config: RunConfig, run_dir: Path, model: Model, best_step: int, tests
         write_export(run_dir / "export", dataclasses.replace(export, rows=rows))
     if tests:
         write_report(run_dir, rows)
+        if (context := run_dir / "context.png").exists():
+            log.picture("context", config.train.steps, context)
     return rows
 
 
 def write_report(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes results.json, results.md and, if there are context lengths, context.png; prints the table."""
+    """Writes results.json, results.md and, if there are context lengths, context.png; prints a short table."""
     write_results(run_dir, rows)
     if lengths := [row for row in rows if row["context_tokens"] is not None]:
         plots.context(lengths, run_dir / "context.png")
-    say(f"\n{results_table(rows)}\n\nresults are in {run_dir}")
+    say(f"\n{short_table(rows)}\n\nresults are in {run_dir}")
 
 
 def check_run_dir(config: RunConfig, run_dir: Path) -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qrag_jax.config import RunConfig
 from qrag_jax.data.pooled import in_one_haystack
 from qrag_jax.evaluate.episodes import read_answers, run_episodes, summary, threshold_of
+from qrag_jax.evaluate.results import EpisodeRecord
 from qrag_jax.evaluate.sets import EvaluationSet
 from qrag_jax.reader.protocol import Reader
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.learner import Params
 from qrag_jax.rundir.checkpoint import Checkpoints, Progress
-from qrag_jax.rundir.log import RunLog
+from qrag_jax.rundir.log import RunLog, say
 from qrag_jax.train.model import Model
 from qrag_jax.types import QAExample
+
+TITLES = {
+    "fact_em": "Fact EM",
+    "fact_f1": "Fact F1",
+    "fact_f1_stopped": "Fact F1 stopped",
+    "answer_em": "answer EM",
+    "haystack_fact_em": "Fact EM among all chunks",
+}
+SHOWN = 3
+"""Validation questions whose picks the sinks show."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class Validation:
         if in_haystack:
             figures["haystack_fact_em"] = summary(in_haystack, threshold)["fact_em"]
         self.log.record("validation", step, **figures)
+        self.show(step, figures, records)
         target = self.config.train.stop_at
         reached = progress.reached + 1 if target is not None and found["fact_em"] >= target else 0
         progress = replace(progress, threshold=threshold, reached=reached)
@@ -55,3 +68,28 @@ class Validation:
             return progress
         self.checkpoints.save_best(step, params, threshold)
         return replace(progress, best=score, best_step=step)
+
+    def show(self, step: int, figures: Mapping[str, float | None], records: Sequence[EpisodeRecord]) -> None:
+        """Prints the figures of a validation; gives the sinks their table, Q of the picks, and what was picked for three questions."""
+        known = {name: value for name, value in figures.items() if value is not None}
+        say(f"validation after update {step}: " + ", ".join(f"{TITLES[name]} {value:.3f}" for name, value in known.items()))
+        if not self.log.tracked:
+            return
+        q = [(chunk in record.support, value) for record in records for chunk, value in zip(record.picked, record.q, strict=True)]
+        for name, kind in (("q_supporting", True), ("q_other", False)):
+            if values := [value for supports, value in q if supports == kind]:
+                self.log.histogram(f"validation/{name}", step, values)
+        rows = [[f"{one['step']}", *(show(one.get(name)) for name in known)] for one in self.log.validations()]
+        self.log.table("validation/figures", step, ["update", *(TITLES[name] for name in known)], rows)
+        self.log.table("validation/picks", step, ["question", "pick", "Q", "supports", "chunk"], list(picks(records[:SHOWN])))
+
+
+def show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def picks(records: Sequence[EpisodeRecord]) -> Iterator[list[str]]:
+    """A row for each pick: question, number of the pick, Q, whether the chunk supports the answer, and its text."""
+    for record in records:
+        for number, (chunk, q, text) in enumerate(zip(record.picked, record.q, record.texts, strict=True), 1):
+            yield [record.question, str(number), show(q), "yes" if chunk in record.support else "no", text]

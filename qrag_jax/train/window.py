@@ -45,23 +45,23 @@ class Window:
         self.texts += texts
 
     def means(self) -> dict[str, float]:
-        return {name: float(np.mean(values)) for name, values in self._columns().items()}
+        return {name: float(np.mean(values)) for name, values in self.columns().items()}
 
     def first_bad(self) -> int | None:
         """Index of the first update with a metric that is not finite."""
-        finite = np.isfinite(list(self._columns().values())).all(axis=0)
+        finite = np.isfinite(list(self.columns().values())).all(axis=0)
         return None if finite.all() else int(np.argmin(finite))
 
     def values(self, index: int) -> dict[str, float]:
         """The metrics of one update."""
-        return {name: float(values[index]) for name, values in self._columns().items()}
+        return {name: float(values[index]) for name, values in self.columns().items()}
 
     def saved(self) -> SavedWindow:
         """The argument that the constructor takes; float32 values are kept exactly."""
-        metrics = {name: [float(value) for value in values] for name, values in self._columns().items()}
+        metrics = {name: [float(value) for value in values] for name, values in self.columns().items()}
         return SavedWindow(metrics, self.texts, self.seconds)
 
-    def _columns(self) -> dict[str, list[np.ndarray]]:
+    def columns(self) -> dict[str, list[np.ndarray]]:
         """Name -> values of the metrics that every update has: a stage with another objective has others."""
         self._metrics = jax.device_get(self._metrics)
         names = [name for name in (self._metrics[0] if self._metrics else ()) if all(name in metrics for metrics in self._metrics)]

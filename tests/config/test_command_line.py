@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+from qrag_jax.config import RunConfig
 from qrag_jax.config.command_line import as_typed, flags, in_one_line, read, read_command, refuse_urls
 
 
@@ -46,12 +48,46 @@ def test_a_mistake_is_one_line_without_frame_or_colour(encoding: str, columns: s
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("TERM", "xterm")
     long = "a-name-of-many-letters-" * 8
-    with pytest.raises(ValueError, match="Unrecognized") as error:
+    with pytest.raises(ValueError, match="no option") as error:
         read(Pack, ["a", long], "pack")
-    assert str(error.value) == f"Unrecognized options: {long}; For full helptext, run pack --help"
+    assert str(error.value) == f"pack: {long!r} belongs to no option; see pack --help"
     assert os.environ["COLUMNS"] == columns
-    with pytest.raises(ValueError, match=r"^Missing from pack: FOLDER What to pack"):
+    with pytest.raises(ValueError, match=r"^pack: needs FOLDER; see pack --help$"):
         read(Pack, [], "pack")
+
+
+SHORT = {"--hard": "--level"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "--levle", "3"], "pack --levle: no such option; known: --level; did you mean --level?"),
+        (["a", "--zzz"], "pack --zzz: no such option; known: --level"),
+        (["a", "--hrad=3"], "pack --hrad: no such option; known: --level; did you mean --hard?"),
+        (["a", "--level", "x"], "--hard = 'x': must be a whole number"),
+        (["a", "--level"], "--hard: needs a value; see pack --help"),
+        (["a", "b"], "pack: 'b' belongs to no option; see pack --help"),
+        ([], "pack: needs FOLDER; see pack --help"),
+    ],
+)
+def test_every_mistake_is_said_in_one_style(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        read(Pack, words, "pack", short=SHORT)
+
+
+def test_the_nearest_name_is_that_of_an_option_its_short_name_or_its_field() -> None:
+    for word, near in (
+        ("--stesp", "--steps"),
+        ("--train.log_evry", "--train.log-every"),
+        ("--log-every", "--train.log-every"),
+        ("--gama", "--rl.gamma"),
+        ("--data.no-skip_bda", "--data.skip-bad"),
+    ):
+        with pytest.raises(ValueError, match=rf"no such option; p --help-all lists all; did you mean {near}\?$"):
+            read(RunConfig, [word, "5"], "p", short={"--steps": "--train.steps"})
+    with pytest.raises(ValueError, match=r"^--qhead.positions = 'relativ': unknown; known: relative, .*; did you mean 'relative'\?$"):
+        read(RunConfig, ["--qhead.positions", "relativ"], "p")
 
 
 def test_text_of_a_message_that_looks_like_a_frame_is_kept() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
+import itertools
 import json
 import os
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,3 +213,13 @@ def test_eight_devices_of_16_gb_can_share_the_papers_updates(name, benchmark, tr
 def test_presets_for_cpus_compute_in_float32_in_small_tiles(name):
     model = preset(name, "babilong").model
     assert (model.compute_dtype, model.remat, model.tile_tokens) == ("float32", False, 512)
+
+
+def test_every_field_has_a_help_text():
+    """A string below each field is what --help and the editors show; tyro reads it from the source, and so does this test."""
+    for kind in (RunConfig, Stage, *(field.default_factory for field in dataclasses.fields(RunConfig))):
+        (body,) = [node.body for node in ast.parse(textwrap.dedent(inspect.getsource(kind))).body]
+        for field, below in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and kind is not RunConfig:
+                text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+                assert len(text) > 10, f"{kind.__name__}.{field.target.id}"

@@ -123,7 +123,7 @@ def test_the_section_of_a_test_is_spelled_alike_everywhere(run_dir: Path) -> Non
 def test_an_option_without_its_value_is_refused_in_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("babilong", "", words) == 64
     shown = capsys.readouterr()
-    field = {"--preset": "--preset", "--task": "--data.task", "--seeds": "seeds = ()", "--seed": "--train.seed"}[words[0]]
+    field = {"--preset": "--preset", "--task": "--task", "--seeds": "seeds = ()", "--seed": "--seed"}[words[0]]
     assert shown.err.startswith("error: ")
     assert field in shown.err
     assert shown.err.count("\n") == 1

@@ -34,7 +34,7 @@ class Trained(list[tuple[RunConfig, Path]]):
 
     stop: int | None = None
 
-    def run(self, config: RunConfig, run_dir: Path) -> list[dict[str, Any]]:
+    def run(self, config: RunConfig, run_dir: Path, **_: Any) -> list[dict[str, Any]]:
         training.check_run_dir(config, run_dir)
         self.append((config, run_dir))
         write_text(run_dir / "config.json", config.to_json())

@@ -245,7 +245,7 @@ def test_several_seeds_are_in_the_bucket(server, machine, monkeypatch, capsys):
     monkeypatch.setattr(training, "run", ends_at_once)
     assert here(url, "--seeds", "0", "1") == 0
     machine("second")
-    monkeypatch.setattr(training, "run", lambda config, run_dir: ends_at_once(config, run_dir) if config.train.seed == 2 else 1 / 0)
+    monkeypatch.setattr(training, "run", lambda config, run_dir, **_: ends_at_once(config, run_dir) if config.train.seed == 2 else 1 / 0)
     assert here(url, "--seeds", "0", "2") == 0
     found = Bucket(url).digests()
     assert {"results.json", "seeds.json", "curves.png", *(f"seed-{seed}/results.json" for seed in range(3))} <= found.keys()

@@ -10,18 +10,18 @@ from qrag_jax.config.parse import require
 
 @dataclass(frozen=True)
 class Limits:
-    """``budget``: the most picks of a question (None: 8, or fewer if the retriever reads fewer). ``question``: its longest length, in
-    characters. ``requests``: how many are accepted at once, in search, in line or being answered. ``answers``: how many the reader writes
+    """``budget``: the most picks of a question (None: 8, or fewer if the retriever reads fewer). ``characters``: its longest length.
+    ``requests``: how many are accepted at once, in search, in line or being answered. ``answers``: how many the reader writes
     at once. ``seconds``: the longest time of a request."""
 
     budget: int | None = None
-    question: int = 2000
+    characters: int = 2000
     requests: int = 64
     answers: int = 4
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("budget", "question", "requests", "answers"):
+        for name in ("budget", "characters", "requests", "answers"):
             value = getattr(self, name)
             require(value is None or 1 <= value <= 1_000_000, name, value, "in 1..1,000,000")
         require(0 < self.seconds < math.inf, "seconds", self.seconds, "above 0")

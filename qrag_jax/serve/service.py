@@ -186,7 +186,7 @@ class Service:
         """Yields each step of a search as it is made, and at the end a :class:`Found` with all of them.
 
         Args:
-            question: the question, of at most ``limits.question`` characters.
+            question: the question, of at most ``limits.characters`` characters.
             budget: how many chunks to pick; None: 4, or the most that are served.
             mode: how to search; None: as the retriever usually does.
             filter: pick only from documents whose name and metadata match.
@@ -196,7 +196,7 @@ class Service:
         Raises ValueError on bad input, and Refused if it cannot be answered.
         """
         require(isinstance(question, str), "question", question, "a text")
-        require(len(question) <= self.limits.question, "question", question, f"a text of at most {self.limits.question:,} characters")
+        require(len(question) <= self.limits.characters, "question", question, f"a text of at most {self.limits.characters:,} characters")
         if request is None:
             with self.accept() as accepted:
                 yield from self._stream(question, self._usual(budget), mode, filter, stop, accepted)

@@ -93,7 +93,7 @@ def test_bad_input_is_refused_and_counts_for_nothing(service: Service) -> None:
     with pytest.raises(ValueError, match="no reader: the service was started without --reader"):
         service.answer("Where is Mary?")
     assert service.health().requests == 0
-    for field, value in (("question", 0), ("requests", 0), ("answers", -1), ("seconds", 0.0), ("budget", 0), ("seconds", float("nan"))):
+    for field, value in (("characters", 0), ("requests", 0), ("answers", -1), ("seconds", 0.0), ("budget", 0), ("seconds", float("nan"))):
         with pytest.raises(ValueError, match=f"{field} = "):
             Limits(**{field: value})  # type: ignore[arg-type]
 

@@ -207,9 +207,10 @@ def _add_errors(app: FastAPI) -> None:
         status, message, headers = describe(error)
         return Response(error_body(status, message), status, headers, media_type="application/json")
 
-    async def refuse_fields(_: Request, error: Exception) -> Response:
+    async def refuse_fields(http: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return Response(error_body(422, fault(error)), 422, media_type="application/json")
+        taken = AnswerRequest if http.url.path.startswith("/answer") else SearchRequest
+        return Response(error_body(422, fault(error, list(taken.model_fields))), 422, media_type="application/json")
 
     async def refuse_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -223,15 +224,12 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, refuse_http)
 
 
-def fault(error: RequestValidationError) -> str:
-    """The first fault of a request in one line: the field, its value, and what it must be."""
+def fault(error: RequestValidationError, known: list[str]) -> str:
+    """The first fault of a request in one line: the field, its value, and what it must be. ``known``: the fields of its body."""
     first = error.errors()[0]
-    names = [str(part) for part in first["loc"][1:]]
-    name = next(iter(names), "body")
-    known = [*AnswerRequest.model_fields] if first["loc"][0] == "body" else ["offset", "limit"]
+    name = str(next(iter(first["loc"][1:]), "body"))
     if first["type"] == "extra_forbidden":
         return str(unknown("body", name, known, " field"))
     if first["type"] == "missing":
         return f"{name} is missing: send a JSON object with it, such as {{'question': 'Where is the milk?'}}"
-    value = first["input"].get(name) if isinstance(first["input"], dict) and name in first["input"] else first["input"]
-    return f"{name} = {str(repr(value))[:200]}: {first['msg'].replace('Input should be', 'must be')}"
+    return f"{name} = {str(repr(first['input']))[:200]}: {first['msg'].replace('Input should be', 'must be')}"

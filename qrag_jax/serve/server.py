@@ -57,7 +57,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self.asked: int | None = None  # the signal
-        self._since = 0.0
+        self._since = self._closed = 0.0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -71,13 +71,23 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self.asked is not None and not self.should_exit:
-            if not self._since:
-                self._since = time.monotonic()
-                if left := self._service.health().requests:
-                    say(f"stopping: {left} requests are still being answered")
-            done, waited = self._service.stop(0), time.monotonic() - self._since
-            self.should_exit = (done and waited >= PAUSE) or waited > self._service.limits.seconds + PAUSE
+            self._leave()
         return await super().on_tick(counter)
+
+    def _leave(self) -> None:
+        """Refuses new requests; closes the port when the accepted ones are answered; ends when no request is on its way any more."""
+        now = time.monotonic()
+        if not self._since:
+            self._since = now
+            if left := self._service.health().requests:
+                say(f"stopping: {left} requests are still being answered")
+        done = self._service.stop(0) and now - self._since >= PAUSE
+        if not self._closed and (done or now - self._since > self._service.limits.seconds + PAUSE):
+            self._closed = now
+            for server in self.servers:
+                server.close()
+        elif self._closed:
+            self.should_exit = not self.server_state.connections or now - self._closed >= PAUSE
 
 
 def run(app: ASGIApp, service: Service, bound: socket.socket) -> None:

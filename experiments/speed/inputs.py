@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from qrag_jax.config import ModelConfig, RunConfig
 from qrag_jax.data.text.haystack import load_haystack
@@ -16,6 +18,7 @@ from qrag_jax.export.folder import Export, find_export, write_export
 from qrag_jax.models.embedder import make_embedder
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.models.tokenizer import train_wordpiece
+from qrag_jax.retrieve.retriever import Retriever
 
 VOCABULARY_SENTENCES = 20_000
 
@@ -41,3 +44,20 @@ def given_or_untrained(place: Path | None, texts: Sequence[str], folder: Path) -
     embedder = make_embedder(config, backbone)
     params = jax.jit(embedder.init)(jax.random.key(0), ids, ids)
     return write_export(folder, Export(config, backbone, params, tokenizer, embedder.pooling))
+
+
+class DrawnVectors:
+    """Embeds chunks as unit vectors that are drawn at random, in no time; everything else is that of ``retriever``."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self.config, self.embedder, self.params, self.tokenizer = (
+            retriever.config,
+            retriever.embedder,
+            retriever.params,
+            retriever.tokenizer,
+        )
+        self._draw = np.random.default_rng(0)
+
+    def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
+        found = self._draw.standard_normal((len(texts), self.embedder.config.width), np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)

@@ -26,7 +26,7 @@ from qrag_jax.serve import service as core
 from qrag_jax.serve.bridge import Bridge, EventStream, Hear, sse
 from qrag_jax.serve.guard import Access, Guard, error_body
 from qrag_jax.serve.limits import Gone, Overloaded, Refused, Stopping, TooLate
-from qrag_jax.serve.metrics import Metrics
+from qrag_jax.serve.metrics import CONTENT_TYPE, Metrics
 from qrag_jax.serve.reference import page_policy, reference_page
 from qrag_jax.serve.schema import (
     AnswerRequest,
@@ -87,14 +87,12 @@ def make_app(service: core.Service, access: Access) -> ASGIApp:
     app = FastAPI(title="qrag", version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.router.route_class = _JsonRoute
     _add_errors(app)
-    _add_questions(app, bridge, metrics)
+    _add_questions(app, service, bridge, metrics)
     _add_pages(app, service, metrics, access)
     return Guard(app, access, metrics, leaving=lambda: not service.health().ready)
 
 
-def _add_questions(app: FastAPI, bridge: Bridge, metrics: Metrics) -> None:
-    service = bridge.service
-
+def _add_questions(app: FastAPI, service: core.Service, bridge: Bridge, metrics: Metrics) -> None:
     def search(body: SearchRequest, request: core.Request, hear: Hear[bytes]) -> SearchResponse:
         steps = service.stream(**body.model_dump(), request=request)
         for one in steps:
@@ -150,7 +148,7 @@ def _add_pages(app: FastAPI, service: core.Service, metrics: Metrics, access: Ac
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, summary="Figures for Prometheus")
     async def _metrics() -> Response:
-        return Response(metrics.page(), media_type="text/plain; version=1.0.0; charset=utf-8")
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     async def _page() -> Response:

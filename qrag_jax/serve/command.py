@@ -87,8 +87,8 @@ def run_serve(command: Serve, say: Callable[[str], None]) -> None:
         reader = _reader(command)
         service = Service(index, Retriever.of_index(index, command.retriever), reader, limits, command.modes).start()
         place = address(bound, command.host)
-        say(f"{index.path}: {len(index):,} chunks at {place} ({place}/docs describes the addresses); Ctrl-C stops")
-        run(make_app(service, access), service, bound)
+        told = f"{index.path}: {len(index):,} chunks at {place} ({place}/docs describes the addresses); Ctrl-C stops"
+        run(make_app(service, access), service, bound, ready=lambda: say(told))
     finally:
         bound.close()
 

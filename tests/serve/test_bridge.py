@@ -19,7 +19,7 @@ from qrag_jax.serve.service import Request
 class Accepting:
     """The part of a service that a bridge uses."""
 
-    def __init__(self, seconds: float = 20) -> None:
+    def __init__(self, seconds: float = 20.0) -> None:
         self.limits = Limits(requests=2, seconds=seconds)
         self.open = 0
         self.last: Request | None = None

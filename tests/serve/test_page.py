@@ -28,11 +28,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.quick]
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--window-size=1280,900")
 KEY = "a key of 16 signs".replace(" ", "-")
-HOSTILE = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script> The end."
+HOSTILE = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script> the end"
 TEXTS = [
     Text("Mary went to the garden.", "a.pdf", {"page": 3}),
     Text(HOSTILE, '"><b>x</b>.html', {"heading": "<i>Rest</i>"}),
-    Text("John slept. " * 60, "c.txt"),
+    Text("John slept " * 90, "c.txt"),
 ]
 PHONE = {"width": 375, "height": 812, "deviceScaleFactor": 2, "mobile": True}
 
@@ -46,7 +46,7 @@ def go() -> threading.Semaphore:
 def page(tmp_path_factory: pytest.TempPathFactory, go: threading.Semaphore) -> Iterator[str]:
     """The address of a server in a thread."""
     retriever: Retriever = small_retriever()
-    index = Index.build(retriever, TEXTS, tmp_path_factory.mktemp("page") / "index", chunk_by="tokens")
+    index = Index.build(retriever, TEXTS, tmp_path_factory.mktemp("page") / "index")
     reader = SlowReader("In the <b>garden</b> ", "[1][7]. ", "Really [2].", go=go)
     with Service(index, retriever, reader, Limits(budget=3)) as service, socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -121,6 +121,9 @@ def test_steps_and_answer_come_one_after_another(browser: Any, page: str, go: th
     soon(lambda: text(browser, "#text"), "In the <b>garden</b> [1]. Really [2].")
     soon(lambda: browser.find_element("css selector", "#cancel").is_displayed(), False)
     assert "[7]" in text(browser, "#cost")
+    more = browser.find_element("css selector", ".more")
+    heights = [browser.execute_script("arguments[0].click(); return document.querySelector('#steps').offsetHeight", more) for _ in range(2)]
+    assert heights[0] > heights[1]
     places = [one.text for one in browser.find_elements("css selector", "#sources li")]
     assert [place[:3] for place in places] == ["[1]", "[2]"]
     browser.find_element("css selector", "#text .cite").click()

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qrag_jax.export.folder import ENCODERS, Export, read_settings, replace_folder
+from qrag_jax.export.folder import ENCODERS, Export, read_settings, replace_folder, settings_tree
 from qrag_jax.models.embedder import encoders, pair
 from qrag_jax.models.folder import EncoderFolder, read_object
 from qrag_jax.models.lora import KERNEL
 from qrag_jax.models.pretrained import load_pretrained
 from qrag_jax.rundir.files import write_json
 
-FORMAT, VERSION = "qrag-jax-adapter", 1
+FORMAT, VERSION = "qrag-jax-adapter", 2
 TENSORS = "adapter.safetensors"
 RANK, LARGEST_RANK = 16, 2**12
 
@@ -70,9 +70,8 @@ def write_adapter(out_dir: str | Path, export: Export, rank: int) -> float:
     def fill(folder: Path) -> None:
         save_file(tensors, folder / TENSORS)
         data = dataclasses.replace(export.config.data, data_dir=None)  # a place on this machine, and an adapter is for others
-        config = dataclasses.asdict(dataclasses.replace(export.config, data=data))
-        tree = {"format": FORMAT, "version": VERSION, "config": config, "pooling": export.pooling}
-        tree |= {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)}
+        settings = settings_tree(export, dataclasses.replace(export.config, data=data))
+        tree = {"format": FORMAT, "version": VERSION, **settings}
         write_json(folder / "qrag.json", tree | {"base": {"name": name, "sha256": digest(base)}, "rank": rank, "kept": kept})
 
     replace_folder(Path(out_dir), fill, is_adapter)

@@ -14,6 +14,7 @@ from qrag_jax.__main__ import main
 from qrag_jax.export.adapter import TENSORS, read_adapter, write_adapter
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.export.hub import load_model
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.models.embedder import pair
 from qrag_jax.models.lora import make_adapters, merge
 from qrag_jax.models.pretrained import load_pretrained
@@ -33,7 +34,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         merged = merge(adapters, base.params, 0.1)
         both.append(jax.tree.map(lambda x: np.asarray(x + 0.01 if x.ndim == 1 else x, np.float32), merged))
     config = changed(SMALL, model={"embedder": str(folder)}, data={"data_dir": "/of/mine"})
-    return Export(config, base.backbone, pair(*both), base.tokenizer, base.pooling, 0.25, step=7)
+    return Export(config, base.backbone, pair(*both), base.tokenizer, base.pooling, 0.25, step=7, refusal=Refusal(0.5, 0.0, 0.9, 20, 60))
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def folder(export: Export, tmp_path: Path) -> Path:
 def test_an_adapter_of_the_full_rank_keeps_the_retriever(export: Export, folder: Path) -> None:
     found = load_model(folder)
     assert (found.config, found.pooling, found.threshold, found.step) == (changed(export.config, data={"data_dir": None}), "mean", 0.25, 7)
+    assert found.refusal == export.refusal
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {(folder / "qrag.json").stat().st_mode & 0o777}
     for x, y in zip(*map(jax.tree.leaves, (found.params, export.params)), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-3)  # float16
@@ -85,7 +87,7 @@ def test_what_cannot_be_an_adapter_is_refused(export: Export, tmp_path: Path) ->
     ("change", "message"),
     [
         ({"format": "other"}, "not an export|format"),
-        ({"version": 2}, "version = 2.*update"),
+        ({"version": 3}, "version = 3.*update"),
         ({"base": {"name": "minilm", "sha256": ""}}, "must name the config's model.embedder"),
         ({"threshold": "high"}, "threshold"),
     ],

@@ -31,7 +31,7 @@ from qrag_jax.config.retarget import only_tested, retest
 @dataclass(frozen=True)
 class Command:
     retriever: tyro.conf.Positional[Path]
-    """Run directory or export of the retriever, on this machine; its limits are replaced."""
+    """Run directory, export or adapter of the retriever, on this machine; its limits are replaced."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     chunks: Annotated[int | None, OWN] = None
     """Chunks of a document."""
@@ -58,18 +58,19 @@ def run(command: Command) -> None:
     from qrag_jax.evaluate.metrics import calibrate_threshold, stopping
     from qrag_jax.evaluate.refusal import find_refusal
     from qrag_jax.evaluate.sets import validation_set
+    from qrag_jax.export.adapter import is_adapter, read_adapter, set_limits
     from qrag_jax.export.folder import find_export, is_export, read_export, write_export
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.rundir.files import write_json
     from qrag_jax.rundir.log import say
 
     folder = find_export(command.retriever)
-    if not is_export(folder):
+    if not (is_export(folder) or is_adapter(folder)):
         raise ValueError(
             f"retriever = {command.retriever}: not an export on this machine, into which the threshold is written; make one first: "
             "qrag import NAME OUT"
         )
-    export = read_export(folder)
+    export = read_adapter(folder) if is_adapter(folder) else read_export(folder)
     config = configuration(command, export.config)
     retriever = Retriever.from_pretrained(folder)
     questions = validation_set(config)
@@ -88,7 +89,10 @@ def run(command: Command) -> None:
     found = {"refusal": None if refusal is None else asdict(refusal), **asdict(curve)}
     write_json(beside / "calibration.json", {"schema": 1, "calibrated": threshold, "episodes": len(records), **found})
     plots.stopping(curve, threshold, beside / "calibration.png", f"{config.data.benchmark} {config.data.task}, validation questions")
-    write_export(folder, replace(export, threshold=threshold, refusal=refusal))
+    if is_adapter(folder):
+        set_limits(folder, threshold, refusal)
+    else:
+        write_export(folder, replace(export, threshold=threshold, refusal=refusal))
     nearest = min(range(len(curve.threshold)), key=lambda i: abs(curve.threshold[i] - threshold))
     was = "none" if export.threshold is None else f"{export.threshold:.3f}"
     auc = "-" if curve.roc_auc is None else f"{curve.roc_auc:.3f}"

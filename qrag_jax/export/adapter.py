@@ -21,6 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qrag_jax.export.folder import ENCODERS, Export, read_settings, replace_folder, settings_tree
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.models.embedder import encoders, pair
 from qrag_jax.models.folder import EncoderFolder, read_object
 from qrag_jax.models.lora import KERNEL
@@ -106,6 +107,13 @@ def read_adapter(folder: str | Path) -> Export:
         raise ValueError(f"{Path(folder) / TENSORS}: has tensors of no encoder")
     params = pair(both[0], None if config.model.tied else both[1], config.model.tied)
     return Export(backbone=pretrained.backbone, params=params, tokenizer=pretrained.tokenizer, **settings)
+
+
+def set_limits(folder: str | Path, threshold: float | None, refusal: Refusal | None) -> None:
+    """Replaces the stop threshold and the limit of "not in the documents" of an adapter; its tensors stay."""
+    path = Path(folder) / "qrag.json"
+    limits = {"threshold": threshold, "refusal": None if refusal is None else dataclasses.asdict(refusal)}
+    write_json(path, read_object(path) | {"version": VERSION} | limits)
 
 
 def is_adapter(folder: Path) -> bool:

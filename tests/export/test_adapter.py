@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qrag_jax.__main__ import main
-from qrag_jax.export.adapter import TENSORS, read_adapter, write_adapter
+from qrag_jax.export.adapter import TENSORS, read_adapter, set_limits, write_adapter
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.export.hub import load_model
 from qrag_jax.export.refusal import Refusal
@@ -53,6 +53,16 @@ def test_an_adapter_of_the_full_rank_keeps_the_retriever(export: Export, folder:
     assert json.loads((folder / "qrag.json").read_text())["kept"] > 0.999
     whole = write_export(folder.parent / "whole", export)
     assert (folder / TENSORS).stat().st_size < (whole / "state_encoder/model.safetensors").stat().st_size / 4
+
+
+def test_the_limits_of_an_adapter_are_set_without_its_tensors(folder: Path) -> None:
+    before, tensors = json.loads((folder / "qrag.json").read_text()), (folder / TENSORS).read_bytes()
+    set_limits(folder, 0.5, Refusal(0.75, 0.01, 0.5, 100, 1000))
+    found = read_adapter(folder)
+    assert (found.threshold, found.refusal) == (0.5, Refusal(0.75, 0.01, 0.5, 100, 1000))
+    after = json.loads((folder / "qrag.json").read_text())
+    assert (folder / TENSORS).read_bytes() == tensors
+    assert {name for name in before if before[name] != after[name]} == {"threshold", "refusal"}
 
 
 def test_a_lower_rank_keeps_less(export: Export, tmp_path: Path) -> None:

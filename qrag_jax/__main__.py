@@ -31,6 +31,7 @@ from qrag_jax.retrieve.storage import Dtype
 from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
+from qrag_jax.serve.command import Serve, run_serve
 
 EXAMPLE = "runs/babilong-qa2-tiny"
 
@@ -134,9 +135,9 @@ class Info:
     """Print everything as one JSON object: all documents, and every file that was not read, with the reason."""
 
 
-Command = Build | Add | Sync | Remove | Info | Ask | Exchange
+Command = Build | Add | Sync | Remove | Info | Ask | Serve | Exchange
 COMMANDS = {"index build": Build, "index add": Add, "index sync": Sync, "index remove": Remove, "index info": Info, "ask": Ask}
-COMMANDS |= {"import": Import, "export": ToTorch, "push": Push}
+COMMANDS |= {"serve": Serve, "import": Import, "export": ToTorch, "push": Push}
 
 
 def main(args: Sequence[str] | None = None, say: Callable[[str], None] = say_line) -> int:
@@ -189,6 +190,8 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
         return run_exchange(command, say)
     if isinstance(command, Ask):
         run_ask(command, say)
+    elif isinstance(command, Serve):
+        run_serve(command, say)
     elif isinstance(command, Info):
         index = Index.open(command.index, verify=command.verify)
         for line in [json.dumps(index_tree(index), ensure_ascii=False)] if command.json else index_lines(index, command.verify):

@@ -16,7 +16,8 @@ from qrag_jax.models.tokenizer_files import check_tokenizer_file, no_panic
 from qrag_jax.rundir.files import read_json, write_text
 from qrag_jax.types import PAD
 
-CACHE_SIZE = 1_000_000  # texts
+CACHE_SIZE = 1_000_000
+"""Texts whose tokens are kept."""
 BREAKS = r"\s!-/:-@\[-`{-~\u2010-\u205e\u3000-\u303f"  # white space and punctuation, which end a word for WordPiece
 
 
@@ -24,7 +25,10 @@ class TextTokenizer:
     """A Hugging Face fast tokenizer reduced to what retrieval needs: token rows with the model's special tokens around the text.
 
     Special tokens that occur in the text itself are ordinary characters, so a chunk that contains "[SEP]" cannot break a state.
+    ``cache_size``: of how many texts the tokens are kept.
     """
+
+    cache_size = CACHE_SIZE
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.no_padding()
@@ -87,15 +91,16 @@ class TextTokenizer:
     def lookup(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Token ids of each text without special tokens; each distinct text is tokenised once."""
         texts = list(texts)
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._cache]
-        if len(self._cache) + len(fresh) > CACHE_SIZE:
-            self._cache.clear()
+        cache = self._cache  # another thread may begin a new one
+        fresh = [text for text in dict.fromkeys(texts) if text not in cache]
+        if len(cache) + len(fresh) > self.cache_size:
+            cache = self._cache = {}
             fresh = list(dict.fromkeys(texts))
         with no_panic("a text"):
             encoded = self._tokenizer.encode_batch_fast(fresh, add_special_tokens=False)
         for text, encoding in zip(fresh, encoded, strict=True):
-            self._cache[text] = np.asarray(encoding.ids, np.int32)
-        return [self._cache[text] for text in texts]
+            cache[text] = np.asarray(encoding.ids, np.int32)
+        return [cache[text] for text in texts]
 
     def room(self, length: int) -> int:
         """The tokens of a text in a row of ``length``: those that are not special. Raises ValueError if there is no room for any."""

@@ -49,8 +49,9 @@ def make_reader(settings: EvalConfig, folder: Path) -> Reader | None:
     return _endpoint(settings, folder) if kind == "openai" else None
 
 
-def open_reader(name: str, *, max_new_tokens: int = 256, timeout: float = 120.0) -> Reader:
-    """The reader ``name``, flax:NAME or openai:URL,MODEL, for one prompt at a time; its answers are not cached.
+def open_reader(name: str, *, max_new_tokens: int = 256, timeout: float = 120.0, retries: int = 5) -> Reader:
+    """The reader ``name``, flax:NAME or openai:URL,MODEL, for one prompt at a time; its answers are not cached. ``timeout`` and
+    ``retries`` are those of an endpoint.
 
     Raises ValueError on another name, and if it cannot be loaded.
     """
@@ -63,7 +64,7 @@ def open_reader(name: str, *, max_new_tokens: int = 256, timeout: float = 120.0)
     from qrag_jax.reader.openai_reader import OpenAIReader
 
     url, _, model = rest.rpartition(",")
-    return OpenAIReader(url, model, timeout=timeout, concurrency=1, max_new_tokens=max_new_tokens)
+    return OpenAIReader(url, model, timeout=timeout, retries=retries, concurrency=1, max_new_tokens=max_new_tokens)
 
 
 def check_reader(settings: EvalConfig) -> None:

@@ -59,7 +59,9 @@ class DeviceScorer:
 
     def __call__(self, states: Float[np.ndarray, "B D"], picked: Sequence[Sequence[int]], top: int, bins: int = 0) -> list[Look]:
         """As :class:`~qrag_jax.retrieve.scan.HostScorer`."""
-        length = len(self._rows)
+        length, asked = len(self._rows), len(picked)
+        more = _padded(asked, 1) - asked  # few sizes here, too
+        states, picked = np.concatenate([states, states[-1:].repeat(more, 0)]), [*picked, *[picked[-1]] * more]
         top = min(top, length - max(len(picks) for picks in picked))
         cut = [runs(picks, length, self._config, self._restarts) for picks in picked]
         # Runs of several documents share positions: the state is rotated once for each of them.
@@ -85,7 +87,7 @@ class DeviceScorer:
         q, chunks, curve = jax.device_get(best)
         curve = np.where(np.isneginf(curve), np.nan, curve)
         found = []
-        for chunk, value, row in zip(chunks, q, curve, strict=True):
+        for chunk, value, row in zip(chunks[:asked], q, curve, strict=False):
             left = ~np.isneginf(value)
             found.append(Look(tuple(chunk[left].tolist()), tuple(value[left].tolist()), row if bins else None))
         return found

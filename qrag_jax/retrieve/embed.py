@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +22,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.models.embedder import Embedder, embed_actions, embed_states, encoders
 from qrag_jax.models.registry import backbone_of
 from qrag_jax.models.tokenizer import TextTokenizer
-from qrag_jax.retrieve.questions import cut_states
+from qrag_jax.retrieve.questions import state_lengths
 from qrag_jax.rl.env import StateLayout, state_row
 from qrag_jax.rundir.log import progress
 from qrag_jax.types import PAD
@@ -64,11 +65,20 @@ def embed_texts(
     return embed_by_length(embed_rows, rows, lengths, max_tokens, SIZES, label=label)
 
 
+@dataclass(frozen=True)
+class States:
+    """The embeddings of P states; the ``lengths`` of these states in tokens; how many ``tokens`` of a state are read."""
+
+    vectors: Float[np.ndarray, "P D"]
+    lengths: Int[np.ndarray, " P"]
+    tokens: int
+
+
 def embed_state_texts(
     retriever: ChunkEmbedder, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int, *, label: str | None = None
-) -> tuple[Float[np.ndarray, "P D"], str | None]:
-    """The embeddings of P states, each a question and the texts of its picks in the order of ``data.state_order``, and the line to say if
-    a state is longer than is read."""
+) -> States:
+    """Embeds P states, each a question and the texts of its picks in the order of ``data.state_order``. ``budget`` sets the length of the
+    longest state."""
     data, tokenizer = retriever.config.data, retriever.tokenizer
     layout = StateLayout.make(data, budget, tokenizer)
     asked = tokenizer.rows(questions, data.question_tokens)
@@ -76,12 +86,13 @@ def embed_state_texts(
     rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
     rows[taken] = tokenizer.rows([text for texts in picked for text in texts], data.chunk_tokens)
     states = in_blocks(partial(_state_rows, layout=layout), STATES, asked, rows, taken)
+    lengths = state_lengths(asked, rows, layout)
     embed = lambda rows: _embed_state_rows(retriever.params, rows, embedder=retriever.embedder)
     if len(states) <= FEW:
-        return in_blocks(embed, STATES, states), cut_states(asked, rows, layout)
+        return States(in_blocks(embed, STATES, states), lengths, layout.tokens)
     cut = lambda block, width: states[block, :width]
     embedded = embed_by_length(embed, cut, (states >= 0).sum(1), layout.tokens, STATES, label=label, unit="state")
-    return embedded, cut_states(asked, rows, layout)
+    return States(embedded, lengths, layout.tokens)
 
 
 def embed_by_length(

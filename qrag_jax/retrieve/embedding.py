@@ -15,6 +15,7 @@ from qrag_jax.models.embedder import Embedder
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import embed_action_rows, embed_state_texts, embed_texts
+from qrag_jax.retrieve.questions import cut_states
 from qrag_jax.retrieve.records import notices
 from qrag_jax.retrieve.sources import ChunkStream
 from qrag_jax.retrieve.types import Document, MemoryDocument, PoolRows
@@ -66,10 +67,10 @@ class TextEmbedder:
     ) -> Float[np.ndarray, "P D"]:
         """State embeddings. A state is a question and the texts of its picked chunks, in the order of ``data.state_order``. ``budget`` sets
         the length of the longest state. ``label`` shows a progress bar, if there are more than a few."""
-        embedded, cut = embed_state_texts(self, questions, picked, budget, label=label)
-        if cut:
+        embedded = embed_state_texts(self, questions, picked, budget, label=label)
+        if cut := cut_states(embedded.lengths, embedded.tokens):
             self._tell_once(cut, "cut states")
-        return embedded
+        return embedded.vectors
 
     def _tell_once(self, line: str, kind: str | None = None) -> None:
         """Prints a line unless it (or a line of its ``kind``) was printed before."""

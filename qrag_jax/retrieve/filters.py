@@ -56,7 +56,11 @@ def conditions(given: Filter) -> list[Condition]:
 
 def allowed_chunks(given: Filter, records: Sequence[SourceRecord]) -> Bool[np.ndarray, " N"]:
     """Which chunks belong to a document for which all conditions hold. Raises ValueError on an unknown key, and if there is none."""
-    wanted = conditions(given)
+    return chunks_that_match(conditions(given), records)
+
+
+def chunks_that_match(wanted: Sequence[Condition], records: Sequence[SourceRecord]) -> Bool[np.ndarray, " N"]:
+    """:func:`allowed_chunks` of conditions."""
     known = ["source", *sorted({key for record in records for key in record.metadata} - {"source"})]
     for one in wanted:
         if one.key not in known:

@@ -69,7 +69,7 @@ class Index:
         """
         path = Path(path)
         while True:
-            before = _stamp(path / META)
+            before = stamp(path)
             if before is None:
                 if (path / JOURNAL).is_file():
                     raise ValueError(f"{path}: the build was not finished; run the same build command again to resume it")
@@ -78,7 +78,7 @@ class Index:
                 index = cls(path, Meta.read(path / META))
                 break
             except (ValueError, OSError):
-                if _stamp(path / META) == before:  # otherwise, a change removed files of the meta.json that was read
+                if stamp(path) == before:  # otherwise, a change removed files of the meta.json that was read
                     raise
         if verify:
             index.verify()
@@ -203,6 +203,11 @@ class Index:
         return self.meta.sources
 
     @cached_property
+    def version(self) -> str:
+        """A hash of its settings, its documents and the checksums of their chunks: it changes with every change of the index."""
+        return self.meta.checksum[:16]
+
+    @cached_property
     def restarts(self) -> tuple[int, ...]:
         """The chunks at which positions begin again, the first of which is 0."""
         return self.meta.restarts
@@ -298,10 +303,10 @@ def _unchanged(path: Path, meta: Meta, stream: ChunkStream) -> Index:
     return Index(path, found, Changes(unchanged=len({record.name or i for i, record in enumerate(found.sources)})))
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What differs between a file and the one that replaces it; None if there is none."""
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What differs between the index in a folder and the one that a change makes of it; None if there is none."""
     try:
-        found = path.stat()
+        found = (path / META).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size

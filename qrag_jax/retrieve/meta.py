@@ -72,13 +72,21 @@ class Meta:
         found = [start for record, start, (before, name) in parts if record.chunks and (name is None or name != before)]
         return tuple(found)
 
+    @property
+    def checksum(self) -> str:
+        """Hex SHA-256 of its content."""
+        return checksum(self._tree())
+
     def write(self, path: Path) -> None:
+        tree = self._tree()
+        write_json(path, tree | {"sha256": checksum(tree)})
+
+    def _tree(self) -> dict[str, Any]:
         tree = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
         tree |= {"shard_chunks": self.shard_chunks, "positions": self.positions, "written": self.written}
         tree |= {"chunks": sum(shard.chunks for shard in self.shards)}
         tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [source.tree() for source in self.sources]}
-        tree |= {"skipped": dict(sorted(self.skipped.items())), "unread": dict(sorted(self.unread.items()))}
-        write_json(path, tree | {"sha256": checksum(tree)})
+        return tree | {"skipped": dict(sorted(self.skipped.items())), "unread": dict(sorted(self.unread.items()))}
 
     @classmethod
     def read(cls, path: Path) -> Meta:

@@ -31,13 +31,18 @@ def check_questions(questions: Sequence[str], tokenizer: TextTokenizer, longest:
     )
 
 
-def cut_states(asked: Int[np.ndarray, "P Lq"], rows: Int[np.ndarray, "P T Lc"], layout: StateLayout) -> str | None:
-    """The line to say if a state, of the token rows of its question and of its picks, is longer than ``layout`` allows."""
+def state_lengths(asked: Int[np.ndarray, "P Lq"], rows: Int[np.ndarray, "P T Lc"], layout: StateLayout) -> Int[np.ndarray, " P"]:
+    """The tokens of each state, of the token rows of its question and of its picks, before it is cut."""
     inside = np.minimum(np.maximum((rows >= 0).sum(-1) - layout.prefix, 0), layout.chunk_tokens)
-    longest = int(((asked >= 0).sum(-1) + inside.sum(-1)).max())
-    if longest <= layout.tokens:
+    return (asked >= 0).sum(-1) + inside.sum(-1)
+
+
+def cut_states(lengths: Int[np.ndarray, " P"], tokens: int) -> str | None:
+    """The line to say if a state of one of these lengths is longer than the ``tokens`` that are read."""
+    longest = int(lengths.max())
+    if longest <= tokens:
         return None
     return (
-        f"a state (the question and the picks so far) of {longest} tokens was cut to the {layout.tokens} that the retriever reads: "
+        f"a state (the question and the picks so far) of {longest} tokens was cut to the {tokens} that the retriever reads: "
         "its last picks are read in part or not at all; ask for fewer picks (a lower budget)"
     )

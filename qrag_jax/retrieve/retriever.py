@@ -158,7 +158,7 @@ class Retriever(TextEmbedder):
         found = []
         for path, *_rest in paths:
             kept = stopped(path.picked, path.q, self.threshold) if stop and self.threshold is not None else path.picked
-            picks = (as_pick(document, path, t, self._qhead(mode)) for t in range(len(kept)))
+            picks = (as_pick(document, path, t, self.qhead(mode)) for t in range(len(kept)))
             found.append(sorted(picks, key=lambda pick: pick.chunk))
         return found
 
@@ -186,7 +186,7 @@ class Retriever(TextEmbedder):
             [question], [document], budget, mode=mode, beam=beam, stop=stop, runners_up=runners_up, bins=bins, filter=filter
         )
 
-        qhead, most, threshold = self._qhead(mode), beam + runners_up - 1, self.threshold if mode == "multi" else None
+        qhead, most, threshold = self.qhead(mode), beam + runners_up - 1, self.threshold if mode == "multi" else None
 
         def steps() -> Iterator[Step]:
             spent, shown, path = 0.0, 0, SearchPath()
@@ -314,7 +314,7 @@ class Retriever(TextEmbedder):
         bins: int,
     ) -> Iterator[list[list[SearchPath]]]:
         """Yields once: what one look finds for each question."""
-        near = {id(document): self.scorer(document, allowed, self._qhead(mode)) for document in documents if mode != "bm25"}
+        near = {id(document): self.scorer(document, allowed, self.qhead(mode)) for document in documents if mode != "bm25"}
         asked = self.embed_states(questions, [()] * len(questions), 1) if near else None
         looks = look_once(questions, documents, near, asked, allowed, mode, budget + runners_up, bins)
         yield [[as_path(seen, budget)] for seen in looks]
@@ -334,5 +334,6 @@ class Retriever(TextEmbedder):
             return HostScorer(document.rows, qhead, hidden, document.restarts)
         return DeviceScorer(document.rows, qhead, hidden=hidden, restarts=document.restarts)
 
-    def _qhead(self, mode: Mode) -> QHeadConfig:
+    def qhead(self, mode: Mode) -> QHeadConfig:
+        """The positions of a mode: those of the retriever, or none."""
         return self.config.qhead if mode == "multi" else replace(self.config.qhead, positions="none")

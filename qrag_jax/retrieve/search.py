@@ -51,7 +51,7 @@ def search(
         if beam > 1 and step > 0:
             yield [_best([replace(path, looks=(*path.looks, seen)) for path, seen in found], beam) for found in both]
         if step < budget:
-            longer = [[_extended(path, seen, i) for path, seen in found for i in range(min(beam, len(seen.chunks)))] for found in both]
+            longer = [[extended(path, seen, i) for path, seen in found for i in range(min(beam, len(seen.chunks)))] for found in both]
             paths = [_best(found, beam) or old for found, old in zip(longer, paths, strict=True)]
             if beam == 1:
                 yield paths
@@ -60,22 +60,28 @@ def search(
 def _look(encode: EncodeStates, scorers: Sequence[Scorer], paths: Sequence[Sequence[SearchPath]], top: int, bins: int) -> list[list[Look]]:
     """The look of every path, question by question."""
     flat = [(question, path.picked) for question, found in enumerate(paths) for path in found]
-    states = encode(flat)
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, (question, _) in enumerate(flat):
-        places[id(scorers[question])].append(place)
-    seen: list[Look] = [Look((), ())] * len(flat)
-    for group in places.values():
-        scorer = scorers[flat[group[0]][0]]
-        for place, found in zip(group, scorer(states[group], [flat[place][1] for place in group], top, bins), strict=True):
-            if not all(map(math.isfinite, found.q)):
-                raise ValueError("Q is not finite: the model gives NaN or infinity on this question or document; its weights are unusable")
-            seen[place] = found
-    looks = iter(seen)
+    looks = iter(look(encode(flat), [scorers[question] for question, _ in flat], [picked for _, picked in flat], top, bins))
     return [[next(looks) for _ in found] for found in paths]
 
 
-def _extended(path: SearchPath, seen: Look, i: int) -> SearchPath:
+def look(states: Float[np.ndarray, "P D"], scorers: Sequence[Scorer], picked: Sequence[Sequence[int]], top: int, bins: int) -> list[Look]:
+    """The look of each state with the scorer beside it; states with the same scorer share a pass. Raises ValueError when a Q is NaN or
+    infinite."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, scorer in enumerate(scorers):
+        places[id(scorer)].append(place)
+    seen: list[Look] = [Look((), ())] * len(scorers)
+    for group in places.values():
+        scorer = scorers[group[0]]
+        for place, found in zip(group, scorer(states[group], [picked[place] for place in group], top, bins), strict=True):
+            if not all(map(math.isfinite, found.q)):
+                raise ValueError("Q is not finite: the model gives NaN or infinity on this question or document; its weights are unusable")
+            seen[place] = found
+    return seen
+
+
+def extended(path: SearchPath, seen: Look, i: int) -> SearchPath:
+    """The path with chunk ``i`` of its look as the next pick."""
     return SearchPath((*path.picked, seen.chunks[i]), (*path.q, seen.q[i]), (*path.looks, seen))
 
 

@@ -251,10 +251,13 @@ def test_a_retriever_in_third_place_is_answered_with_the_command_that_was_meant(
 
 
 def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    assert refuse(capsys) == "error: qrag: give a command: index, ask, import, export, push; `qrag --help` says what each does"
+    assert refuse(capsys) == "error: qrag: give a command: index, ask, serve, import, export, push; `qrag --help` says what each does"
     assert refuse(capsys, "index").startswith("error: qrag index: give a command: build, add, sync, remove, info;")
-    assert refuse(capsys, "exprt") == "error: qrag exprt: no such command; known: index, ask, import, export, push; did you mean export?"
-    assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, import, export, push"
+    assert (
+        refuse(capsys, "exprt")
+        == "error: qrag exprt: no such command; known: index, ask, serve, import, export, push; did you mean export?"
+    )
+    assert refuse(capsys, "zzz") == "error: qrag zzz: no such command; known: index, ask, serve, import, export, push"
     assert (
         refuse(capsys, "index", "bild")
         == "error: qrag index bild: no such command; known: build, add, sync, remove, info; did you mean build?"
@@ -306,7 +309,7 @@ def test_qrag_and_the_module_are_the_same(place: Path, monkeypatch: pytest.Monke
     assert installed.startswith(f"{place / 'index'}: ")
 
 
-@pytest.mark.parametrize("name", ["", "index", "ask", "index build"])
+@pytest.mark.parametrize("name", ["", "index", "ask", "serve", "index build"])
 def test_help_fits_one_screen_and_help_all_has_the_rest(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

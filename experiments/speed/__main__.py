@@ -13,7 +13,6 @@ on two cores, and 2 GB of disk while the command runs.
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,12 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import execute, read, typed
-from qrag_jax.config import ModelConfig, RunConfig
 from qrag_jax.config.lengths import context_chunks, format_tokens, parse_tokens
 from qrag_jax.rundir.files import check_folder
 
 QUESTIONS = 32
-VOCABULARY_SENTENCES = 20_000
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,7 @@ def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, 
     """The content of speed.json. A figure that could not be measured is null, with a reason."""
     from experiments.speed import encoders, memory
     from experiments.speed import measures as m
+    from experiments.speed.inputs import given_or_untrained, many_texts
     from experiments.speed.timing import describe_machine
     from qrag_jax.data.text.haystack import load_haystack
     from qrag_jax.retrieve.retriever import Retriever
@@ -109,9 +107,9 @@ def measure(command: Command, sizes: Sequence[int], scratch: Path) -> dict[str, 
 
     start = time.perf_counter()
     say("reading the haystack")
-    texts, haystack = _texts(command.data_dir, max(sizes[-1], command.compare_chunks, command.minilm_chunks))
+    texts, haystack = many_texts(command.data_dir, max(sizes[-1], command.compare_chunks, command.minilm_chunks))
     asked = list(itertools.islice(itertools.cycle(load_haystack(command.data_dir, "validation", QUESTIONS).sentences), QUESTIONS))
-    export = _retriever(command, texts, scratch / "retriever")
+    export = given_or_untrained(command.retriever, texts, scratch / "retriever")
     retriever = Retriever.from_pretrained(export)
     say("the machine")
     machine = describe_machine(command.matmul, command.repeats)
@@ -175,40 +173,6 @@ def _ratios(report: dict[str, Any]) -> dict[str, float | None]:
         "build_share_of_peak": build["share_of_peak"],
         "memory_over_index": report["memory"]["ratio"],
     }
-
-
-def _texts(data_dir: str | None, count: int) -> tuple[list[str], dict[str, Any]]:
-    """``count`` sentences. The haystack is repeated as needed; repeated sentences begin with the number of the pass, since an index embeds
-    equal texts only once."""
-    from qrag_jax.data.text.haystack import load_haystack
-
-    found = load_haystack(data_dir, "train", count)
-    sentences = found.sentences
-    passes = math.ceil(count / len(sentences))
-    texts = [text if turn == 1 else f"{turn} {text}" for turn in range(1, passes + 1) for text in sentences][:count]
-    return texts, {"source": "python documentation" if data_dir is None else "books", "sentences": len(sentences), "passes": passes}
-
-
-def _retriever(command: Command, texts: Sequence[str], folder: Path) -> Path:
-    """The export to measure: the given one, or an untrained one."""
-    from qrag_jax.export.folder import Export, find_export, write_export
-
-    if command.retriever is not None:
-        return find_export(command.retriever)
-    import jax
-    import jax.numpy as jnp
-
-    from qrag_jax.models.embedder import make_embedder
-    from qrag_jax.models.pretrained import scratch_backbone
-    from qrag_jax.models.tokenizer import train_wordpiece
-
-    config = RunConfig(model=ModelConfig(layers=1, width=384, heads=6, mlp_width=768))
-    tokenizer = train_wordpiece(texts[:VOCABULARY_SENTENCES], config.model.vocab_size)
-    backbone = scratch_backbone(config.model, tokenizer.vocab_size)
-    ids = jnp.zeros((1, 4), jnp.int32)
-    embedder = make_embedder(config, backbone)
-    params = jax.jit(embedder.init)(jax.random.key(0), ids, ids)
-    return write_export(folder, Export(config, backbone, params, tokenizer, embedder.pooling))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ class Batcher:
     """Searches ``index`` with ``retriever`` for up to :data:`TOGETHER` questions at a time. Use it in one thread.
 
     What :meth:`step` finds for a question is what ``retriever.stream`` finds for it alone, up to rounding. ``budget``: the most picks of a
-    question; None: 8, or as many as the retriever reads. ``modes``: how questions may be searched; empty: as the retriever usually does,
-    and what needs nothing more than that. Raises ValueError when the retriever cannot read so many picks or has not such a mode.
+    question; None: 8, or as many as the retriever reads. ``modes``: how questions may be searched, the usual one first; empty: those that
+    need nothing more than what the retriever has. Raises ValueError when the retriever cannot read so many picks or has not such a mode.
     """
 
     def __init__(self, retriever: Retriever, index: Index, budget: int | None = None, modes: Sequence[Mode] = ()) -> None:
@@ -78,7 +78,7 @@ class Batcher:
     def begin(self, question: str, budget: int = 4, *, mode: Mode | None = None, stop: bool = False, filter: Filter | None = None) -> Asked:
         """A question that can take part in a step. Raises ValueError as ``retriever.search`` does, and on a larger budget and another mode
         than are served."""
-        mode = mode or self.retriever.usual_mode
+        mode = mode or self.modes[0]
         check_budget(budget)
         require(budget <= self.budget, "budget", budget, f"at most {self.budget}, the most picks of a question here")
         check_options(mode, 1, stop, self.retriever.encoder, self.retriever.threshold)

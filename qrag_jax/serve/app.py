@@ -27,7 +27,7 @@ from qrag_jax.serve.bridge import Bridge, EventStream, Hear, sse
 from qrag_jax.serve.guard import Access, Guard, error_body
 from qrag_jax.serve.limits import Gone, Overloaded, Refused, Stopping, TooLate
 from qrag_jax.serve.mcp import Agents
-from qrag_jax.serve.metrics import Metrics
+from qrag_jax.serve.metrics import CONTENT_TYPE, Metrics
 from qrag_jax.serve.reference import page_policy, reference_page
 from qrag_jax.serve.schema import (
     AnswerRequest,
@@ -90,15 +90,13 @@ def make_app(service: core.Service, access: Access) -> ASGIApp:
     app = FastAPI(title="qrag", version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.router.route_class = _JsonRoute
     _add_errors(app)
-    _add_questions(app, bridge, metrics)
+    _add_questions(app, service, bridge, metrics)
     _add_pages(app, service, metrics, access)
     app.router.routes += agents.routes
     return Guard(app, access, metrics, leaving=lambda: not service.health().ready)
 
 
-def _add_questions(app: FastAPI, bridge: Bridge, metrics: Metrics) -> None:
-    service = bridge.service
-
+def _add_questions(app: FastAPI, service: core.Service, bridge: Bridge, metrics: Metrics) -> None:
     def search(body: SearchRequest, request: core.Request, hear: Hear[bytes]) -> SearchResponse:
         steps = service.stream(**body.model_dump(), request=request)
         for one in steps:
@@ -154,7 +152,7 @@ def _add_pages(app: FastAPI, service: core.Service, metrics: Metrics, access: Ac
 
     @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, summary="Figures for Prometheus")
     async def _metrics() -> Response:
-        return Response(metrics.page(), media_type="text/plain; version=1.0.0; charset=utf-8")
+        return Response(metrics.page(), media_type=CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     async def _page() -> Response:
@@ -216,9 +214,10 @@ def _add_errors(app: FastAPI) -> None:
         status, message, headers = describe(error)
         return Response(error_body(status, message), status, headers, media_type="application/json")
 
-    async def refuse_fields(_: Request, error: Exception) -> Response:
+    async def refuse_fields(http: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return Response(error_body(422, fault(error)), 422, media_type="application/json")
+        taken = AnswerRequest if http.url.path.startswith("/answer") else SearchRequest
+        return Response(error_body(422, fault(error, list(taken.model_fields))), 422, media_type="application/json")
 
     async def refuse_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -232,15 +231,12 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, refuse_http)
 
 
-def fault(error: RequestValidationError) -> str:
-    """The first fault of a request in one line: the field, its value, and what it must be."""
+def fault(error: RequestValidationError, known: list[str]) -> str:
+    """The first fault of a request in one line: the field, its value, and what it must be. ``known``: the fields of its body."""
     first = error.errors()[0]
-    names = [str(part) for part in first["loc"][1:]]
-    name = next(iter(names), "body")
-    known = [*AnswerRequest.model_fields] if first["loc"][0] == "body" else ["offset", "limit"]
+    name = str(next(iter(first["loc"][1:]), "body"))
     if first["type"] == "extra_forbidden":
         return str(unknown("body", name, known, " field"))
     if first["type"] == "missing":
         return f"{name} is missing: send a JSON object with it, such as {{'question': 'Where is the milk?'}}"
-    value = first["input"].get(name) if isinstance(first["input"], dict) and name in first["input"] else first["input"]
-    return f"{name} = {str(repr(value))[:200]}: {first['msg'].replace('Input should be', 'must be')}"
+    return f"{name} = {str(repr(first['input']))[:200]}: {first['msg'].replace('Input should be', 'must be')}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, ExitStack, suppress
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from qrag_jax.serve.limits import Gone, TooLate
-from qrag_jax.serve.service import Request, Service
+from qrag_jax.serve.limits import Gone, Limits, TooLate
+from qrag_jax.serve.service import Request
 
 T = TypeVar("T")
 Hear = Callable[[T], None]
@@ -21,10 +21,19 @@ GRACE = 2.0  # seconds after the deadline for the service to say so itself
 SILENCE = 15.0  # seconds after which a stream without events shows that it is alive
 
 
-class Bridge:
-    """The threads in which the calls of ``service`` run: one for each request that it accepts at once."""
+@runtime_checkable
+class Accepts(Protocol):
+    """The part of a :class:`~qrag_jax.serve.service.Service` that a bridge uses."""
 
-    def __init__(self, service: Service) -> None:
+    limits: Limits
+
+    def accept(self) -> AbstractContextManager[Request]: ...
+
+
+class Bridge:
+    """The threads in which calls of ``service`` run: one for each request that it accepts at once."""
+
+    def __init__(self, service: Accepts) -> None:
         self.service = service
         self._threads = ThreadPoolExecutor(service.limits.requests, thread_name_prefix="request")
 

@@ -93,8 +93,8 @@ def run_serve(command: Serve, say: Callable[[str], None]) -> None:
     try:
         service = _service(command).start()
         index, place = service.index, address(bound, command.host)
-        say(f"{index.path}: {len(index):,} chunks at {place} ({place}/docs describes the addresses); Ctrl-C stops")
-        run(make_app(service, access), service, bound)
+        line = f"{index.path}: {len(index):,} chunks at {place} ({place}/docs describes the addresses); Ctrl-C stops"
+        run(make_app(service, access), service, bound, ready=lambda: say(line))
     finally:
         bound.close()
 

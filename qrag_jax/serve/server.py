@@ -6,7 +6,7 @@ import ipaddress
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -53,15 +53,19 @@ def address(bound: socket.socket, host: str) -> str:
 class _Server(uvicorn.Server):
     """uvicorn, which leaves signals to :func:`run` and stops when ``service`` has answered what it accepted."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._ready = service, ready
         self.asked: int | None = None  # the signal
-        self._since = 0.0
+        self._since = self._closed = 0.0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """The handler of signals: the first one asks to stop, and a second one ends the process at once."""
@@ -71,17 +75,30 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self.asked is not None and not self.should_exit:
-            if not self._since:
-                self._since = time.monotonic()
-                if left := self._service.health().requests:
-                    say(f"stopping: {left} requests are still being answered")
-            done, waited = self._service.stop(0), time.monotonic() - self._since
-            self.should_exit = (done and waited >= PAUSE) or waited > self._service.limits.seconds + PAUSE
+            self._leave()
         return await super().on_tick(counter)
 
+    def _leave(self) -> None:
+        """Refuses new requests; closes the port when the accepted ones are answered; ends when no request is on its way any more."""
+        now = time.monotonic()
+        if not self._since:
+            self._since = now
+            if left := self._service.health().requests:
+                say(f"stopping: {left} requests are still being answered")
+        done = self._service.stop(0) and now - self._since >= PAUSE
+        if not self._closed and (done or now - self._since > self._service.limits.seconds + PAUSE):
+            self._closed = now
+            for server in self.servers:
+                server.close()
+        elif self._closed:
+            self.should_exit = not self.server_state.connections or now - self._closed >= PAUSE
 
-def run(app: ASGIApp, service: Service, bound: socket.socket) -> None:
-    """Serves until SIGTERM or Ctrl-C, then answers every accepted request, and returns, or raises Interrupted after Ctrl-C."""
+
+def run(app: ASGIApp, service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:
+    """Serves until SIGTERM or Ctrl-C, then answers every accepted request, and returns, or raises Interrupted after Ctrl-C.
+
+    ``ready`` is called as soon as clients can connect.
+    """
     config = uvicorn.Config(
         app,
         http="h11",
@@ -95,7 +112,7 @@ def run(app: ASGIApp, service: Service, bound: socket.socket) -> None:
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=IDLE,
     )
-    server = _Server(config, service)
+    server = _Server(config, service, ready)
     old = {number: signal.signal(number, server.ask) for number in SIGNALS}
     try:
         server.run([bound])

@@ -103,9 +103,9 @@ class Service:
     """Searches ``index`` with ``retriever``, and lets ``reader`` answer. Every method may be called in any thread.
 
     Questions that are there at the same time share passes over the index (:class:`~qrag_jax.retrieve.batching.Batcher`). When the index
-    on disk changes, questions that come later are asked to the new one. ``modes``: how questions may be searched; empty: the retriever's
-    usual ones. ``on_pass`` is told of each pass: its number of questions, and its seconds. :meth:`start` compiles and begins; :meth:`stop`
-    ends. Raises ValueError on settings that the retriever cannot serve.
+    on disk changes, questions that come later are asked to the new one. ``modes``: how questions may be searched, the usual one first;
+    empty: the retriever's usual ones. ``on_pass`` is told of each pass: its number of questions, and its seconds. :meth:`start` compiles
+    and begins; :meth:`stop` ends. Raises ValueError on settings that the retriever cannot serve.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Service:
         Args:
             question: the question, of at most ``limits.characters`` characters.
             budget: how many chunks to pick; None: 4, or the most that are served.
-            mode: how to search; None: as the retriever usually does.
+            mode: how to search; None: the first of ``modes``.
             filter: pick only from documents whose name and metadata match.
             stop: end at the first pick below the stop threshold.
             request: what :meth:`accept` gave; None: it is accepted here.
@@ -298,7 +298,7 @@ class Service:
         hear: Callable[[str], None] | None,
         request: Request,
     ) -> Answered:
-        least = least_to_fit(mode or self.retriever.usual_mode, self.retriever.least_q, least_q)
+        least = least_to_fit(mode or self.modes[0], self.retriever.least_q, least_q)
         found = None
         for event in self.stream(question, budget=budget, mode=mode, filter=filter, stop=stop, request=request):
             if isinstance(event, Found):

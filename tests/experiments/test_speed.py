@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from experiments.speed import encoders, naive, timing
 from experiments.speed import measures as m
-from experiments.speed.__main__ import _texts, main
+from experiments.speed.__main__ import main
 from experiments.speed.encoders import flops_of
+from experiments.speed.inputs import many_texts
 from qrag_jax.data.text.haystack import load_haystack
 from qrag_jax.models.bert import BertConfig
 from qrag_jax.retrieve.index import Index
@@ -152,7 +153,7 @@ def test_operations_by_hand() -> None:
 
 def test_a_haystack_that_runs_out_begins_again() -> None:
     sentences = load_haystack(None, "train", None).sentences
-    texts, said = _texts(None, len(sentences) + 2)
+    texts, said = many_texts(None, len(sentences) + 2)
     assert said == {"source": "python documentation", "sentences": len(sentences), "passes": 2}
     assert texts[-2:] == [f"2 {sentences[0]}", f"2 {sentences[1]}"]
 

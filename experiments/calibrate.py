@@ -1,13 +1,16 @@
-"""Sets the stop threshold of a trained retriever: the Q value below which a search ends. It is the threshold with the highest Fact F1 on
-validation questions.
+"""Sets two limits of a trained retriever on validation questions.
+
+The stop threshold is the Q below which a search ends: the one with the highest Fact F1. The other limit is for answers: if the Q of no pick
+reaches it, `qrag ask` says "not in the documents". It refuses at most 1 % of the questions whose supporting chunks are there, and as many
+as possible when those chunks are taken out.
 
     python -m experiments.calibrate runs/babilong-qa2-tiny
     python -m experiments.calibrate runs/babilong-qa2-tiny --beam 4 --chunks 160
     python -m experiments.calibrate EXPORT --benchmark own --data-dir questions.jsonl
 
 A training run has already done this, with greedy search, in documents of its training length. Options that you omit keep the retriever's
-own values: data folder, budget, beam and so on. The threshold is written into the export. calibration.json and calibration.png, next to the
-export, show the scores at every threshold (Tables 5 and 6 of the paper).
+own values: data folder, budget, beam and so on. Both limits are written into the export. calibration.json and calibration.png, next to the
+export, show the scores at every stop threshold (Tables 5 and 6 of the paper).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from qrag_jax.config.retarget import only_tested, retest
 @dataclass(frozen=True)
 class Command:
     retriever: tyro.conf.Positional[Path]
-    """Run directory or export of the retriever, on this machine; its threshold is replaced."""
+    """Run directory, export or adapter of the retriever, on this machine; its limits are replaced."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     chunks: Annotated[int | None, OWN] = None
     """Chunks of a document."""
@@ -53,19 +56,21 @@ def run(command: Command) -> None:
     from qrag_jax.evaluate import plots
     from qrag_jax.evaluate.episodes import run_episodes
     from qrag_jax.evaluate.metrics import calibrate_threshold, stopping
+    from qrag_jax.evaluate.refusal import find_refusal
     from qrag_jax.evaluate.sets import validation_set
+    from qrag_jax.export.adapter import is_adapter, read_adapter, set_limits
     from qrag_jax.export.folder import find_export, is_export, read_export, write_export
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.rundir.files import write_json
     from qrag_jax.rundir.log import say
 
     folder = find_export(command.retriever)
-    if not is_export(folder):
+    if not (is_export(folder) or is_adapter(folder)):
         raise ValueError(
             f"retriever = {command.retriever}: not an export on this machine, into which the threshold is written; make one first: "
             "qrag import NAME OUT"
         )
-    export = read_export(folder)
+    export = read_adapter(folder) if is_adapter(folder) else read_export(folder)
     config = configuration(command, export.config)
     retriever = Retriever.from_pretrained(folder)
     questions = validation_set(config)
@@ -80,9 +85,14 @@ def run(command: Command) -> None:
     threshold = calibrate_threshold(picked, q, support)
     curve = stopping(picked, q, support)
     beside = folder.parent
-    write_json(beside / "calibration.json", {"schema": 1, "calibrated": threshold, "episodes": len(records), **asdict(curve)})
+    refusal = find_refusal(retriever, questions, beam=config.eval.beam)
+    found = {"refusal": None if refusal is None else asdict(refusal), **asdict(curve)}
+    write_json(beside / "calibration.json", {"schema": 1, "calibrated": threshold, "episodes": len(records), **found})
     plots.stopping(curve, threshold, beside / "calibration.png", f"{config.data.benchmark} {config.data.task}, validation questions")
-    write_export(folder, replace(export, threshold=threshold))
+    if is_adapter(folder):
+        set_limits(folder, threshold, refusal)
+    else:
+        write_export(folder, replace(export, threshold=threshold, refusal=refusal))
     nearest = min(range(len(curve.threshold)), key=lambda i: abs(curve.threshold[i] - threshold))
     was = "none" if export.threshold is None else f"{export.threshold:.3f}"
     auc = "-" if curve.roc_auc is None else f"{curve.roc_auc:.3f}"
@@ -90,6 +100,10 @@ def run(command: Command) -> None:
         f"{folder}: threshold {threshold:.3f} (was {was}); on {len(records)} validation questions Fact F1 {curve.fact_f1[nearest]:.3f}, "
         f"Fact EM {curve.fact_em[nearest]:.3f}, {curve.length[nearest]:.2f} picks; ROC AUC of the stop {auc}"
     )
+    if refusal is None:
+        say(f'{folder}: no limit of "not in the documents": the documents have too few chunks besides the supporting ones')
+    else:
+        say(f'{folder}: "not in the documents" if no pick reaches {refusal}')
 
 
 def configuration(command: Command, old: RunConfig) -> RunConfig:

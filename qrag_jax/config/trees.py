@@ -17,19 +17,38 @@ SETTINGS_CHARACTERS, SETTINGS_NODES = 2**20, 100_000
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError, in one line, on anything else and on a value that is nested too deeply."""
+    """The value of a JSON text. Raises ValueError, in one line, on anything else, on a value that is nested too deeply, and where an object
+    has a key twice."""
     try:
-        tree = json.loads(text)
+        tree = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not JSON: {error.msg} at {line}character {error.colno}") from error
+    except _Twice as error:
+        raise ValueError(str(error)) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not JSON: not UTF-8: {error.reason} at byte {error.start}") from error
     except ValueError as error:  # a number of more digits than Python converts
         raise ValueError(f"not JSON that can be read here: {str(error).split(';')[0]}") from error
     _check(tree)
     return tree
+
+
+class _Twice(ValueError):
+    """A key stands twice."""
+
+    def __init__(self, key: Any) -> None:
+        super().__init__(f"the key {key!r:.60} stands twice; keep one of them")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        raise _Twice(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return found
 
 
 def parse_yaml(text: str) -> Any:
@@ -98,7 +117,7 @@ def _loader() -> type:
                     continue
                 value = self.construct_object(key, deep=True)
                 if repr(value) in seen:
-                    raise ValueError(f"line {key.start_mark.line + 1}: the key {value!r} stands twice; keep one of them")
+                    raise ValueError(f"line {key.start_mark.line + 1}: {_Twice(value)}")
                 seen.add(repr(value))
             return super().construct_mapping(node, deep)
 

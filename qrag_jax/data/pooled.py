@@ -14,19 +14,26 @@ _WORDS = re.compile(r"\w+")
 
 
 def check_pooled(benchmark: str, positions: str) -> None:
-    """Raises ValueError unless the documents of a benchmark (or mixture) may be joined: facts of another story would be false evidence,
-    and positions mean nothing among chunks of several documents."""
+    """Raises ValueError unless the documents of a benchmark (or mixture) may be joined."""
+    if (reason := why_not_pooled(benchmark, positions)) is not None:
+        raise ValueError(f"data.haystack = 'batch': {reason}")
+
+
+def why_not_pooled(benchmark: str, positions: str) -> str | None:
+    """Why the documents of a benchmark (or mixture) may not be joined: facts of another story would be false evidence, and positions mean
+    nothing among chunks of several documents. None: they may."""
     for name in benchmarks.weights(benchmark):
         if benchmarks.made_to_length(name):
-            raise ValueError(
-                f"data.haystack = 'batch': not for {name}, where facts of another document would be false evidence; use own, and more "
-                "data.chunks for a larger haystack"
+            return (
+                f"not for {name}, where facts of another document would be false evidence; use own, and more data.chunks for a larger "
+                "haystack"
             )
         if benchmarks.find(name).tasks[benchmarks.ALL].ordered and positions != "none":
-            raise ValueError(
-                f"data.haystack = 'batch': the chunks of {name} have an order, which is lost among those of other questions; use own, or "
-                "qhead.positions none if the order means nothing"
+            return (
+                f"the chunks of {name} have an order, which is lost among those of other questions; use own, or qhead.positions none if "
+                "the order means nothing"
             )
+    return None
 
 
 def in_one_haystack(examples: Sequence[QAExample]) -> list[QAExample]:

@@ -52,6 +52,20 @@ def calibrate_threshold(picked: Sequence[Sequence[int]], q: Sequence[Sequence[fl
     return float(middles[best])
 
 
+def calibrate_refusal(there: Sequence[float], gone: Sequence[float], most: float = 0.01) -> float:
+    """The limit below which the best Q of a question refuses the most of ``gone``, and at most the share ``most`` of ``there``: the best Q
+    of questions whose supporting chunks are in the documents, and are not. Call it with validation questions only.
+
+    Among equally good limits, it is the middle of the widest gap between observed Q values.
+    """
+    values = np.unique(np.asarray([*there, *gone], float))
+    edges = np.concatenate([[values[0] - 1.0], values, [values[-1] + 1.0]])
+    limits, gaps = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    refused, rightly = (np.searchsorted(np.sort(np.asarray(one, float)), limits) for one in (there, gone))
+    allowed = np.flatnonzero(refused <= most * len(there))
+    return float(limits[max(allowed, key=lambda i: (rightly[i], gaps[i]))])
+
+
 @dataclass(frozen=True)
 class Stopping:
     """Results of stopping below each threshold (Tables 5 and 6 of the paper), as means over episodes. ``length``: number of picks.

@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qrag_jax.export.folder import ENCODERS, Export, read_settings, replace_folder
+from qrag_jax.export.folder import ENCODERS, Export, read_settings, replace_folder, settings_tree
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.models.embedder import encoders, pair
 from qrag_jax.models.folder import EncoderFolder, read_object
 from qrag_jax.models.lora import KERNEL
 from qrag_jax.models.pretrained import load_pretrained
 from qrag_jax.rundir.files import write_json
 
-FORMAT, VERSION = "qrag-jax-adapter", 1
+FORMAT, VERSION = "qrag-jax-adapter", 2
 TENSORS = "adapter.safetensors"
 RANK, LARGEST_RANK = 16, 2**12
 
@@ -61,9 +62,8 @@ def write_adapter(out_dir: str | Path, export: Export, rank: int) -> float:
     def fill(folder: Path) -> None:
         save_file(tensors, folder / TENSORS)
         data = dataclasses.replace(export.config.data, data_dir=None)  # a place on this machine, and an adapter is for others
-        config = dataclasses.asdict(dataclasses.replace(export.config, data=data))
-        tree = {"format": FORMAT, "version": VERSION, "config": config, "pooling": export.pooling}
-        tree |= {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)}
+        settings = settings_tree(export, dataclasses.replace(export.config, data=data))
+        tree = {"format": FORMAT, "version": VERSION, **settings}
         write_json(folder / "qrag.json", tree | {"base": {"name": name, "sha256": digest(base)}, "rank": rank, "kept": kept})
 
     replace_folder(Path(out_dir), fill, is_adapter)
@@ -127,7 +127,14 @@ def interpolated(export: Export, share: float) -> Export:
     mix = lambda after: unflatten_dict({path: start[path] + np.float32(share) * (leaf - start[path]) for path, leaf in after.items()})
     state, action = (mix(_flat(params)) for params in encoders(export.params))
     params = pair(state, action, export.config.model.tied)
-    return dataclasses.replace(export, params=params, threshold=None, rows=())
+    return dataclasses.replace(export, params=params, threshold=None, refusal=None, rows=())
+
+
+def set_limits(folder: str | Path, threshold: float | None, refusal: Refusal | None) -> None:
+    """Replaces the stop threshold and the limit of "not in the documents" of an adapter; its tensors stay."""
+    path = Path(folder) / "qrag.json"
+    limits = {"threshold": threshold, "refusal": None if refusal is None else dataclasses.asdict(refusal)}
+    write_json(path, read_object(path) | {"version": VERSION} | limits)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qrag_jax.config import RunConfig
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.rundir.files import markdown_text
 
 # Columns of a results row, in the order in which they are shown.
@@ -40,6 +41,7 @@ question and the chunks picked so far, `action_encoder` reads a candidate chunk.
 - started from {embedder} ({architecture}), {width} wide; {pooling} pooling{normalized}, divided by {divisor:g}
 - positions: {positions}; chunks of at most {chunk_tokens} tokens; checkpoint of update {step}
 - stop retrieving when the best Q is below: {threshold}
+- "not in the documents" when no pick reaches: {refusal}
 
 ## Figures
 
@@ -110,6 +112,8 @@ def model_card(
     step: int,
     rows: Sequence[Mapping[str, Any]],
     layout: str = "export",
+    *,
+    refusal: Refusal | None = None,
 ) -> str:
     """Markdown with the metadata that the hub reads. ``hf`` is the encoders' ``config.json``; ``layout`` is a key of :data:`LOADING`."""
     words = {"mean": "mean", "last": "last-token", "cls": "first-token"}[pooling]
@@ -127,6 +131,7 @@ def model_card(
         chunk_tokens=config.data.chunk_tokens,
         step=step,
         threshold="never (no threshold was chosen)" if threshold is None else f"{threshold:g}",
+        refusal="not measured" if refusal is None else str(refusal),
         figures=_table(rows) if rows else "Not measured.",
         loading="\n".join(sections),
     )

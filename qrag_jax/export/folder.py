@@ -1,6 +1,6 @@
 """Exports: the folder that a finished run writes, for users of JAX and of PyTorch.
 
-    export/  qrag.json       the run's configuration, stop threshold, figures
+    export/  qrag.json       the run's configuration, stop threshold, limit of "not in the documents", figures
              tokenizer.json  (+ tokenizer_config.json)
              state_encoder/  action_encoder/   Hugging Face and sentence-transformers model folders
              modules.json, router_config.json, config_sentence_transformers.json   both of them as one sentence-transformers model
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qrag_jax.config import RunConfig
-from qrag_jax.config.parse import LARGEST
+from qrag_jax.config.parse import LARGEST, decode
 from qrag_jax.export.card import model_card
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.models.embedder import Embedder, encoders, make_embedder, pair
 from qrag_jax.models.folder import check_ids, read_backbone, read_object, read_params, write_folder, write_router, write_tokenizer
 from qrag_jax.models.registry import BackboneConfig, Pooling
@@ -30,7 +31,8 @@ from qrag_jax.rundir.bucket import fetch, is_url
 from qrag_jax.rundir.files import whole_folder, write_json
 
 FORMAT = "qrag-jax-export"
-VERSION = 1
+VERSION = 2
+"""1: without ``refusal``."""
 ENCODERS = ("state_encoder", "action_encoder")
 
 
@@ -49,6 +51,8 @@ class Export:
     """Number of updates of its training."""
     rows: Sequence[Mapping[str, Any]] = ()
     """Rows of results.json, for the model card."""
+    refusal: Refusal | None = None
+    """When the answer is "not in the documents"; None: not known."""
 
     def embedder(self) -> Embedder:
         return make_embedder(self.config, self.backbone, self.pooling)
@@ -77,9 +81,8 @@ def write_export(out_dir: str | Path, export: Export) -> Path:
             )
         write_router(folder, *ENCODERS, normalize=config.model.normalize)
         write_tokenizer(folder, tokenizer, backbone.max_tokens)
-        tree = {"format": FORMAT, "version": VERSION, "config": dataclasses.asdict(config), "pooling": pooling}
-        write_json(folder / "qrag.json", tree | {"threshold": export.threshold, "step": export.step, "rows": list(export.rows)})
-        card = model_card(config, backbone.to_hf(), pooling, export.threshold, export.step, export.rows)
+        write_json(folder / "qrag.json", {"format": FORMAT, "version": VERSION, **settings_tree(export, config)})
+        card = model_card(config, backbone.to_hf(), pooling, export.threshold, export.step, export.rows, refusal=export.refusal)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     return replace_folder(Path(out_dir), fill, is_export)
@@ -110,8 +113,15 @@ def read_export(folder: str | Path) -> Export:
     return Export(backbone=backbone, params=params, tokenizer=tokenizer, **settings)
 
 
+def settings_tree(export: Export, config: RunConfig) -> dict[str, Any]:
+    """What :func:`read_settings` reads."""
+    refusal = None if export.refusal is None else dataclasses.asdict(export.refusal)
+    tree = {"config": dataclasses.asdict(config), "pooling": export.pooling, "threshold": export.threshold}
+    return tree | {"refusal": refusal, "step": export.step, "rows": list(export.rows)}
+
+
 def read_settings(path: Path, tree: Mapping[str, Any], kind: str, newest: int) -> dict[str, Any]:
-    """The fields of an :class:`Export` that stand in qrag.json: config, pooling, threshold, step, rows.
+    """The fields of an :class:`Export` that stand in qrag.json: config, pooling, threshold, refusal (from version 2 on), step, rows.
 
     ``kind`` and ``newest``: the format, and the newest version of it that can be read. Raises ValueError, naming the file.
     """
@@ -133,7 +143,13 @@ def read_settings(path: Path, tree: Mapping[str, Any], kind: str, newest: int) -
         config = RunConfig.from_json(json.dumps(tree.get("config")))
     except ValueError as error:
         raise ValueError(f"{path}: config: {error}") from error
-    return {"config": config, **{name: tree[name] for name, *_ in fields}}
+    try:
+        refusal = None if version == 1 or tree["refusal"] is None else decode(Refusal, tree["refusal"], "refusal")
+    except KeyError:
+        raise ValueError(f"{path}: refusal is missing: must be an object or null") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: refusal: {error}") from error
+    return {"config": config, "refusal": refusal, **{name: tree[name] for name, *_ in fields}}
 
 
 def state_tokens(config: RunConfig) -> int:

@@ -151,5 +151,7 @@ def _fill(export: Export, folder: Path, layout: Format) -> None:
         write_checkpoint(export, folder)
     elif layout == "sentence-transformers":
         write_router(folder, *NAMES, normalize=export.config.model.normalize)
-    card = model_card(export.config, export.backbone.to_hf(), export.pooling, export.threshold, export.step, export.rows, layout)
+    card = model_card(
+        export.config, export.backbone.to_hf(), export.pooling, export.threshold, export.step, export.rows, layout, refusal=export.refusal
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")

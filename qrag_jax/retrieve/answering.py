@@ -74,11 +74,12 @@ class CitedAnswer:
         }
 
 
-def least_to_fit(mode: Mode, threshold: float | None, least_q: float | None) -> float | None:
-    """The Q that a pick must reach to fit the question: the one given, else the stop threshold. Raises ValueError if a mode has no Q."""
+def least_to_fit(mode: Mode, usual: float | None, least_q: float | None) -> float | None:
+    """The Q that a pick must reach to fit the question: the one given, else the retriever's ``usual`` one. Raises ValueError if a mode has
+    no Q."""
     require(least_q is None or math.isfinite(least_q), "least_q", least_q, "a finite number")
     if mode == "multi":
-        return threshold if least_q is None else least_q
+        return usual if least_q is None else least_q
     require(least_q is None, "least_q", least_q, f"left out in mode {mode}, whose scores say nothing about whether a pick fits")
     return None
 

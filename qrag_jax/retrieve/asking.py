@@ -61,7 +61,7 @@ class Ask:
     """HTML page to write, with every step and its scores."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of lines; messages go to stderr."""
-    least_q: Annotated[float | None, RARE, tyro.conf.arg(metavar="Q", help_behavior_hint="(default: the stop threshold)")] = None
+    least_q: Annotated[float | None, RARE, tyro.conf.arg(metavar="Q", help_behavior_hint="(default: the calibrated one)")] = None
     """With --reader, in mode multi: if no pick reaches this Q, the answer is "not in the documents"."""
     reader_tokens: Annotated[int, RARE] = 256
     """Longest answer, in tokens of the reader."""
@@ -99,7 +99,7 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
     reader = _reader(command)
     retriever = Retriever.of_index(index, command.retriever)
     mode = command.mode or retriever.usual_mode
-    least = least_to_fit(mode, retriever.threshold, command.least_q)
+    least = least_to_fit(mode, retriever.least_q, command.least_q)
     if mode in ("bm25", "hybrid"):
         index.words()  # made here, since it is no part of the time of the search
     steps: list[Step] = []
@@ -121,12 +121,12 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
     what = f"{len(steps)} steps" if mode == "multi" else f"{len(steps)} picks by one look"
     note(f"{what} in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
-    note(stop_line(steps, mode, retriever.threshold))
+    note(stop_line(steps, mode, retriever.threshold, least))
     if command.trace and not steps:
         note(f"{command.trace}: not written, since nothing was picked")
     elif command.trace:
         note(f"{_write_trace(command, retriever, index, mode, steps, support)}: trace written")
-    tree = search_tree(command.question, index, mode, steps, retriever.threshold, clock)
+    tree = search_tree(command.question, index, mode, steps, retriever.threshold, least, clock)
     if reader is not None:
         tree["answer"] = _answer(command, steps, reader, mode, least, say).tree()
     return tree

@@ -105,23 +105,27 @@ def step_lines(step: Step, mode: Mode, support: bool) -> str:
     return "\n".join(lines)
 
 
-def stop_line(steps: Sequence[Step], mode: Mode, threshold: float | None) -> str:
-    """How many of the picks the stop threshold keeps."""
+def stop_line(steps: Sequence[Step], mode: Mode, threshold: float | None, least_q: float | None) -> str:
+    """How many of the picks the stop threshold keeps, and whether none reaches ``least_q``."""
     if mode != "multi":
         return f"mode {mode}: {ABOUT[mode]}; it has no stop threshold"
     if threshold is None:
-        return "stop threshold: this retriever has none"
-    if all(step.pick.q < threshold for step in steps):
-        return f"stop threshold {threshold:.3f}: every pick is below it, so nothing that fits the question was found"
-    kept = next((t for t, step in enumerate(steps) if step.stop), len(steps))
-    return f"stop threshold {threshold:.3f}: " + (f"keeps the first {kept}" if kept < len(steps) else "no pick is below it")
+        line = "stop threshold: this retriever has none"
+    elif all(step.pick.q < threshold for step in steps):
+        line = f"stop threshold {threshold:.3f}: every pick is below it"
+    else:
+        kept = next((t for t, step in enumerate(steps) if step.stop), len(steps))
+        line = f"stop threshold {threshold:.3f}: " + (f"keeps the first {kept}" if kept < len(steps) else "no pick is below it")
+    if least_q is None or any(step.pick.q >= least_q for step in steps):
+        return line
+    limit = "" if least_q == threshold else f"; no pick reaches {least_q:.3f}"
+    return f"{line}{limit}, so nothing that fits the question was found"
 
 
 def search_tree(
-    question: str, index: Index, mode: Mode, steps: Sequence[Step], threshold: float | None, clock: SearchClock
+    question: str, index: Index, mode: Mode, steps: Sequence[Step], threshold: float | None, least_q: float | None, clock: SearchClock
 ) -> dict[str, Any]:
-    """A search as the object that ``qrag ask --json`` prints. ``fits``: whether a pick reaches the stop threshold; null without one."""
-    stops = mode == "multi" and threshold is not None
+    """A search as the object that ``qrag ask --json`` prints. ``fits``: whether a pick reaches ``least_q``; null without one."""
     return {
         "format": ASK_FORMAT,
         "question": question,
@@ -129,8 +133,9 @@ def search_tree(
         "chunks": len(index),
         "mode": mode,
         "score": SCORES[mode],
-        "threshold": threshold if stops else None,
-        "fits": any(step.pick.q >= (threshold or 0.0) for step in steps) if stops else None,
+        "threshold": threshold if mode == "multi" else None,
+        "least_q": least_q,
+        "fits": None if least_q is None else any(step.pick.q >= least_q for step in steps),
         "steps": [_step_tree(step) for step in steps],
         "seconds": {"search": round(sum(step.seconds for step in steps), 6), "compiling": round(clock.compiling, 6)},
     }
@@ -153,7 +158,7 @@ def answer_lines(answer: CitedAnswer) -> list[str]:
     if answer.removed:
         lines.append(f"removed from the answer: {', '.join(f'[{n}]' for n in answer.removed)}, since no passage has that number")
     if answer.judge == "stop rule":
-        lines.append("the reader was not asked, since no pick reaches the Q that fits the question (the stop threshold, or --least-q)")
+        lines.append("the reader was not asked, since no pick reaches the Q that fits the question (the calibrated limit, or --least-q)")
     if answer.finish == "length":
         lines.append("the answer was cut off at its longest length; --reader-tokens N allows more")
     if answer.reader is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from qrag_jax.config import QHeadConfig, RunConfig
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.models.embedder import Embedder
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.reader.make import open_reader
@@ -40,7 +41,8 @@ class Retriever(TextEmbedder):
     """A trained pair of encoders with its tokenizer, or a pretrained encoder.
 
     ``threshold``: stop when the best Q is below it (None: not calibrated). ``step``: number of updates that trained the parameters.
-    ``encoder``: the name of the pretrained encoder, which no training has changed; None: it is trained.
+    ``encoder``: the name of the pretrained encoder, which no training has changed; None: it is trained. ``refusal``: when the answer is
+    "not in the documents" (None: not calibrated).
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Retriever(TextEmbedder):
         threshold: float | None = None,
         step: int = 0,
         encoder: str | None = None,
+        refusal: Refusal | None = None,
     ) -> None:
         super().__init__(config, embedder, params, tokenizer)
         self.threshold = threshold
         self.step = step
         self.encoder = encoder
+        self.refusal = refusal
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
@@ -72,7 +76,7 @@ class Retriever(TextEmbedder):
             return cls.from_encoder(str(path).removeprefix(PREFIX))
         export = load_model(path)
         params = jax.device_put(export.params)  # once, not at every call
-        return cls(export.config, export.embedder(), params, export.tokenizer, export.threshold, export.step)
+        return cls(export.config, export.embedder(), params, export.tokenizer, export.threshold, export.step, refusal=export.refusal)
 
     @classmethod
     def from_encoder(cls, name: str, *, chunk_tokens: int = CHUNK_TOKENS) -> Retriever:
@@ -95,6 +99,11 @@ class Retriever(TextEmbedder):
         if home.startswith(PREFIX):
             return cls.from_encoder(home.removeprefix(PREFIX), chunk_tokens=index.meta.model.chunk_tokens)
         return cls.from_pretrained(home)
+
+    @property
+    def least_q(self) -> float | None:
+        """The Q that a pick must reach to fit a question: that of ``refusal``, else the stop threshold; None: neither is known."""
+        return self.threshold if self.refusal is None else self.refusal.least_q
 
     @property
     def usual_mode(self) -> Mode:
@@ -219,13 +228,13 @@ class Retriever(TextEmbedder):
 
         ``reader``: "openai:URL,MODEL" or "flax:NAME" (opened anew at each call), or a reader that is open. ``hear``: is given each new
         piece of the answer as it is written. The other arguments are those of :meth:`search`. In mode multi, if the Q of no pick reaches
-        ``least_q`` (None: the stop threshold), the answer is "not in the documents" and the reader is not asked. Raises what
+        ``least_q`` (None: :attr:`least_q`), the answer is "not in the documents" and the reader is not asked. Raises what
         :meth:`search` and :func:`~qrag_jax.retrieve.answering.read_answer` raise.
         """
         opened = open_reader(reader) if isinstance(reader, str) else reader
         mode = mode or self.usual_mode
         steps = list(self.stream(question, source, budget, mode=mode, beam=beam, stop=stop, runners_up=0, filter=filter))
-        least = least_to_fit(mode, self.threshold, least_q)
+        least = least_to_fit(mode, self.least_q, least_q)
         return read_answer(question, kept_steps(steps, stop), opened, mode=mode, least_q=least, hear=hear)
 
     def run(self, examples: Sequence[QAExample], budget: int, *, beam: int = 1, label: str | None = None) -> list[Trajectory]:
@@ -235,7 +244,8 @@ class Retriever(TextEmbedder):
         """
         if not examples:
             raise ValueError("examples is empty: nothing to search")
-        documents = self._embedded([tuple(map(Chunk, example.chunks)) for example in examples], label)
+        chunk = {text: Chunk(text) for example in examples for text in example.chunks}
+        documents = self._embedded([tuple(chunk[text] for text in example.chunks) for example in examples], label)
         *_, found = self.trajectories([example.question for example in examples], documents, budget, beam=beam, label=label)
         return found
 
@@ -310,11 +320,11 @@ class Retriever(TextEmbedder):
         yield [[as_path(seen, budget)] for seen in looks]
 
     def fits(self, picks: Iterable[Pick]) -> bool:
-        """Whether the Q of any pick reaches the stop threshold. If not, nothing that fits the question was found. Raises ValueError when
-        the retriever has no calibrated threshold."""
-        if self.threshold is None:
+        """Whether the Q of any pick reaches :attr:`least_q`. If not, nothing that fits the question was found. Raises ValueError when
+        the retriever was not calibrated."""
+        if (least := self.least_q) is None:
             raise ValueError("this retriever has no calibrated threshold; run python -m experiments.calibrate on it first")
-        return any(pick.q >= self.threshold for pick in picks)
+        return any(pick.q >= least for pick in picks)
 
     def scorer(self, document: Document, allowed: Bool[np.ndarray, " N"] | None = None, qhead: QHeadConfig | None = None) -> Scorer:
         """The scorer of a document: without an accelerator, or if the document is small, the host reads the rows in place; otherwise rows

@@ -154,6 +154,8 @@ class ChunkStream:
         if pictures := [str(passage.place["page"]) for passage in passages if "page" in passage.place and not passage.text]:
             more = f" and {len(pictures) - SHOWN:,} more" if len(pictures) > SHOWN else ""
             self.unread[file.name] = f"pages that are pictures without text ({', '.join(pictures[:SHOWN])}{more}); OCR makes them readable"
+        if faults := [passage.fault for passage in passages if passage.fault]:
+            self.unread[file.name] = "; ".join(faults)
         first = passages[0]
         texts = [one for one in passages if one.text[front if one is first else 0 :].strip()] or [first]
         return [

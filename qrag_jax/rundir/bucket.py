@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -173,7 +174,7 @@ class Mirror:
         if not (ours or there):
             raise ValueError(
                 f"{self._url}: is empty, but it held the run of {self.folder}; send the run back "
-                f"(gcloud storage rsync --recursive {self.folder} {self._url}), or start over with another gs:// address"
+                f"(gcloud storage rsync --recursive {shlex.quote(str(self.folder))} {self._url}), or start over with another gs:// address"
             )
         halves = {match[1] for name in there.keys() - whole if (match := CHECKPOINT.fullmatch(name))}
         for half in sorted(halves):

@@ -26,6 +26,7 @@ from qrag_jax.serve import service as core
 from qrag_jax.serve.bridge import Bridge, EventStream, Hear, sse
 from qrag_jax.serve.guard import Access, Guard, error_body
 from qrag_jax.serve.limits import Gone, Overloaded, Refused, Stopping, TooLate
+from qrag_jax.serve.mcp import Agents
 from qrag_jax.serve.metrics import CONTENT_TYPE, Metrics
 from qrag_jax.serve.reference import page_policy, reference_page
 from qrag_jax.serve.schema import (
@@ -78,10 +79,12 @@ class _JsonRequest(Request):
 def make_app(service: core.Service, access: Access) -> ASGIApp:
     """The application, ready for a server. ``service`` must have been started."""
     bridge, metrics = Bridge(service), Metrics(service)
+    agents = Agents(bridge, told)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with agents.running():
+            yield
         bridge.close()
 
     app = FastAPI(title="qrag", version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -89,6 +92,7 @@ def make_app(service: core.Service, access: Access) -> ASGIApp:
     _add_errors(app)
     _add_questions(app, service, bridge, metrics)
     _add_pages(app, service, metrics, access)
+    app.router.routes += agents.routes
     return Guard(app, access, metrics, leaving=lambda: not service.health().ready)
 
 
@@ -198,6 +202,11 @@ def describe(error: Exception) -> tuple[int, str, dict[str, str]]:
         return 502, "the reader did not answer; the server's output says why", {}
     say("".join(traceback.format_exception(error)))
     return 500, "a fault of the server; its output says which", {}
+
+
+def told(error: Exception) -> str:
+    """The line of an error, for clients that take no status."""
+    return fault(error) if isinstance(error, RequestValidationError) else describe(error)[1]
 
 
 def _add_errors(app: FastAPI) -> None:

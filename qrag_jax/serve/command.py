@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,7 +19,9 @@ from qrag_jax.retrieve.asking import RECORDED
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.ranking import Mode
 from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.rundir.log import aside
 from qrag_jax.serve.limits import Limits
+from qrag_jax.serve.service import Service
 
 KEY = "QRAG_API_KEY"
 SHORTEST = 16  # characters of a key
@@ -29,7 +31,7 @@ REPEATED = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none; may
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve an index over HTTP: search, answers with citations, a page for the browser.
+    """Serve an index over HTTP: search, answers with citations, a page for the browser; and to agents over MCP.
 
     The key that requests must send is read from the environment variable QRAG_API_KEY.
 
@@ -48,6 +50,8 @@ class Serve:
     """How questions may be searched; the first is the usual one: multi, single, bm25, hybrid."""
     budget: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 8, or what the retriever reads)")] = None
     """The most picks of a question."""
+    mcp: Annotated[Literal["http", "stdio"], tyro.conf.arg(metavar="HOW")] = "http"
+    """How agents ask. http: at /mcp beside the other addresses. stdio: over standard input and output, without HTTP."""
     public: tyro.conf.FlagCreatePairsOff[bool] = False
     """Let other machines ask without a key."""
     allow_host: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], RARE, REPEATED] = ()
@@ -73,24 +77,40 @@ class Serve:
 def run_serve(command: Serve, say: Callable[[str], None]) -> None:
     """Serves until SIGTERM or Ctrl-C. Raises ValueError on bad input, Interrupted after Ctrl-C."""
     try:
-        from qrag_jax.serve.app import make_app
+        from qrag_jax.serve.app import make_app, told
         from qrag_jax.serve.guard import Access
+        from qrag_jax.serve.mcp import run_stdio
         from qrag_jax.serve.server import address, bind, run
     except ImportError as error:
         raise ValueError(f"qrag serve needs the package {error.name}: pip install 'qrag-jax[serve]'") from error
-    from qrag_jax.serve.service import Service
-
-    access, limits = Access(_key(command), _hosts(command), _origins(command)), _limits(command)
+    if command.mcp == "stdio":
+        _refuse_http(command)
+        with aside():
+            run_stdio(_service(command).start(), told)
+        return
+    access = Access(_key(command), _hosts(command), _origins(command))
     bound = bind(command.host, command.port)
     try:
-        index = Index.open(command.index)
-        reader = _reader(command)
-        service = Service(index, Retriever.of_index(index, command.retriever), reader, limits, command.modes).start()
-        place = address(bound, command.host)
-        told = f"{index.path}: {len(index):,} chunks at {place} ({place}/docs describes the addresses); Ctrl-C stops"
-        run(make_app(service, access), service, bound, ready=lambda: say(told))
+        service = _service(command).start()
+        index, place = service.index, address(bound, command.host)
+        line = f"{index.path}: {len(index):,} chunks at {place} ({place}/docs describes the addresses); Ctrl-C stops"
+        run(make_app(service, access), service, bound, ready=lambda: say(line))
     finally:
         bound.close()
+
+
+def _service(command: Serve) -> Service:
+    limits = _limits(command)
+    index = Index.open(command.index)
+    reader = _reader(command)
+    return Service(index, Retriever.of_index(index, command.retriever), reader, limits, command.modes)
+
+
+def _refuse_http(command: Serve) -> None:
+    """Raises ValueError if an option was given that only HTTP has."""
+    for name in ("host", "port", "public", "allow_host", "allow_origin"):
+        value = getattr(command, name)
+        require(value == getattr(Serve, name), name, value, "left out with --mcp stdio, which listens on no address")
 
 
 def _key(command: Serve) -> str | None:

@@ -116,7 +116,7 @@ class Guard:
         if origin := self._origin(scope):
             headers["Access-Control-Allow-Origin"] = origin
             headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Mcp-Protocol-Version, Mcp-Session-Id"
             headers["Access-Control-Allow-Methods"] = "GET, POST"
             headers["Access-Control-Max-Age"] = "600"
         if self._access.origins:

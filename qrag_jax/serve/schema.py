@@ -41,7 +41,7 @@ class AnswerRequest(SearchRequest):
     """A question to answer from what a search finds."""
 
     least_q: float | None = Field(
-        None, description='In mode multi: if no pick reaches this Q, the answer is "not in the documents". Left out: the stop threshold.'
+        None, description='In mode multi: if no pick reaches this Q, the answer is "not in the documents". Left out: the calibrated limit.'
     )
 
 
@@ -87,7 +87,8 @@ class SearchResponse(BaseModel):
     mode: Mode
     score: str = Field(description="What the field q of a step is.")
     threshold: float | None = Field(description="The stop threshold; null if there is none.")
-    fits: bool | None = Field(description="Whether any pick reaches the stop threshold; null without one.")
+    least_q: float | None = Field(description="The Q that a pick must reach to fit the question; null if it is not known.")
+    fits: bool | None = Field(description="Whether any pick reaches least_q; null without it.")
     steps: list[StepOut] = Field(description="In the order of picking.")
     notes: list[str] = Field(description="What to know about this search, such as that the question was cut.")
     chunks: int = Field(description="How many chunks were searched.")
@@ -96,13 +97,13 @@ class SearchResponse(BaseModel):
 
     @classmethod
     def of(cls, found: Found) -> SearchResponse:
-        limit = found.threshold
         return cls(
             question=found.question,
             mode=found.mode,
             score=SCORES[found.mode],
-            threshold=limit,
-            fits=None if limit is None else any(step.pick.q >= limit for step in found.steps),
+            threshold=found.threshold,
+            least_q=found.least_q,
+            fits=None if found.least_q is None else any(step.pick.q >= found.least_q for step in found.steps),
             steps=[StepOut.of(step) for step in found.steps],
             notes=list(found.notes),
             chunks=found.chunks,

@@ -53,13 +53,14 @@ class Request:
 @dataclass(frozen=True)
 class Found:
     """The search of a question. ``steps``: in the order of picking; with ``stop``, the last may be below the stop ``threshold`` (None:
-    there is none). ``chunks``: how many were searched, in ``version`` of the index. ``notes``: what the one who asked should know, such as
-    that the question was cut."""
+    there is none). ``least_q``: what a pick must reach to fit the question (None: not known). ``chunks``: how many were searched, in
+    ``version`` of the index. ``notes``: what the one who asked should know, such as that the question was cut."""
 
     question: str
     mode: Mode
     steps: tuple[Step, ...]
     threshold: float | None
+    least_q: float | None
     chunks: int
     version: str
     notes: tuple[str, ...] = ()
@@ -297,7 +298,7 @@ class Service:
         hear: Callable[[str], None] | None,
         request: Request,
     ) -> Answered:
-        least = least_to_fit(mode or self.modes[0], self.retriever.threshold, least_q)
+        least = least_to_fit(mode or self.modes[0], self.retriever.least_q, least_q)
         found = None
         for event in self.stream(question, budget=budget, mode=mode, filter=filter, stop=stop, request=request):
             if isinstance(event, Found):
@@ -385,9 +386,9 @@ class Service:
             for step in steps:
                 job.events.put(step)
             if asked.done:
-                threshold = self.retriever.threshold if asked.mode == "multi" else None
+                limits = (self.retriever.threshold, self.retriever.least_q) if asked.mode == "multi" else (None, None)
                 index = batcher.index
-                about = (tuple(job.steps), threshold, len(index), index.version, tuple(asked.notes))
+                about = (tuple(job.steps), *limits, len(index), index.version, tuple(asked.notes))
                 self._end(job, Found(asked.question, asked.mode, *about))
 
     def _end(self, job: _Job, outcome: Found | BaseException) -> None:

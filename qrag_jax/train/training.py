@@ -19,8 +19,9 @@ from qrag_jax.config import RunConfig, Stage
 from qrag_jax.config.watch import Watch
 from qrag_jax.evaluate import plots
 from qrag_jax.evaluate.episodes import evaluate
+from qrag_jax.evaluate.refusal import find_refusal
 from qrag_jax.evaluate.results import short_table, write_results
-from qrag_jax.evaluate.sets import EvaluationSet, final_sets
+from qrag_jax.evaluate.sets import EvaluationSet, final_sets, validation_set
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.reader.make import check_reader
 from qrag_jax.retrieve.retriever import Retriever
@@ -177,10 +178,12 @@ def finish(
     log.picture("curves", config.train.steps, run_dir / "curves.png")
     export = Export(config, model.backbone, params, model.tokenizer, model.embedder.pooling, best.threshold, best_step)
     write_export(run_dir / "export", export)  # before the evaluation, which may fail: the trained model is then safe
+    if tests and (refusal := find_refusal(retriever, validation_set(config), beam=config.eval.beam)) is not None:
+        say(f'"not in the documents" if no pick reaches {refusal}')
+        export = dataclasses.replace(export, refusal=refusal)
     rows = evaluate(config.eval, run_dir, retriever, tests)
-    if rows:
-        write_export(run_dir / "export", dataclasses.replace(export, rows=rows))
     if tests:
+        write_export(run_dir / "export", dataclasses.replace(export, rows=rows))
         write_report(run_dir, rows)
         if (context := run_dir / "context.png").exists():
             log.picture("context", config.train.steps, context)

@@ -45,6 +45,15 @@ def test_what_is_not_json(text: str | bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '[1, {"x": {"b": 0, "a": {}, "a": []}}]'], ids=["outside", "inside"])
+def test_a_key_that_stands_twice_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^the key 'a' stands twice; keep one of them$"):
+        parse_json(text)
+    (tmp_path / "questions.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"questions.jsonl:.*the key 'a' stands twice"):
+        read_file(tmp_path / "questions.jsonl", lambda value, notes: value)
+
+
 @pytest.mark.parametrize("text", ["1" + "0" * 400, '{"step": [1, -1%s]}' % ("0" * 400)], ids=["alone", "inside"])
 def test_no_number_is_too_large_for_a_float(text: str) -> None:
     for parse in (parse_json, parse_yaml):

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from qrag_jax.evaluate.metrics import calibrate_threshold, fact_em, fact_f1, stopping, wilson_interval
+from qrag_jax.evaluate.metrics import calibrate_refusal, calibrate_threshold, fact_em, fact_f1, stopping, wilson_interval
 from qrag_jax.retrieve.search import stopped
 
 
@@ -38,6 +38,17 @@ def test_threshold_separates_needed_from_needless_picks():
     assert calibrate_threshold(picked, q, [[0, 1], [3, 4]]) == pytest.approx(0.45)
     with pytest.raises(ValueError, match="at least two picks"):
         calibrate_threshold([[0]], [[0.9]], [[0]])
+
+
+def test_the_limit_of_refusal_refuses_the_most_without_an_answer_and_few_with_one():
+    # Separated: 0.2 .. 0.6 is between the two, and its middle 0.4.
+    assert calibrate_refusal([0.6, 0.8, 0.9], [-0.1, 0.1, 0.2]) == pytest.approx(0.4)
+    # One of 100 with an answer may be refused (that of 0.3), so that also 0.5 is refused rightly: between 0.5 and 0.7.
+    assert calibrate_refusal([0.3, *[0.7] * 99], [0.1, 0.2, 0.5]) == pytest.approx(0.6)
+    # Of 99 none may be: only 0.1 and 0.2 are refused, between 0.2 and 0.3.
+    assert calibrate_refusal([0.3, *[0.7] * 98], [0.1, 0.2, 0.5]) == pytest.approx(0.25)
+    # The wrong way round: nothing can be refused, and the limit is below all.
+    assert calibrate_refusal([0.1], [0.9]) < 0.1
 
 
 def test_wilson_interval_by_hand():

@@ -1,4 +1,4 @@
-"""The stop threshold of an export, set again as a user would."""
+"""The stop threshold of an export and its limit of "not in the documents", set again as a user would."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from experiments import calibrate
 from qrag_jax.export.folder import Export, read_export, write_export
+from qrag_jax.export.refusal import Refusal
 from tests.support.small import SMALL, small_learner, small_tokenizer
 
 
@@ -27,8 +28,12 @@ def test_calibrate(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert after.threshold == found["calibrated"]
     assert (found["schema"], found["episodes"]) == (1, 12)
     assert (run_dir / "calibration.png").stat().st_size > 1000
-    assert (after.config, after.step) == (before.config, 7), "all but the threshold stays"
-    assert "was none" in capsys.readouterr().out
+    assert (after.config, after.step) == (before.config, 7), "all but the limits stays"
+    assert after.refusal == Refusal(**found["refusal"])
+    assert (after.refusal.questions, after.refusal.answerable) == (12, 0.0), "of 12 questions, 1 % is none"
+    said = capsys.readouterr().out
+    assert "was none" in said
+    assert f'"not in the documents" if no pick reaches Q {after.refusal.least_q:.3f}' in said
     nearest = min(range(101), key=lambda i: abs(found["threshold"][i] - found["calibrated"]))
     assert found["fact_f1"][nearest] >= max(found["fact_f1"]) - 0.05
 

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qrag_jax.__main__ import main
-from qrag_jax.export.adapter import TENSORS, interpolated, read_adapter, write_adapter
+from qrag_jax.export.adapter import TENSORS, interpolated, read_adapter, set_limits, write_adapter
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.export.hub import load_model
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.models.embedder import pair
 from qrag_jax.models.lora import make_adapters, merge
 from qrag_jax.models.pretrained import load_pretrained
@@ -33,7 +34,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         merged = merge(adapters, base.params, 0.1)
         both.append(jax.tree.map(lambda x: np.asarray(x + 0.01 if x.ndim == 1 else x, np.float32), merged))
     config = changed(SMALL, model={"embedder": str(folder)}, data={"data_dir": "/of/mine"})
-    return Export(config, base.backbone, pair(*both), base.tokenizer, base.pooling, 0.25, step=7)
+    return Export(config, base.backbone, pair(*both), base.tokenizer, base.pooling, 0.25, step=7, refusal=Refusal(0.5, 0.0, 0.9, 20, 60))
 
 
 @pytest.fixture
@@ -45,12 +46,23 @@ def folder(export: Export, tmp_path: Path) -> Path:
 def test_an_adapter_of_the_full_rank_keeps_the_retriever(export: Export, folder: Path) -> None:
     found = load_model(folder)
     assert (found.config, found.pooling, found.threshold, found.step) == (changed(export.config, data={"data_dir": None}), "mean", 0.25, 7)
+    assert found.refusal == export.refusal
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {(folder / "qrag.json").stat().st_mode & 0o777}
     for x, y in zip(*map(jax.tree.leaves, (found.params, export.params)), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-3)  # float16
     assert json.loads((folder / "qrag.json").read_text())["kept"] > 0.999
     whole = write_export(folder.parent / "whole", export)
     assert (folder / TENSORS).stat().st_size < (whole / "state_encoder/model.safetensors").stat().st_size / 4
+
+
+def test_the_limits_of_an_adapter_are_set_without_its_tensors(folder: Path) -> None:
+    before, tensors = json.loads((folder / "qrag.json").read_text()), (folder / TENSORS).read_bytes()
+    set_limits(folder, 0.5, Refusal(0.75, 0.01, 0.5, 100, 1000))
+    found = read_adapter(folder)
+    assert (found.threshold, found.refusal) == (0.5, Refusal(0.75, 0.01, 0.5, 100, 1000))
+    after = json.loads((folder / "qrag.json").read_text())
+    assert (folder / TENSORS).read_bytes() == tensors
+    assert {name for name in before if before[name] != after[name]} == {"threshold", "refusal"}
 
 
 def test_a_lower_rank_keeps_less(export: Export, tmp_path: Path) -> None:
@@ -103,7 +115,7 @@ def test_what_cannot_be_an_adapter_is_refused(export: Export, tmp_path: Path) ->
     ("change", "message"),
     [
         ({"format": "other"}, "not an export|format"),
-        ({"version": 2}, "version = 2.*update"),
+        ({"version": 3}, "version = 3.*update"),
         ({"base": {"name": "minilm", "sha256": ""}}, "must name the config's model.embedder"),
         ({"threshold": "high"}, "threshold"),
     ],

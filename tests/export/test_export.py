@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RL
 from qrag_jax.export.__main__ import main as module_main
 from qrag_jax.export.folder import Export, read_export, write_export
 from qrag_jax.export.from_reference import read_reference
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.export.to_torch import NAMES, SAMPLES, difference, flax_embeddings, to_torch
 from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.embedder import make_embedder, pair
@@ -36,6 +37,7 @@ CONFIG = RunConfig(
     eval=EvalConfig(budget=3),
 )
 ROWS = [{"benchmark": "babilong", "task": "qa2", "context_tokens": 4000, "fact_em": 0.9375, "ci95": [0.9, 0.97], "answer_em": None}]
+REFUSAL = Refusal(0.444, 0.0067, 0.88, 300, 3000)
 
 Run = Callable[..., tuple[int, list[str], list[str]]]
 
@@ -71,7 +73,7 @@ def export(out: Path, backbone: BackboneConfig, config: RunConfig = CONFIG, **op
     state = random_params(backbone)
     action = jax.tree.map(lambda leaf: leaf * np.float32(0.9), state)
     params = pair(state, None if config.model.tied else action, config.model.tied)
-    given = {"pooling": BACKBONES[backbone_of(backbone)].pooling, "threshold": 0.25, "step": 70, "rows": ROWS} | options
+    given = {"pooling": BACKBONES[backbone_of(backbone)].pooling, "threshold": 0.25, "step": 70, "rows": ROWS, "refusal": REFUSAL} | options
     write_export(out, Export(config, backbone, params, tokenizer_for(backbone), **given))
     read = read_export(out)
     assert same_trees(read.params, params), "the round trip must be bit-identical"
@@ -87,6 +89,8 @@ def written(tmp_path: Path) -> Export:
 def test_round_trip(config: BackboneConfig, tmp_path: Path) -> None:
     read = export(tmp_path / "run" / "export", config)
     assert (read.config, read.backbone, read.threshold, read.step, read.rows) == (CONFIG, config, 0.25, 70, ROWS)
+    assert read.refusal == REFUSAL
+    assert "refuses 0.7% with and 88.0% without the supporting chunks" in (tmp_path / "run/export/README.md").read_text()
     assert read.pooling == BACKBONES[backbone_of(config)].pooling
     ids = tokenizer_for(config).rows(SAMPLES, 12)
     np.testing.assert_array_equal(read.tokenizer.rows(SAMPLES, 12), ids)
@@ -231,7 +235,11 @@ def test_another_folder_is_not_overwritten(tmp_path: Path) -> None:
         ("qrag.json", None, "not an export"),
         ("qrag.json", b"{", "not a JSON file"),
         ("qrag.json", {"format": "other"}, "format = 'other'"),
-        ("qrag.json", {"version": 2}, "version = 2.*update"),
+        ("qrag.json", {"version": 3}, "version = 3.*update"),
+        ("qrag.json", {"refusal": 0.5}, "refusal: must be an object"),
+        ("qrag.json", {"refusal": {"least_q": 0.5}}, "refusal: .*missing"),
+        ("qrag.json", {"refusal": {**asdict(REFUSAL), "answerable": 2.0}}, "refusal: answerable = 2.0: must be in 0..1"),
+        ("qrag.json", {"refusal": {**asdict(REFUSAL), "least_q": float("nan")}}, "refusal: least_q = nan: must be a finite number"),
         ("qrag.json", {"pooling": "max"}, "pooling = 'max': must be one of mean, last, cls"),
         ("qrag.json", {"threshold": "high"}, "threshold = 'high': must be a finite number or null"),
         ("qrag.json", {"config": {"model": {"colour": 1}}}, "colour"),
@@ -255,6 +263,14 @@ def test_a_spoiled_export_is_refused_with_its_file(written: Export, tmp_path: Pa
     with pytest.raises(ValueError, match=message) as error:
         read_export(tmp_path / "export")
     assert file.split("/")[0] in str(error.value) or "not an export" in message or "same network" in message
+
+
+def test_an_export_of_version_1_is_read(written: Export, tmp_path: Path) -> None:
+    path = tmp_path / "export/qrag.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in tree.items() if name != "refusal"} | {"version": 1}))
+    read = read_export(tmp_path / "export")
+    assert (read.threshold, read.refusal) == (0.25, None)
 
 
 def test_weights_of_another_shape_are_named(written: Export, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import pytest
 
 from qrag_jax import Index, Retriever, Text
 from qrag_jax.__main__ import main
+from qrag_jax.export.refusal import Refusal
 from qrag_jax.reader.citations import NOT_FOUND
 from qrag_jax.reader.protocol import Answer, Prompt, PromptTooLong
 from qrag_jax.retrieve.answering import CitedAnswer
@@ -81,6 +83,20 @@ def test_the_stop_rule_answers_without_the_reader(retriever: Retriever, index: I
     for options in ({"mode": "single", "least_q": 0.5}, {"least_q": float("nan")}):
         with pytest.raises(ValueError, match="least_q = "):
             answered(retriever, index, reader, **options)
+
+
+def test_the_calibrated_limit_decides_unless_another_is_given(retriever: Retriever, index: Index) -> None:
+    best = max(pick.q for pick in retriever.search(QUESTION, index, 3))
+
+    def judge(threshold: float, least: float, **options: float) -> str | None:
+        found = copy(retriever)
+        found.threshold, found.refusal = threshold, Refusal(least, 0.0, 1.0, 10, 60)
+        assert found.fits([step.pick for step in found.stream(QUESTION, index, 3)]) == (least < best)
+        return answered(found, index, Scripted("In the garden [1]."), **options).judge
+
+    assert judge(best - 1, best + 1) == "stop rule"
+    assert judge(best + 1, best - 1) is None
+    assert judge(best - 1, best + 1, least_q=best - 1) is None
 
 
 def test_the_reader_may_say_so_too(retriever: Retriever, index: Index) -> None:

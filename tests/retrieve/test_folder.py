@@ -148,6 +148,18 @@ def test_pages_that_are_pictures_are_said(retriever: Retriever, tmp_path: Path, 
     assert capsys.readouterr().out == "not read: a.pdf: pages that are pictures without text (2, 4); OCR makes them readable\n"
 
 
+def test_broken_lines_of_a_file_are_said_and_the_others_read(
+    retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/a.jsonl").write_text('{"text": "Mary left."}\n{"text": \n{"text": "John slept."}\n')
+    index = Index.build(retriever, tmp_path / "files", tmp_path / "index")
+    assert [index.chunk(i).metadata for i in range(len(index))] == [{"row": 1}, {"row": 3}]
+    assert index.meta.unread == {"a.jsonl": "line 2: not JSON: Expecting value at character 9"}
+    assert "not read: a.jsonl: line 2: not JSON: Expecting value at character 9\n" in capsys.readouterr().out
+    assert index.sync(retriever, tmp_path / "files").meta.unread == index.meta.unread
+
+
 def test_metadata_beside_any_file(retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A .json file is metadata if it is named after another file, else a document."""
     folder = tmp_path / "files"

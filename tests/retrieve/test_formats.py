@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qrag_jax.retrieve.formats.passages import LONGEST_TITLE, SEPARATOR, Passage
+from qrag_jax.retrieve.formats.passages import LONGEST_TITLE, SEPARATOR, Passage, Unreadable
 from qrag_jax.retrieve.formats.process import FileReader
 from qrag_jax.retrieve.formats.table import READERS, is_plain, read
 from tests.support.documents import chapter, write_docx, write_epub, write_one_of_each, write_pdf
@@ -78,6 +78,8 @@ def test_a_book_is_read_in_its_order(tmp_path: Path) -> None:
             "<nav>Home</nav><script>x</script><style>y</style><noscript>no</noscript><p hidden>h<p>Text<!-- c --><svg><text>s",
             [("Text", {})],
         ),
+        ("<div role=navigation>Home</div><button>Copy</button><p style='color:red; display: None'>h<p>Text", [("Text", {})]),
+        ("<h1>A<a class=headerlink href=#a>¶</a></h1>a<a href=#b>b</a>", [("A\n\nab", "A")]),
         ("<h1>A</h1>a<h3>B</h3>b<h2>C</h2>c", [("A\n\na", "A"), ("B\n\nb", "A > B"), ("C\n\nc", "A > C")]),
         ("Before<h2> </h2>all<h2>" + "t" * 200 + "</h2>", [("Before\n\nall", {}), ("t" * 200, "t" * (LONGEST_TITLE - 1) + "…")]),
         (b"<meta charset=iso-8859-1><p>Caf\xe9 \x93x\x94", [("Café “x”", {})]),
@@ -88,6 +90,44 @@ def test_a_book_is_read_in_its_order(tmp_path: Path) -> None:
 )
 def test_the_text_of_a_page(page: str | bytes, wanted: list[tuple[str, object]], tmp_path: Path) -> None:
     assert written(tmp_path / "a.html", page) == [(text, {"heading": at} if isinstance(at, str) else at) for text, at in wanted]
+
+
+AROUND = "<header><h1>Site</h1>Log in</header><aside>Share</aside>{}<footer>Imprint</footer>"
+BODY = "<h2>T</h2><p>A long text of the page.</p>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "wanted"),
+    [
+        (f"<main>{BODY}<aside>Note.</aside></main>", ["T\n\nA long text of the page.\n\nNote."]),
+        (f"<div role=main>{BODY}</div><article>x</article>", ["T\n\nA long text of the page."]),
+        ("<main> </main><article><header>By Ann</header>Text.<footer>Source: Bob</footer></article>", ["By Ann\n\nText.\n\nSource: Bob"]),
+        (
+            f"<article>{BODY}<article>Reply</article></article><article>Second</article>",
+            ["T\n\nA long text of the page.\n\nReply\n\nSecond"],
+        ),
+        (f"<div>{BODY}</div><article>Teaser</article>", ["Site", "T\n\nA long text of the page.\n\nTeaser"]),
+        (f"<section>{BODY}<aside>Note.</aside></section>", ["Site", "T\n\nA long text of the page.\n\nNote."]),
+        (f"<div role=contentinfo>c</div><div role=banner>b<h1>B</h1></div>{BODY}", ["Site", "B", "T\n\nA long text of the page."]),
+    ],
+)
+def test_what_stands_around_the_content_of_a_page_is_left_out(inside: str, wanted: list[str], tmp_path: Path) -> None:
+    assert [text for text, _ in written(tmp_path / "a.html", AROUND.format(inside))] == wanted
+
+
+def test_a_real_page_with_menus_search_and_footer() -> None:
+    """The help of Python's editor, which Sphinx made: 36,000 characters of text among menus."""
+    page = Path(pytest.importorskip("idlelib").__file__).with_name("help.html")
+    if not page.is_file():
+        pytest.skip("this Python has no help of its editor")
+    passages = read(page)
+    text = SEPARATOR.join(one.text for one in passages)
+    assert text.startswith("IDLE\n\n")
+    assert ("Startup and Code Execution", "IDLE > Startup and Code Execution") in [
+        (one.text.partition("\n")[0], one.place["heading"]) for one in passages
+    ]
+    assert not [word for word in ("¶", "Copyright", "Previous topic", "Show Source", "Theme") if word in text]
+    assert len(text) > 30_000
 
 
 def test_headings_of_markdown(tmp_path: Path) -> None:
@@ -126,6 +166,25 @@ def test_headings_of_markdown(tmp_path: Path) -> None:
 )
 def test_rows_and_records(name: str, content: str, wanted: list[tuple[str, int | None]], tmp_path: Path) -> None:
     assert written(tmp_path / name, content) == [(text, {} if row is None else {"row": row}) for text, row in wanted]
+
+
+def test_lines_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": 2\n{"a": 3, "a": 4}\n{"a": 5}\n\xff\n')
+    *found, fault = read(tmp_path / "a.jsonl")
+    assert [(one.text, one.place) for one in found] == [("a: 1", {"row": 1}), ("a: 5", {"row": 4})]
+    assert (fault.text, fault.fault) == (
+        "",
+        "line 2: not JSON: Expecting ',' delimiter at character 8; line 3: the key 'a' stands twice; keep one of them; "
+        "line 5: not JSON: not UTF-8: invalid start byte at byte 0",
+    )
+    with FileReader() as reader:
+        assert reader.read(tmp_path / "a.jsonl") == [*found, fault]
+    (tmp_path / "b.jsonl").write_text("{\n" * 7)
+    with pytest.raises(Unreadable, match=r"^line 1: .*; line 5: [^;]*; and 2 more lines$"):
+        read(tmp_path / "b.jsonl")
+    (tmp_path / "c.json").write_text('[{"a": 1, "b": {"c": 1, "c": 2}}]')
+    with pytest.raises(Unreadable, match="is damaged: the key 'c' stands twice; keep one of them"):
+        read(tmp_path / "c.json")
 
 
 def test_a_file_of_another_suffix_that_is_named_is_text(tmp_path: Path) -> None:

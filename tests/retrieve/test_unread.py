@@ -59,7 +59,7 @@ def read_or_reason(path: Path) -> str:
         ("a.json", b'{"a": ', "is damaged: not JSON: "),
         ("a.json", b"[" * 100_000, "is damaged: nested more than 64 levels deep"),
         ("a.json", b"[null, {}]", "has no text"),
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2: not JSON: "),
+        ("a.jsonl", b'{"a": 1\n{"a": \n', "line 1: not JSON: Expecting ',' delimiter at character 8; line 2: not JSON: "),
         ("a.jsonl", b'{"a": "\xe9"}', "line 1: not JSON: not UTF-8"),
     ],
 )

@@ -78,6 +78,11 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counter.most_common())
 
 
+SKIP = (
+    "leave out bad records: --data.skip-bad in training; for other commands, `python -m experiments.prepare_data --skip-bad` writes a "
+    "benchmark's files without them"
+)
+
 Parse = Callable[[Any, Counter[str]], Record]
 """A JSON value -> its record. Raises BadRecord; counts tolerated faults."""
 
@@ -156,9 +161,7 @@ def _collect(path: Path, pieces: Iterable[tuple[str, Any]], parse: Parse, skip_b
                 raise BadRecord("duplicate id", f"{record.id!r} is the id of an earlier record")
         except BadRecord as error:
             if not skip_bad:
-                raise ValueError(
-                    f"{where}: {error}. Correct it, or leave out bad records (--data.skip-bad; --skip-bad of prepare_data)"
-                ) from error
+                raise ValueError(f"{where}: {error}. Correct it, or {SKIP}") from error
             report.skipped[error.reason] += 1
         else:
             records[record.id] = record

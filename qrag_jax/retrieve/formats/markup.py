@@ -1,7 +1,8 @@
 """Reads .html files. Each heading begins a passage, with the text below it.
 
-A paragraph is a block between empty lines, a list item a line after "- ", a table row a line between "|". Scripts, styles, menus (nav) and
-hidden elements are left out. Pictures are not read.
+A paragraph is a block between empty lines, a list item a line after "- ", a table row a line between "|". Scripts, styles, menus (nav),
+buttons and hidden elements are left out. Pictures are not read. Of a page that marks its main content, only that is read
+(:func:`read_html`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 
 from qrag_jax.retrieve.formats.passages import SEPARATOR, Headings, Passage, Place, Unreadable, joined, not_utf8
 
-LEFT_OUT = frozenset(("head", "script", "style", "noscript", "template", "nav", "iframe", "object", "svg", "-comment", "!doctype"))
+LEFT_OUT = frozenset(
+    (
+        *("head", "script", "style", "noscript", "template", "nav", "iframe", "object", "svg", "-comment", "!doctype"),
+        *("button", "select", "datalist"),
+    )
+)
+LEFT_OUT_ROLES = frozenset(("navigation", "search"))
+AROUND = frozenset(("aside", "complementary", "contentinfo", "footer"))
+"""Elements and roles around the content of a page. Inside a section or an article they are part of it."""
+HEADINGS = "h1, h2, h3, h4, h5, h6"
 BLOCKS = frozenset(
     (
         *("address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dialog", "div", "dl", "dt"),
@@ -22,7 +32,7 @@ BLOCKS = frozenset(
         *("summary", "table", "tbody", "tfoot", "thead", "tr", "ul"),
     )
 )
-LAYOUT = "table, h1, h2, h3, h4, h5, h6"
+LAYOUT = f"table, {HEADINGS}"
 """A table row that holds one of them lays out the page; it is no row of data."""
 BREAK = "\v"
 _ENCODING = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
@@ -33,7 +43,22 @@ _MEANT = {"iso8859-1": "cp1252", "ascii": "cp1252", "utf-16": "utf-8", "utf-16-l
 
 
 def read_html(path: Path) -> list[Passage]:
-    return passages_of([decoded(path.read_bytes())], "has no text; if a script fills the page, save it from a browser after it has loaded")
+    """The main content of a page: its ``main``; else its articles, if they hold half of its text or more; else the page without its footer,
+    sidebars and header (of which the headings stay)."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    root = LexborHTMLParser(decoded(path.read_bytes())).root
+    found: list[Passage] = []
+    if root is not None:
+        found = _passages(_marked(root, "main"))
+        if not found:
+            found = _passages([root], page=True)
+            articles = _passages(_marked(root, "article"))
+            if 2 * _characters(articles) >= _characters(found):
+                found = articles
+    if not found:
+        raise Unreadable("has no text; if a script fills the page, save it from a browser after it has loaded")
+    return found
 
 
 def decoded(data: bytes) -> str:
@@ -54,33 +79,78 @@ def decoded(data: bytes) -> str:
 
 
 def passages_of(pages: Iterable[str], if_empty: str) -> list[Passage]:
-    """The passages of HTML pages that follow each other. Raises Unreadable, saying ``if_empty``, when they hold no text."""
+    """The passages of HTML texts that follow each other, all of whose elements are content. Raises Unreadable, saying ``if_empty``, when
+    they hold no text."""
     from selectolax.lexbor import LexborHTMLParser
 
-    writer = _Writer()
-    for page in pages:
-        root = LexborHTMLParser(page).root
-        if root is not None:
-            _walk(root, writer)
-    if not (found := writer.finish()):
+    roots = (LexborHTMLParser(page).root for page in pages)
+    if not (found := _passages(root for root in roots if root is not None)):
         raise Unreadable(if_empty)
     return found
 
 
-def _walk(root: Any, writer: _Writer) -> None:
-    """Gives a tree to a writer in document order; without recursion, because hostile pages are nested as deeply as they like."""
-    stack = [(root, True)]
+def _passages(roots: Iterable[Any], *, page: bool = False) -> list[Passage]:
+    writer = _Writer()
+    for root in roots:
+        _walk(root, writer, page)
+    return writer.finish()
+
+
+def _characters(passages: Iterable[Passage]) -> int:
+    return sum(len(one.text) for one in passages)
+
+
+def _marked(root: Any, kind: str) -> list[Any]:
+    """The outermost elements, in document order, that are of this kind by their tag or their role."""
+    found, stack = [], [root]
     while stack:
-        node, enters = stack.pop()
+        node = stack.pop()
+        if node.tag == "-text" or _left_out(node):
+            continue
+        if kind in (node.tag, _role(node)):
+            found.append(node)
+        else:
+            stack.extend(reversed(list(node.iter())))
+    return found
+
+
+def _role(node: Any) -> str:
+    return (node.attributes.get("role") or "").strip().lower()
+
+
+def _left_out(node: Any) -> bool:
+    if node.tag in LEFT_OUT or _role(node) in LEFT_OUT_ROLES:
+        return True
+    attributes = node.attributes
+    if node.tag == "a" and "headerlink" in (attributes.get("class") or "").split():  # the pilcrow after a heading
+        return True
+    # Some pages hide their whole body until a script runs.
+    styled = node.tag != "body" and "display:none" in "".join((attributes.get("style") or "").split()).lower()
+    return styled or "hidden" in attributes
+
+
+def _walk(root: Any, writer: _Writer, page: bool) -> None:
+    """Gives a tree to a writer in document order; without recursion, because hostile pages are nested as deeply as they like.
+
+    ``page``: what stands around the content of the page is left out.
+    """
+    stack = [(root, True, page)]
+    while stack:
+        node, enters, around = stack.pop()
         tag = node.tag
         if tag == "-text":
             writer.text(node.text_content or "")
         elif not enters:
             writer.leave(tag)
-        elif tag not in LEFT_OUT and "hidden" not in node.attributes:
+        elif _left_out(node) or (around and not AROUND.isdisjoint((tag, _role(node)))):
+            continue
+        elif around and (tag == "header" or _role(node) == "banner"):
+            stack.extend((heading, True, False) for heading in reversed(node.css(HEADINGS)))
+        else:
             writer.enter(tag, node)
-            stack.append((node, False))
-            stack.extend((child, True) for child in reversed(list(node.iter(include_text=True))))
+            stack.append((node, False, False))
+            inside = around and tag not in ("article", "section")
+            stack.extend((child, True, inside) for child in reversed(list(node.iter(include_text=True))))
 
 
 class _Writer:

@@ -23,11 +23,13 @@ class Unreadable(ValueError):
 @dataclass(frozen=True)
 class Passage:
     """Text from one place of a file. It begins at character ``start`` of the file's text: of an .md or .txt file as it is, else of the
-    extracted text, which is all passages joined by :data:`SEPARATOR`. An empty ``text``: the place holds only pictures."""
+    extracted text, which is all passages joined by :data:`SEPARATOR`. An empty ``text``: the place holds only pictures, or what ``fault``
+    says could not be read."""
 
     text: str
     place: Place = field(default_factory=dict, hash=False)
     start: int = 0
+    fault: str = ""
 
 
 def joined(parts: Iterable[tuple[str, Place]]) -> list[Passage]:

@@ -81,7 +81,7 @@ def _start(seconds: int, memory: int) -> subprocess.Popen[bytes]:
 
 def _answer(line: bytes) -> Any:
     try:
-        return [(one.text, one.place, one.start) for one in read(Path(json.loads(line)))]
+        return [(one.text, one.place, one.start, one.fault) for one in read(Path(json.loads(line)))]
     except Unreadable as reason:
         return str(reason)
 

@@ -54,5 +54,5 @@ def read(path: Path) -> list[Passage]:
             raise Unreadable(f"cannot be read: {error.strerror}") from error
         raise Unreadable(f"is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
     if not plain and not any(passage.text for passage in passages):
-        raise Unreadable("has no text")
+        raise Unreadable(next((one.fault for one in passages if one.fault), "has no text"))
     return passages

@@ -15,6 +15,7 @@ from qrag_jax.config.trees import parse_json
 from qrag_jax.retrieve.formats.passages import Passage, Place, Unreadable, joined, not_utf8
 
 DELIMITERS = ",;\t|"
+SHOWN = 5  # lines of a file that a message lists
 
 
 def read_csv(path: Path) -> list[Passage]:
@@ -41,27 +42,35 @@ def _rows(rows: Iterator[list[str]]) -> Iterator[tuple[str, Place]]:
 
 
 def read_json(path: Path) -> list[Passage]:
-    """A passage for each item of an array, counted from 1; one for anything else."""
-    tree = parse_json(path.read_bytes())
+    """A passage for each item of an array, counted from 1; one for anything else. Raises Unreadable if it is not JSON."""
+    try:
+        tree = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise Unreadable(f"is damaged: {error}") from error
     if not isinstance(tree, list):
         return joined([(_line(list(_pairs(tree, ""))), {})])
     return joined((text, {"row": number}) for number, item in enumerate(tree, 1) if (text := _line(list(_pairs(item, "")))))
 
 
 def read_json_lines(path: Path) -> list[Passage]:
-    """A passage for each line, counted from 1."""
+    """A passage for each line, counted from 1, and one that tells which lines could not be read."""
+    faults: list[str] = []
 
     def lines() -> Iterator[tuple[str, Place]]:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    tree = parse_json(line.removeprefix(b"\xef\xbb\xbf")) if line.strip() else None
+                    tree = parse_json(line.removeprefix(b"\xef\xbb\xbf").rstrip()) if line.strip() else None
                 except ValueError as error:
-                    raise Unreadable(f"line {number}: {error}") from error
+                    faults.append(f"line {number:,}: {error}")
+                    continue
                 if text := _line(list(_pairs(tree, ""))):
                     yield text, {"row": number}
 
-    return joined(lines())
+    found = joined(lines())
+    if len(faults) > SHOWN:
+        faults[SHOWN:] = [f"and {len(faults) - SHOWN:,} more lines"]
+    return [*found, Passage("", fault="; ".join(faults))] if faults else found
 
 
 def _line(pairs: list[tuple[str, str]]) -> str:

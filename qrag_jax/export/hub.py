@@ -1,6 +1,6 @@
 """Models by the names that users give them, and exports on the hub.
 
-A name is a run directory, the folder of an export or an adapter, a released Q-RAG checkpoint (its folder or its .pt file),
+A name is one of SHIPPED, a run directory, the folder of an export or an adapter, a released Q-RAG checkpoint (its folder or its .pt file),
 gs://BUCKET/NAME, or OWNER/NAME on the Hugging Face hub, which holds an export, an adapter or a released checkpoint.
 """
 
@@ -17,8 +17,10 @@ from qrag_jax.models import pretrained
 from qrag_jax.models.folder import ROUTER_FILES
 from qrag_jax.rundir.bucket import is_url
 
+SHIPPED = {"minilm-multihop": Path(__file__).with_name("shipped") / "minilm-multihop"}
+"""Retrievers inside this package: name -> the folder of an adapter. A folder of that name where the user is comes first."""
 ALLOWED = (
-    "a run directory, the folder of an export or an adapter, a released checkpoint (a .pt file, or a folder with "
+    f"{', '.join(SHIPPED)}, a run directory, the folder of an export or an adapter, a released checkpoint (a .pt file, or a folder with "
     f"{CHECKPOINT} and {CONFIG}), gs://BUCKET/NAME, or OWNER/NAME[@REVISION] on the hub"
 )
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -50,6 +52,11 @@ class HubName:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
+def is_named(name: str) -> bool:
+    """Whether ``name`` says by itself where a model comes from, wherever the user is: not the path of a file or a folder."""
+    return name in SHIPPED or is_url(name) or HubName.parse(name) is not None
+
+
 def load_model(name: str | Path, *, base_model: Path | None = None, config: Path | None = None) -> Export:
     """The trained retriever that ``name`` means, as this module's docstring lists them.
 
@@ -75,6 +82,8 @@ def find_model(name: str | Path) -> Path:
         return path
     if path.is_dir():
         return _inside(path)
+    if str(name) in SHIPPED:
+        return SHIPPED[str(name)]
     hub = HubName.parse(str(name))
     if hub is None:
         raise ValueError(f"{name}: no such folder or file, and not a hub name; give {ALLOWED}")

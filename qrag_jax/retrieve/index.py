@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from qrag_jax.data.text.chunker import ChunkBy
-from qrag_jax.export.hub import HubName
+from qrag_jax.export.hub import is_named
 from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
@@ -36,7 +36,6 @@ from qrag_jax.retrieve.storage import TEMPORARY, Dtype, StoredRows, check_dtype
 from qrag_jax.retrieve.types import others
 from qrag_jax.retrieve.words import WordIndex, kept_words
 from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
-from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import progress, say
 
@@ -248,7 +247,7 @@ class Index:
         recorded = self.meta.model.retriever
         if recorded is None:
             raise ValueError(f"{self.path}: does not say where its retriever is; name it with --retriever")
-        if not (recorded.startswith(PREFIX) or is_url(recorded) or HubName.parse(recorded) or Path(recorded).exists()):
+        if not (recorded.startswith(PREFIX) or is_named(recorded) or Path(recorded).exists()):
             raise ValueError(f"{recorded}: the retriever of {self.path} is no longer there; name it with --retriever")
         return recorded
 

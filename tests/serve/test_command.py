@@ -157,7 +157,11 @@ def test_a_server_is_asked_changed_and_stopped_under_load(place: Path, tmp_path:
         for one in clients:
             one.join(20)
         assert (code, "stopped; every accepted request was answered" in output) == (0, True), output
-        assert set(seen) <= {200, 503}
+        assert {one for one in seen if isinstance(one, int)} == {200, 503}
+        # The system resets a connection that it had queued and the server had not accepted when the port was closed: one a client at most.
+        lost = [one for one in seen if isinstance(one, str)]
+        assert len(lost) <= len(clients)
+        assert all("Connection reset by peer" in one for one in lost)
         assert "Traceback" not in output
     finally:
         server.process.kill()

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from qrag_jax.reader import flax_reader, memory
 from qrag_jax.reader.chat import chat_tokens, load_tokenizer, stop_tokens
+from qrag_jax.reader import flax_reader
 from qrag_jax.reader.flax_reader import FlaxReader, find_reader, fingerprint
 from qrag_jax.reader.generate import generate, nucleus, pad_prompts, prompt_bucket
 from qrag_jax.reader.memory import MemoryPlan, check_fit, plan_memory
@@ -191,6 +192,15 @@ def test_the_name_tells_weights_and_settings_apart(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, folder / "model.safetensors")
     assert fingerprint(folder) != before
+
+
+def test_the_small_model_of_a_package_is_found_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_wheel").mkdir()
+    (tmp_path / "a_wheel/__init__.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "a_wheel/small.gguf").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(flax_reader, "SMALL_WHEEL", "a_wheel")
+    assert find_reader("SmolLM2") == tmp_path / "a_wheel/small.gguf"
 
 
 def test_what_is_not_a_chat_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 
 from qrag_jax.reader import flax_reader, memory
 from qrag_jax.reader.chat import chat_tokens, load_tokenizer, stop_tokens
-from qrag_jax.reader import flax_reader
 from qrag_jax.reader.flax_reader import FlaxReader, find_reader, fingerprint
 from qrag_jax.reader.generate import generate, nucleus, pad_prompts, prompt_bucket
 from qrag_jax.reader.memory import MemoryPlan, check_fit, plan_memory

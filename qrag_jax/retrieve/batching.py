@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from qrag_jax.config.parse import require
 from qrag_jax.retrieve.clock import SearchClock
-from qrag_jax.retrieve.embed import FEW, STATES, embed_state_texts
+from qrag_jax.retrieve.embed import FEW, States, embed_state_texts
 from qrag_jax.retrieve.filters import Condition, Filter, chunks_that_match, conditions
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.picks import as_step
@@ -28,6 +28,7 @@ from qrag_jax.rl.env import StateLayout
 
 TOGETHER = FEW
 """Questions that share a pass: so many states are embedded in few shapes, whatever their lengths."""
+SIZES = (1, 2, 4, TOGETHER)  # states embedded at once
 FILTERS = 64  # whose chunks are kept
 
 
@@ -80,11 +81,11 @@ class Batcher:
             self.index.words()
         text = self.index.chunk(0).text
         for room in self._rooms:
-            for size in STATES[: 1 + STATES.index(TOGETHER)]:
-                embed_state_texts(self.retriever, ["a"] * size, [[text] * (room - 1)] * size, room)
+            for size in SIZES:
+                self._embed(["a"] * size, [[text] * (room - 1)] * size, room)
         if jax.default_backend() != "cpu":  # where the scan is compiled, too
             for mode in self.modes:
-                for size in (1, 2, 4, 8):
+                for size in SIZES:
                     asked = [self.begin("a", self.budget, mode=mode) for _ in range(size)]
                     while asked := [one for one in asked if not one.done]:
                         self.step(asked)
@@ -125,7 +126,7 @@ class Batcher:
         order = sorted if self.retriever.config.data.state_order == "document" else list
         texts = [[self.index.chunk(i).text for i in order(one.path.picked)] for one in asked]
         with self._part("embed"):
-            states = embed_state_texts(self.retriever, [one.question for one in asked], texts, self._room(max(map(len, texts)) + 1))
+            states = self._embed([one.question for one in asked], texts, self._room(max(map(len, texts)) + 1))
         for one, length in zip(asked, states.lengths, strict=True):
             if (cut := cut_states(length[None], states.tokens)) and not any(note.startswith("a state ") for note in one.notes):
                 one.notes.append(cut)
@@ -139,7 +140,7 @@ class Batcher:
         vectors: Float[np.ndarray, "P D"] | None = None
         if mode != "bm25":
             with self._part("embed"):
-                vectors = embed_state_texts(self.retriever, [one.question for one in asked], [[]] * len(asked), 1).vectors
+                vectors = self._embed([one.question for one in asked], [[]] * len(asked), 1).vectors
         paths = {}
         with self._part("scan"):
             if vectors is not None:
@@ -174,6 +175,9 @@ class Batcher:
             which = "chunks that match the filter" if one.filter else "chunks"
             which += " that share a word with the question" if one.mode == "bm25" else ""
             one.notes.append(f"{len(path.picked)} picks, fewer than budget = {one.budget}: the index has no more {which}")
+
+    def _embed(self, questions: Sequence[str], picked: Sequence[Sequence[str]], room: int) -> States:
+        return embed_state_texts(self.retriever, questions, picked, room, sizes=SIZES)
 
     def _room(self, states: int) -> int:
         return next(room for room in self._rooms if room >= states)

@@ -75,23 +75,29 @@ class States:
 
 
 def embed_state_texts(
-    retriever: ChunkEmbedder, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int, *, label: str | None = None
+    retriever: ChunkEmbedder,
+    questions: Sequence[str],
+    picked: Sequence[Sequence[str]],
+    budget: int,
+    *,
+    sizes: Sequence[int] = STATES,
+    label: str | None = None,
 ) -> States:
     """Embeds P states, each a question and the texts of its picks in the order of ``data.state_order``. ``budget`` sets the length of the
-    longest state."""
+    longest state; ``sizes``: as many are embedded at once."""
     data, tokenizer = retriever.config.data, retriever.tokenizer
     layout = StateLayout.make(data, budget, tokenizer)
     asked = tokenizer.rows(questions, data.question_tokens)
     taken = np.array([[t < len(texts) for t in range(budget - 1)] for texts in picked], bool).reshape(len(picked), budget - 1)
     rows = np.full((*taken.shape, data.chunk_tokens), PAD, np.int32)
     rows[taken] = tokenizer.rows([text for texts in picked for text in texts], data.chunk_tokens)
-    states = in_blocks(partial(_state_rows, layout=layout), STATES, asked, rows, taken)
+    states = in_blocks(partial(_state_rows, layout=layout), sizes, asked, rows, taken)
     lengths = state_lengths(asked, rows, layout)
     embed = lambda rows: _embed_state_rows(retriever.params, rows, embedder=retriever.embedder)
     if len(states) <= FEW:
-        return States(in_blocks(embed, STATES, states), lengths, layout.tokens)
+        return States(in_blocks(embed, sizes, states), lengths, layout.tokens)
     cut = lambda block, width: states[block, :width]
-    embedded = embed_by_length(embed, cut, (states >= 0).sum(1), layout.tokens, STATES, label=label, unit="state")
+    embedded = embed_by_length(embed, cut, (states >= 0).sum(1), layout.tokens, sizes, label=label, unit="state")
     return States(embedded, lengths, layout.tokens)
 
 

@@ -38,8 +38,8 @@ PATH = "/mcp"
 PAUSE = 0.3  # seconds in which the last answers reach the client
 SEARCH = "Search the documents in several steps; each step reads what was found before. Gives passages with their places."
 ANSWER = "Search the documents, and answer from the passages found, with numbered citations. Says so if they hold no answer."
-Tell = Callable[[Exception], str]
-"""What the client is told of an error, in one line."""
+Tell = Callable[[Exception, list[str]], str]
+"""What the client is told of an error, in one line, given the fields that a tool takes."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,13 @@ def make_server(bridge: Bridge, tell: Tell) -> Server:
         return ListToolsResult(tools=[tool.described(name) for name, tool in tools.items()])
 
     async def call_tool(context: Any, params: Any) -> CallToolResult:
-        if params.name not in tools:
+        if (tool := tools.get(params.name)) is None:
             raise MCPError(INVALID_PARAMS, str(unknown("name", params.name, tools, " tool")))
         try:
-            found = await _called(bridge, tools[params.name], params.arguments or {}, context)
+            found = await _called(bridge, tool, params.arguments or {}, context)
         except Exception as error:
-            return CallToolResult(content=[TextContent(type="text", text=tell(error))], is_error=True)
+            line = " ".join(tell(error, list(tool.takes.model_fields)).split())
+            return CallToolResult(content=[TextContent(type="text", text=line)], is_error=True)
         text = TextContent(type="text", text=found.model_dump_json())
         return CallToolResult(content=[text], structured_content=found.model_dump(mode="json"))
 

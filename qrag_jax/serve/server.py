@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,25 +24,29 @@ IDLE = 5  # seconds that a connection is kept without a request
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket of that address, on which nothing listens yet. Raises ValueError if it cannot be used."""
+    family, *_, place = _addresses(host, port)[0]
+    found = socket.socket(family)
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except socket.gaierror as error:
-        raise ValueError(f"host = {host!r}: no such address ({error.strerror}); give a name or an address of this machine") from None
+        found.bind(place)
     except OSError as error:
+        found.close()
         raise ValueError(f"port = {port}: {host} port {port} cannot be used ({error.strerror}); choose another --port or --host") from None
     return found
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches that address. Raises ValueError if there is no such address."""
+    found = {str(entry[4][0]).partition("%")[0] for entry in _addresses(host, None)}
+    return all(ipaddress.ip_address(one).is_loopback for one in found)
+
+
+def _addresses(host: str, port: int | None) -> list[Any]:
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
-    except socket.gaierror as error:
-        raise ValueError(f"host = {host!r}: no such address ({error.strerror}); give a name or an address of this machine") from None
-    return all(ipaddress.ip_address(str(one).partition("%")[0]).is_loopback for one in found)
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"host = {host!r}: no such address ({reason}); give a name or an address of this machine") from None
 
 
 def address(bound: socket.socket, host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from qrag_jax.retrieve.batching import Batcher
@@ -10,6 +11,7 @@ from qrag_jax.retrieve.index import Index, stamp
 from qrag_jax.rundir.log import say
 
 EVERY = 1.0  # seconds between two looks at the folder
+AGAIN = 30.0  # seconds after which an index that could not be used is tried again
 
 
 class Watcher:
@@ -20,9 +22,11 @@ class Watcher:
 
     def __init__(self, index: Index, prepare: Callable[[Index], Batcher], use: Callable[[Batcher], None]) -> None:
         self.stale: str | None = None
+        self._told: str | None = None
         self._path, self._version = index.path, index.version
         self._prepare, self._use = prepare, use
         self._seen: object = None
+        self._again = 0.0  # when to try again (time.monotonic)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="index", daemon=True)
 
@@ -41,9 +45,9 @@ class Watcher:
     def look(self) -> None:
         """Compares the folder with the index in use."""
         found = stamp(self._path)
-        if found == self._seen and found is not None:
+        if found is not None and found == self._seen and (self.stale is None or time.monotonic() < self._again):
             return
-        self._seen = found
+        self._seen, self._again = found, time.monotonic() + AGAIN
         if found is None:
             self._refuse(f"{self._path}: is no longer there; questions are asked to the index as it was")
             return
@@ -54,11 +58,11 @@ class Watcher:
                 batcher = self._prepare(index)
                 self._use(batcher)
                 self._version = index.version
-            self.stale = None
+            self.stale = self._told = None
         except Exception as error:  # the service goes on with the index that it has
             self._refuse(f"{self._path}: has changed and cannot be used ({error}); questions are asked to the index as it was")
 
     def _refuse(self, reason: str) -> None:
-        if reason != self.stale:
+        if reason != self._told:
             say(reason)
-        self.stale = reason
+        self.stale = self._told = reason

@@ -183,6 +183,28 @@ def test_an_index_that_changes_is_taken_up_between_questions(
     assert "has changed; questions are now asked to its 4 chunks" in capsys.readouterr().out
 
 
+def test_an_index_that_could_not_be_used_is_tried_again(
+    retriever: Retriever, built: Index, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watching, "AGAIN", 0.0)
+    faults, used = [OSError("no more files"), OSError("no more files")], []
+
+    def prepare(index: Index) -> Batcher:
+        if faults:
+            raise faults.pop()
+        return Batcher(retriever, index)
+
+    watcher = watching.Watcher(built, prepare, used.append)
+    watcher._version = "another"
+    for _ in range(2):
+        watcher.look()
+        assert "cannot be used (no more files)" in str(watcher.stale)
+    watcher.look()
+    watcher.look()
+    assert (watcher.stale, len(used)) == (None, 1)
+    assert capsys.readouterr().out.count("no more files") == 1
+
+
 def test_stopping_answers_what_was_accepted(retriever: Retriever, built: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch)
     service = Service(built, retriever).start()

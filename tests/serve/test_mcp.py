@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,24 +109,18 @@ def test_an_unknown_tool_is_an_error_of_the_protocol(service: Service) -> None:
 
 
 def test_the_tools_over_http_need_the_key_of_the_server(service: Service) -> None:
-    app = make_app(service, Access(key="k" * 16))
-
-    @asynccontextmanager
-    async def connected(key: str) -> AsyncIterator[Client]:
-        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), headers={"Authorization": f"Bearer {key}"})
-        async with http, Client(streamable_http_client(f"http://127.0.0.1{PATH}", http_client=http)) as client:
-            yield client
+    app: Any = make_app(service, Access(key="k" * 16))
 
     async def ask() -> Any:
-        async with app._app.router.lifespan_context(app._app):
-            with pytest.raises(BaseException, match="") as refused:  # noqa: PT011
-                async with connected("wrong"):
-                    pass
-            async with connected("k" * 16) as client:
+        keyed = {"Authorization": f"Bearer {'k' * 16}"}
+        async with app._app.router.lifespan_context(app._app), httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as http:
+            refused = await http.post(f"http://127.0.0.1{PATH}", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+            http.headers.update(keyed)
+            async with Client(streamable_http_client(f"http://127.0.0.1{PATH}", http_client=http)) as client:
                 return refused, await client.call_tool("search", {"question": QUESTION, "budget": 1})
 
     refused, result = anyio.run(ask)
-    assert "401" in str(refused.getrepr(style="short"))
+    assert (refused.status_code, refused.json()["error"][:18]) == (401, "the key is missing")
     assert len(result.structured_content["steps"]) == 1
 
 

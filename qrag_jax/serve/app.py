@@ -79,7 +79,7 @@ class _JsonRequest(Request):
 def make_app(service: core.Service, access: Access) -> ASGIApp:
     """The application, ready for a server. ``service`` must have been started."""
     bridge, metrics = Bridge(service), Metrics(service)
-    agents = Agents(bridge, told)
+    agents = Agents(service, bridge, told)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -76,7 +76,7 @@ class TracedService(Service):
     @contextmanager
     def _question(self, request: Request, question: str, budget: int, mode: Mode | None, stop: bool) -> Iterator[Span]:
         """The span of a question, as long as the block; what is raised in it is its status."""
-        about = {"qrag.budget": budget, "qrag.mode": mode or self.modes[0], "qrag.stop": stop}
+        about: dict[str, Any] = {"qrag.budget": budget, "qrag.mode": mode or self.modes[0], "qrag.stop": stop}
         span = self._spans[request] = self._tracer.start_span("qrag.question", attributes=about | self._text("question", question))
         try:
             yield span

@@ -43,7 +43,7 @@ def asked(service: Service, name: str, **arguments: Any) -> tuple[Any, list[tupl
         steps.append(step)
 
     async def ask() -> Any:
-        async with Client(make_server(Bridge(service), told)) as client:
+        async with Client(make_server(service, Bridge(service), told)) as client:
             return await client.call_tool(name, arguments, progress_callback=hear)
 
     return anyio.run(ask), steps
@@ -51,7 +51,7 @@ def asked(service: Service, name: str, **arguments: Any) -> tuple[Any, list[tupl
 
 def test_tools_are_described(service: Service) -> None:
     async def listed() -> Any:
-        async with Client(make_server(Bridge(service), told)) as client:
+        async with Client(make_server(service, Bridge(service), told)) as client:
             return (await client.list_tools()).tools
 
     search, answer = anyio.run(listed)

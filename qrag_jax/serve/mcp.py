@@ -72,7 +72,7 @@ def _answer(service: Service, body: AnswerRequest, request: Request, hear: Hear[
 
 
 def make_server(service: Service, bridge: Bridge, tell: Tell) -> Server:
-    """The server of the tools of ``service``, which ``bridge`` calls. What is asked wrongly is told in the result, for the model to read."""
+    """The server of the tools of ``service``, which ``bridge`` calls. What is asked wrongly is told in the result, for its model."""
     tools = {"search": _Tool(SearchRequest, SearchResponse, SEARCH, _search)}
     if service.reader is not None:
         tools["answer"] = _Tool(AnswerRequest, AnswerResponse, ANSWER, _answer)

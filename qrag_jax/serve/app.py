@@ -79,7 +79,7 @@ class _JsonRequest(Request):
 def make_app(service: core.Service, access: Access) -> ASGIApp:
     """The application, ready for a server. ``service`` must have been started."""
     bridge, metrics = Bridge(service), Metrics(service)
-    agents = Agents(bridge, told)
+    agents = Agents(service, bridge, told)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -204,9 +204,9 @@ def describe(error: Exception) -> tuple[int, str, dict[str, str]]:
     return 500, "a fault of the server; its output says which", {}
 
 
-def told(error: Exception) -> str:
-    """The line of an error, for clients that take no status."""
-    return fault(error) if isinstance(error, RequestValidationError) else describe(error)[1]
+def told(error: Exception, known: list[str]) -> str:
+    """The line of an error, for clients that take no status. ``known``: the fields of what was asked."""
+    return fault(error, known) if isinstance(error, RequestValidationError) else describe(error)[1]
 
 
 def _add_errors(app: FastAPI) -> None:

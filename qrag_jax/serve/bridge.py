@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -62,7 +63,7 @@ class Bridge:
             finally:
                 release()
 
-        self._threads.submit(run)
+        self._threads.submit(contextvars.copy_context().run, run)
         try:
             kind = ""
             while kind != "result":

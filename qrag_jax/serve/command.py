@@ -58,6 +58,9 @@ class Serve:
     """A name under which this server is asked, besides localhost and IP addresses."""
     allow_origin: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], RARE, REPEATED] = ()
     """Another site whose pages may ask, such as https://example.org."""
+    otel: Annotated[Literal["off", "spans", "texts"], RARE, tyro.conf.arg(metavar="HOW")] = "off"
+    """OpenTelemetry spans of each question and its steps, sent to where OTEL_EXPORTER_OTLP_ENDPOINT says. texts: with the question, the
+    passages and the answer."""
     characters: Annotated[int, RARE] = Limits.characters
     """Longest question, in characters."""
     requests: Annotated[int, RARE] = Limits.requests
@@ -103,7 +106,12 @@ def _service(command: Serve) -> Service:
     limits = _limits(command)
     index = Index.open(command.index)
     reader = _reader(command)
-    return Service(index, Retriever.of_index(index, command.retriever), reader, limits, command.modes)
+    retriever = Retriever.of_index(index, command.retriever)
+    if command.otel == "off":
+        return Service(index, retriever, reader, limits, command.modes)
+    from qrag_jax.serve.tracing import TracedService, send_spans
+
+    return TracedService(index, retriever, reader, limits, command.modes, tracer=send_spans(), texts=command.otel == "texts")
 
 
 def _refuse_http(command: Serve) -> None:

@@ -32,14 +32,14 @@ from qrag_jax.rundir.early import SIGNALS
 from qrag_jax.rundir.log import Interrupted, say
 from qrag_jax.serve.bridge import Bridge, Hear
 from qrag_jax.serve.schema import AnswerRequest, AnswerResponse, SearchRequest, SearchResponse
-from qrag_jax.serve.service import Found, Request, Service
+from qrag_jax.serve.service import USUAL_BUDGET, Found, Request, Service
 
 PATH = "/mcp"
 PAUSE = 0.3  # seconds in which the last answers reach the client
 SEARCH = "Search the documents in several steps; each step reads what was found before. Gives passages with their places."
 ANSWER = "Search the documents, and answer from the passages found, with numbered citations. Says so if they hold no answer."
-Tell = Callable[[Exception], str]
-"""What the client is told of an error, in one line."""
+Tell = Callable[[Exception, list[str]], str]
+"""What the client is told of an error, in one line, given the fields that a tool takes."""
 
 
 @dataclass(frozen=True)
@@ -71,36 +71,41 @@ def _answer(service: Service, body: AnswerRequest, request: Request, hear: Hear[
     return AnswerResponse.of(service.answer(**body.model_dump(), hear_step=hear, request=request))
 
 
-def make_server(bridge: Bridge, tell: Tell) -> Server:
-    """The server of the tools of ``bridge.service``. What a client asked wrongly is told in the result, for its model to read."""
+def make_server(service: Service, bridge: Bridge, tell: Tell) -> Server:
+    """The server of the tools of ``service``, which ``bridge`` calls. What is asked wrongly is told in the result, for its model."""
     tools = {"search": _Tool(SearchRequest, SearchResponse, SEARCH, _search)}
-    if bridge.service.reader is not None:
+    if service.reader is not None:
         tools["answer"] = _Tool(AnswerRequest, AnswerResponse, ANSWER, _answer)
 
     async def list_tools(context: Any, params: Any) -> ListToolsResult:
         return ListToolsResult(tools=[tool.described(name) for name, tool in tools.items()])
 
     async def call_tool(context: Any, params: Any) -> CallToolResult:
-        if params.name not in tools:
+        if (tool := tools.get(params.name)) is None:
             raise MCPError(INVALID_PARAMS, str(unknown("name", params.name, tools, " tool")))
         try:
-            found = await _called(bridge, tools[params.name], params.arguments or {}, context)
+            found = await _called(service, bridge, tool, params.arguments or {}, context)
         except Exception as error:
-            return CallToolResult(content=[TextContent(type="text", text=tell(error))], is_error=True)
+            line = " ".join(tell(error, list(tool.takes.model_fields)).split())
+            return CallToolResult(content=[TextContent(type="text", text=line)], is_error=True)
         text = TextContent(type="text", text=found.model_dump_json())
         return CallToolResult(content=[text], structured_content=found.model_dump(mode="json"))
 
     return Server("qrag", version=__version__, title="qrag", on_list_tools=list_tools, on_call_tool=call_tool)
 
 
-async def _called(bridge: Bridge, tool: _Tool, arguments: Mapping[str, Any], context: Any) -> BaseModel:
+async def _called(service: Service, bridge: Bridge, tool: _Tool, arguments: Mapping[str, Any], context: Any) -> BaseModel:
     """What a tool gives. Each step of the search is reported as progress; if the client cancels, the request costs nothing more."""
     try:
         body = tool.takes.model_validate(arguments)
     except ValidationError as error:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
-    total = body.budget or min(4, bridge.service.budget)
-    events = bridge.events(lambda request, hear: tool.run(bridge.service, body, request, hear))
+    total = body.budget or min(USUAL_BUDGET, service.budget)
+
+    def run(request: Request, hear: Hear[Step | BaseModel]) -> Step | BaseModel:
+        return tool.run(service, body, request, hear)
+
+    events = bridge.events(run)
     async with aclosing(events):  # type: ignore[type-var]
         async for event in events:
             if not isinstance(event, Step):
@@ -115,8 +120,8 @@ class Agents:
     No session is kept, so that a client goes on when the server is started again. Host, origin and key are those of the application.
     """
 
-    def __init__(self, bridge: Bridge, tell: Tell) -> None:
-        self._server = make_server(bridge, tell)
+    def __init__(self, service: Service, bridge: Bridge, tell: Tell) -> None:
+        self._server = make_server(service, bridge, tell)
         # The application's own guard checks hosts and origins.
         open_to_all = TransportSecuritySettings(enable_dns_rebinding_protection=False)
         app = self._server.streamable_http_app(streamable_http_path=PATH, stateless_http=True, transport_security=open_to_all)
@@ -133,7 +138,7 @@ def run_stdio(service: Service, tell: Tell) -> None:
 
     Nothing but the protocol is written to standard output. Raises Interrupted after Ctrl-C.
     """
-    server = make_server(Bridge(service), tell)
+    server = make_server(service, Bridge(service), tell)
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from qrag_jax.config.parse import require
 from qrag_jax.reader.protocol import Reader
 from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, least_to_fit, read_answer
-from qrag_jax.retrieve.batching import TOGETHER, Asked, Batcher
+from qrag_jax.retrieve.batching import TOGETHER, Asked, Batcher, Part
 from qrag_jax.retrieve.filters import Filter
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.ranking import Mode
@@ -104,7 +104,8 @@ class Service:
 
     Questions that are there at the same time share passes over the index (:class:`~qrag_jax.retrieve.batching.Batcher`). When the index
     on disk changes, questions that come later are asked to the new one. ``modes``: how questions may be searched, the usual one first;
-    empty: the retriever's usual ones. ``on_pass`` is told of each pass: its number of questions, and its seconds. :meth:`start` compiles
+    empty: the retriever's usual ones. ``on_pass`` is told of each pass: its number of questions, and its seconds;
+    ``on_steps``: its requests, their new steps, and its parts. :meth:`start` compiles
     and begins; :meth:`stop` ends. Raises ValueError on settings that the retriever cannot serve.
     """
 
@@ -123,6 +124,7 @@ class Service:
         self._thread = threading.Thread(target=self._work, name="search", daemon=True)
         self._accepted, self._stopping, self._seconds = 0, False, 1.0
         self.on_pass: Callable[[int, float], None] | None = None
+        self.on_steps: Callable[[Sequence[Request], Sequence[Sequence[Step]], Sequence[Part]], None] | None = None
 
     @property
     def index(self) -> Index:
@@ -379,6 +381,8 @@ class Service:
         self._seconds += 0.1 * (USUAL_BUDGET * seconds - self._seconds)
         if self.on_pass is not None:
             self.on_pass(len(jobs), seconds)
+        if self.on_steps is not None:
+            self.on_steps([job.request for job in jobs], found, batcher.parts)
         for job, steps in zip(jobs, found, strict=True):
             asked = job.asked
             assert asked is not None

@@ -193,6 +193,15 @@ def test_the_name_tells_weights_and_settings_apart(folder: Path) -> None:
     assert fingerprint(folder) != before
 
 
+def test_the_small_model_of_a_package_is_found_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_wheel").mkdir()
+    (tmp_path / "a_wheel/__init__.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "a_wheel/small.gguf").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(flax_reader, "SMALL_WHEEL", "a_wheel")
+    assert find_reader("SmolLM2") == tmp_path / "a_wheel/small.gguf"
+
+
 def test_what_is_not_a_chat_model_is_refused(folder: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "nowhere", "no such reader"):
         with pytest.raises(ValueError, match="no such folder or file"):

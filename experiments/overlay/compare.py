@@ -21,9 +21,9 @@ TITLES: dict[Metric, str] = {"fact_em": "Fact EM", "answer_em": "answer EM"}
 ENDS = (2.5, 97.5)
 """Percentiles of a 95 % interval."""
 INTRODUCTION = (
-    "Difference: the second minus the first. Its 95 % interval is a bootstrap over test questions: paired, where both runs of a seed asked "
-    "the same ones. Spread: the larger sample standard deviation over the seeds of the two. A difference is called real if its interval "
-    "leaves out 0 and it is larger than the spread."
+    "Difference: the second minus the first. Its 95 % interval is a bootstrap over test questions: paired, where both have the same seeds, "
+    "which asked the same ones. Spread: the larger sample standard deviation over the seeds of the two. A difference is called real if its "
+    "interval leaves out 0 and it is larger than the spread."
 )
 
 
@@ -84,7 +84,7 @@ def interval_of(key: Key, metric: Metric, one: Group, two: Group) -> tuple[tuple
     """
     pairs = [(a.questions(key, metric), b.questions(key, metric)) for a, b in same_seeds(one, two)]
     rows = [(a[question], b[question]) for a, b in pairs for question in a.keys() & b.keys()]
-    if pairs and rows and all(a.keys() == b.keys() for a, b in pairs):
+    if rows and len(pairs) == len(one.runs) == len(two.runs) and all(a.keys() == b.keys() for a, b in pairs):
         means = bootstrap_means(np.array(rows))
         apart, paired, count = means[:, 1] - means[:, 0], True, len(rows)
     else:

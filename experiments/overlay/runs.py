@@ -12,7 +12,6 @@ from experiments.seeds import seeds_in
 from qrag_jax.config.lengths import format_tokens
 from qrag_jax.config.trees import parse_json
 from qrag_jax.rundir.log import RunLog
-from qrag_jax.train.training import SEEDS, read_config
 
 Metric = Literal["fact_em", "answer_em"]
 Key = tuple[str, str, str | None, int | None]
@@ -94,12 +93,16 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_runs(folder: Path) -> tuple[Run, ...]:
+    from qrag_jax.train.training import SEEDS
+
     if not (folder / SEEDS).exists():
         return (read_run(folder),)
     return tuple(read_run(folder / f"seed-{seed}") for seed in seeds_in(folder))
 
 
 def read_run(folder: Path) -> Run:
+    from qrag_jax.train.training import read_config
+
     if not (folder / "config.json").exists() or not (folder / "metrics.jsonl").exists():
         raise ValueError(f"{folder}: holds no training run (no config.json and metrics.jsonl)")
     log, results = RunLog(folder), folder / "results.json"

@@ -14,6 +14,7 @@ import jax
 from qrag_jax.config import RunConfig
 from qrag_jax.evaluate.sets import validation_set
 from qrag_jax.rundir.bucket import is_url
+from qrag_jax.rundir.checkpoint import saved_steps
 from qrag_jax.train import describe
 from qrag_jax.train.hosts import from_leader, run_on_all
 from qrag_jax.train.loop import Updates, make_updates
@@ -40,7 +41,7 @@ def dry_run(config: RunConfig, run_dir: str | Path) -> str:
             from_leader(lambda: check_run_dir(config, folder))
         tests, stages, model = run_on_all(lambda: prepare(config, folder, True))
         lines = [
-            f"A dry run: nothing was written. The run would be in {run_dir}.",
+            f"A dry run: nothing was written. The run would be in {run_dir}{from_leader(lambda: resumes(folder))}.",
             describe.devices_line(devices),
             *describe.questions_lines(config, stages, validation_set(config), tests),
             *(f"  {line}" for i in range(2) for line in describe.example_lines(stages[-1][1][i])),
@@ -48,6 +49,12 @@ def dry_run(config: RunConfig, run_dir: str | Path) -> str:
             *update_lines(config, folder, model, stages, devices),
         ]
     return "".join(f"# {line}\n" for line in lines) + config.to_yaml()
+
+
+def resumes(run_dir: Path) -> str:
+    """Where a run in this folder would resume; nothing if it would begin."""
+    steps = saved_steps(run_dir)
+    return f", where it resumes after update {steps[0]}" if steps else ""
 
 
 def model_lines(config: RunConfig, model: Model) -> list[str]:

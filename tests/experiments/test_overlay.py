@@ -82,6 +82,15 @@ def test_other_questions_are_not_paired(tmp_path: Path) -> None:
     assert pair.interval == pytest.approx((0.25 - 0.205, 0.25 + 0.205), abs=0.03)
 
 
+def test_other_seeds_are_not_paired_although_some_questions_are_the_same(tmp_path: Path) -> None:
+    several = make_seeds(tmp_path / "several", {0: [1.0] * 40, 1: [0.0] * 40})
+    pair = found(several, make_run(tmp_path / "one", [1.0] * 40, seed=0))
+    assert (pair.value, pair.paired) == (0.5, False)
+    assert pair.interval is not None
+    # Paired with seed 0 alone, it would be 0 to 0. Standard error sqrt(.5 * .5 / 80) = .056; 1.96 of them are .110.
+    assert pair.interval == pytest.approx((0.5 - 0.110, 0.5 + 0.110), abs=0.03)
+
+
 def test_a_difference_is_real_only_beyond_chance_and_the_spread_of_the_seeds(tmp_path: Path) -> None:
     ones, zeros = [1.0] * 40, [0.0] * 40
     steady = make_seeds(tmp_path / "steady", {0: zeros, 1: zeros})

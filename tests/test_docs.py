@@ -109,7 +109,7 @@ def test_what_is_missing_is_found(tmp_path: Path) -> None:
 def test_commands_of_qrag_exist(capsys: pytest.CaptureFixture[str]) -> None:
     """Every ``qrag ...`` of the pages is a subcommand with a usage line of its own; ``python -m qrag_jax`` is the same command."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    commands = set(re.findall(r"^(?:\$ )?(?:qrag|python -m qrag_jax) (index \w+|\w+)", text, flags=re.M))
+    commands = set(re.findall(r"^(?:\$ )?(?:qrag|python -m qrag_jax) (index \w+|[a-z]\w*)", text, flags=re.M))
     assert {"index build", "index add", "index info", "ask", "import", "export"} <= commands
     main = importlib.import_module("qrag_jax.__main__").main
     refused = []

@@ -106,6 +106,8 @@ def plainly(message: str, prog: str, short: Mapping[str, str] | None = None) -> 
     if found := re.match(r"Error parsing (\S+): (.*?): '(.*?)'; Argument helptext", message):
         kind = "a whole number" if "int()" in found[2] else "a number" if "to float" in found[2] else found[2]
         return f"{at(found[1])} = {found[3]!r}: must be {kind}"
+    if found := re.match(r"Error parsing \S+: (\S+ = .*); For full helptext", message):  # what a dataclass itself refuses
+        return found[1]
     if found := re.match(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*?)\)", message):
         return str(unknown(at(found[2]), found[1], re.findall(r"'(.*?)'", found[3])))
     if found := re.match(r"Missing from .*?: (.*)\(required\)", message):
@@ -206,13 +208,14 @@ def _refuse_repetition(kind: type, words: Sequence[str], prog: str) -> None:
 
 
 def _fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The options of a command: the names of their fields, such as "data.skip_bad", and the fields' types."""
-    for name, hint in get_type_hints(kind, include_extras=True).items():
+    """The options of a command: the names of their fields, such as "data.skip_bad", or those that stand in place of these
+    (``tyro.conf.arg(name=...)``), and the fields' types."""
+    for field, hint in get_type_hints(kind, include_extras=True).items():
         notes = getattr(hint, "__metadata__", ())
         inner = get_args(hint)[0] if notes else hint
+        name = next((note.name for note in notes if getattr(note, "name", None) is not None), field)
         if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-            nameless = any(getattr(note, "name", None) == "" for note in notes)
-            yield from _fields(inner, prefix if nameless else f"{prefix}{name}.")
+            yield from _fields(inner, f"{prefix}{name}." if name else prefix)
         elif tyro.conf.Positional not in notes:
             yield prefix + name, hint
 

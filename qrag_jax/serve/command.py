@@ -31,9 +31,9 @@ REPEATED = tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none; may
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve an index over HTTP: search, answers with citations, a page for the browser; and to agents over MCP.
+    """Serve an index to applications and browsers over HTTP, and to agents over MCP.
 
-    The key that requests must send is read from the environment variable QRAG_API_KEY.
+    Requests must send the key in the variable QRAG_API_KEY, if it is set.
 
     Example: qrag serve docs.index --reader openai:http://localhost:9000/v1,MODEL
     """

@@ -81,7 +81,7 @@ def test_refuses_or_skips_bad_records(tmp_path: Path, name: str, change: Callabl
         ("hotpotqa", "", "is empty"),
         ("hotpotqa", "[{", "not a JSON file: "),
         ("hotpotqa", "{}", "1: no type"),
-        ("hotpotqa", "[1]\n[2]", "not a JSON file: Extra data: line 2"),
+        ("hotpotqa", "[1]\n[2]", "not a JSON file: Extra data at line 2"),
         ("hotpotqa", "[]", "no record is left; the list is empty"),
         ("hotpotqa", "[3]", "record 1: wrong type of record: must be an object, not a whole number"),
         ("musique", "{]\n", "1: malformed line: not JSON"),

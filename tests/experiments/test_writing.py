@@ -131,26 +131,30 @@ def documents(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def words(tmp_path: Path, documents: Path) -> list[str]:
-    encoder = write_small_export(tmp_path / "export") / "state_encoder"
-    sizes = ["--preset", "minilm", "--model.embedder", str(encoder), "--data.chunks", "8", "--data.chunk-tokens", "60"]
+def words(tmp_path: Path) -> list[str]:
+    sizes = ["--preset", "minilm", "--data.chunks", "8", "--data.chunk-tokens", "60"]
     sizes += ["--data.question-tokens", "32", "--data.state-chunk-tokens", "32", "--rl.budget", "2", "--eval.budget", "2", "--steps", "2"]
     sizes += ["--train.eval-episodes", "8", "--optim.warmup", "1", "--optim.batch", "4", "--rl.random-updates", "1"]
-    return ["--documents", str(documents), "--questions", "30", "--run-dir", str(tmp_path / "run"), *sizes]
+    return ["--run-dir", str(tmp_path / "run"), *sizes]
+
+
+def run(words: list[str], *more: str) -> int:
+    return main("own", "", [*words, *more], kind=own.Own, default=own.PRESET, prepare=own.prepare)
 
 
 @pytest.mark.slow
 def test_from_documents_to_a_retriever(words: list[str], documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = lambda *more: main("own", "", [*words, *more], kind=own.Own, default=own.PRESET, prepare=own.prepare)
+    encoder = write_small_export(tmp_path / "export") / "state_encoder"
+    words += ["--documents", str(documents), "--questions", "30", "--model.embedder", str(encoder)]
     with stub_server(lambda user, _: completion(model(user), usage={"prompt_tokens": 50, "completion_tokens": 5})) as server:
         reader = ["--reader", f"openai:{server.url},scripted"]
-        assert run(*reader) == 64, "there is no terminal"
+        assert run(words, *reader) == 64, "there is no terminal"
         out, error = capsys.readouterr()
         assert "--yes is missing" in error
         assert len(re.findall(r"come from\?$", out, re.MULTILINE)) == SHOWN
         assert "1 .png" in out
         asked = len(server.requests)
-        assert run(*reader, "--yes") == 0
+        assert run(words, *reader, "--yes") == 0
         assert len(set(server.users())) == len(server.requests), "what was asked before the question is not asked again"
         assert len(server.requests) > asked
         results = json.loads((tmp_path / "run/results.json").read_text())["rows"]
@@ -170,30 +174,35 @@ def test_from_documents_to_a_retriever(words: list[str], documents: Path, tmp_pa
         assert len(json.loads((tmp_path / "run/written/questions/written.json").read_text())["places"]) == 30
 
         asked = len(server.requests)
-        assert run(*reader, "--yes") == 0
+        assert run(words, *reader, "--yes") == 0
         assert "are there" in capsys.readouterr().out
         assert len(server.requests) == asked, "questions and answers are kept"
         (documents / "new.txt").write_text("A new text.")
-        assert run(*reader, "--yes") == 64
+        assert run(words, *reader, "--yes") == 64
         assert "written with another documents" in capsys.readouterr().err
+
+
+ENDPOINT = ["--reader", "openai:http://127.0.0.1:9/v1,m"]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ([], "--reader none: --documents needs the model"),
-        (["--reader", "openai:http://127.0.0.1:9/v1,m", "--data-dir", "x.jsonl"], "--documents and --data-dir: give one of them"),
-        (["--reader", "openai:http://127.0.0.1:9/v1,m", "--questions", "9"], "--questions 9: must be at least 10"),
-        (["--reader", "openai:http://127.0.0.1:9/v1,m", "--model.embedder", "tiny"], "needs a pretrained encoder"),
-        (["--reader", "openai:http://127.0.0.1:9/v1,m", "--documents", "nowhere"], "nowhere"),
+        ([*ENDPOINT, "--data-dir", "x.jsonl"], "--documents and --data-dir: give one of them"),
+        ([*ENDPOINT, "--questions", "9"], "--questions 9: must be at least 10"),
+        ([*ENDPOINT, "--model.embedder", "tiny"], "needs a pretrained encoder"),
     ],
 )
-def test_what_is_refused(words: list[str], more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("own", "", [*words, *more], kind=own.Own, default=own.PRESET, prepare=own.prepare) == 64
+def test_what_is_refused(words: list[str], documents: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(words, "--documents", str(documents), *more) == 64
     assert message in capsys.readouterr().err
 
 
-def test_too_few_passages(words: list[str], documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--reader", "openai:http://127.0.0.1:9/v1,m", "--documents", str(documents / "a1.txt")]
-    assert main("own", "", [*words, *more], kind=own.Own, default=own.PRESET, prepare=own.prepare) == 64
-    assert "1 different passages; at least 10" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "message"), [("a1.txt", "1 different passages; at least 10"), ("nowhere", "nowhere")])
+def test_too_few_passages(
+    words: list[str], documents: Path, tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = write_small_export(tmp_path / "export") / "state_encoder"
+    assert run(words, *ENDPOINT, "--model.embedder", str(encoder), "--documents", str(documents / name)) == 64
+    assert message in capsys.readouterr().err

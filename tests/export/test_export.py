@@ -340,7 +340,7 @@ class TestCommands:
     @pytest.mark.parametrize("run", ["qrag", "module"], indirect=True)
     def test_a_spoiled_command_line_is_one_line_and_exits_64(self, run: Run) -> None:
         for words, message in (
-            (("export",), "error: qrag export: needs RUN and OUT; see "),
+            (("export",), ": needs RUN and OUT; see "),
             (("export", "a", "b", "--format", "x"), "error: --format = 'x': unknown; known: hf, sentence-transformers, reference, adapter"),
             (("import", "a", "b", "--base", "x"), "no such option; known: --base-model, --config"),
             (("imprt", "a"), "did you mean import?"),

@@ -55,7 +55,7 @@ def test_bad_options_are_one_line(place: Path, capsys: pytest.CaptureFixture[str
         (("--seconds", "nan"), "--seconds = nan: must be above 0"),
         (("--budget", "0"), "--budget = 0: must be in 1.."),
         (("--budget", "99", "--port", "0"), "--budget = 99: must be at most 5: the retriever reads 64 tokens"),
-        (("--modes", "multy"), "invalid choice 'multy' for argument '--modes'"),
+        (("--modes", "multy"), "--modes = 'multy': unknown; known: multi, single, bm25, hybrid; did you mean"),
         (("--allow-host", "a/b"), "--allow-host = 'a/b': must be a name such as"),
         (("--allow-origin", "*"), "--allow-origin = '*': must be a site such as"),
         (("--allow-origin", "https://a.example/x"), "must be a site such as"),

@@ -34,5 +34,7 @@ def test_from_a_released_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train\.init_from: nowhere: no such folder or file, and not a hub name; give a run"):
+    with pytest.raises(
+        ValueError, match=r"train\.init_from: nowhere: no such folder or file, and not a hub name; give minilm-multihop, a run"
+    ):
         build_model(changed(SMALL, train={"init_from": "nowhere"}), tmp_path, [])

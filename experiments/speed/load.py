@@ -124,9 +124,14 @@ class Asker:
         return dict(json.loads(content))
 
     def _dropped(self, why: str) -> str:
-        self._local.connection.close()
-        self._local.connection = None
+        self.close()
         return why
+
+    def close(self) -> None:
+        """Closes the connection of this thread."""
+        if (connection := getattr(self._local, "connection", None)) is not None:
+            connection.close()
+        self._local.connection = None
 
     def compare(self, question: str, tree: dict[str, Any], outcome: Outcome) -> None:
         chunks, q = self.direct[question]
@@ -160,6 +165,7 @@ def _client(asker: Asker, number: int, until: threading.Event, outcome: Outcome)
         outcome.seconds.append(ended - begun)
         outcome.ends.append(ended)
         asker.compare(question, tree, outcome)
+    asker.close()
 
 
 def steady(served: Served, asker: Asker, clients: int, seconds: float) -> dict[str, Any]:

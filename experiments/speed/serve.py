@@ -102,6 +102,7 @@ def measure(command: Command, scratch: Path) -> dict[str, Any]:
         asker = Asker(served.port, direct, command.budget)
         say(f"asking for {command.seconds:g} s at a time: {', '.join(map(str, command.clients))} clients")
         asker.ask(asked[0])
+        asker.close()
         rows = [steady(served, asker, clients, command.seconds) for clients in command.clients]
         say("stopping and starting the server under load")
         restart = through_a_restart(served, asker, max(command.clients), command.seconds)

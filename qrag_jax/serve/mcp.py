@@ -155,6 +155,7 @@ def run_stdio(service: Service, tell: Tell) -> None:
     old = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
         thread.start()
+        say("an agent may ask over standard input")
         while thread.is_alive() and not asked:
             thread.join(0.1)
         done = service.stop(service.limits.seconds)

@@ -154,7 +154,7 @@ def test_the_command_over_standard_input_and_output(tmp_path: Path) -> None:
             assert process.stderr is not None
             assert process.stdout is not None
             heard = b""
-            while b"ready after" not in heard:
+            while b"an agent may ask" not in heard:
                 heard += await process.stderr.receive()
             process.send_signal(signal.SIGTERM)
             return await process.wait(), b"".join([piece async for piece in process.stdout])

@@ -6,8 +6,8 @@ Trials here are a small script instead of training: it writes what a run writes,
 from __future__ import annotations
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys

@@ -85,7 +85,7 @@ def _collect(
     if reasons:
         say(f"not kept: {', '.join(f'{count} {reason}' for reason, count in reasons.most_common())}")
     if len(kept) < wish.questions:
-        say(f"{len(kept)} questions, not {wish.questions}: all passages that share a rare word were tried")
+        say(f"kept: {len(kept)}, not {wish.questions}: all passages that share a rare word were tried")
     return kept
 
 

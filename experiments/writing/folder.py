@@ -84,7 +84,7 @@ def write_folder(out: Path, passages: Sequence[Chunk], written: Sequence[Written
     counts: Counter[str] = Counter({split: sum(one.link.split == split for one in written) for split in SPLITS})
     if missing := [split for split, count in counts.items() if not count]:
         raise ValueError(
-            f"{len(written)} questions were kept, and none of them is for {missing[0]}: give more documents, a larger --questions, or a "
+            f"kept: {len(written)} questions, none of them for {missing[0]}: give more documents, a larger --questions, or a "
             "model that writes better questions"
         )
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}

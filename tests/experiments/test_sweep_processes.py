@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from experiments.cli import main
-from experiments.sweep.__main__ import main as sweep
-from tests.support.processes import environment, start_python
+from tests.support.processes import start_python
 from tests.support.small import dotted
 
 
@@ -38,23 +37,6 @@ def use_best(run_dir: Path, best: Path) -> None:
     assert (row["task"], row["split"], row["episodes"]) == ("qa1", "test", 8)
     assert (best / "metrics.jsonl").read_text() == records, "nothing was trained for it"
     assert "checkpoint_step" in row
-
-
-@pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.processes
-def test_a_real_trial_is_trained_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trial is a process of its own, with 8 updates; the sweep is this one."""
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    spec, run_dir = write_spec(tmp_path / "small.yaml", steps=8, log_every=2, eval_every=4, checkpoint_every=4), tmp_path / "sweep"
-    assert sweep([str(spec), "--run-dir", str(run_dir)]) == 0
-    assert "best on validation" in capsys.readouterr().out
-    summary = json.loads((run_dir / "sweep.json").read_text())
-    assert [(t["state"], t["updates"]) for t in summary["trials"]] == [("complete", 8)]
-    assert [step for step, _ in summary["trials"][0]["validations"]] == [0, 4, 8]
-    assert not list(run_dir.rglob("results.json")), "test questions are left alone"
-    use_best(run_dir, run_dir / "trials" / summary["best"])
 
 
 @pytest.mark.slow

@@ -143,6 +143,7 @@ def run(words: list[str], *more: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.quick
 def test_from_documents_to_a_retriever(words: list[str], documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = write_small_export(tmp_path / "export") / "state_encoder"
     words += ["--documents", str(documents), "--questions", "30", "--model.embedder", str(encoder)]

@@ -82,7 +82,7 @@ def test_raw_gradients_are_those_of_one_device(kind, count):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
-@pytest.mark.parametrize(("kind", "count"), KINDS[1:])
+@pytest.mark.parametrize(("kind", "count"), [(kind, count) for kind, count in KINDS[1:] if count == 4])
 def test_raw_gradients_of_optimized_programs(kind, count):
     assert_raw_gradients(kind, count)
 
@@ -103,8 +103,8 @@ def test_parameters_and_metrics_are_those_of_one_device(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count", "optimizer"),
-    # SGD's updates are the raw gradients, which are compared above for every kind and number.
-    [(*one, "adamw") for one in KINDS[1:]] + [(kind, count, "sgd") for kind, count in KINDS[1:] if count == 4],
+    # SGD's updates are the raw gradients, which are compared above for every kind.
+    [("pmap", 1, "adamw"), ("pmap", 4, "adamw"), ("shard_map", 2, "adamw"), ("full", 4, "adamw"), ("shard_map", 4, "sgd")],
 )
 def test_parameters_and_metrics_of_optimized_programs(kind, count, optimizer):
     assert_same_updates(kind, count, optimizer)

@@ -245,7 +245,8 @@ def test_sampled_answers_are_not_cached(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell starts in the background
 from qrag_jax.reader.openai_reader import OpenAIReader
 from qrag_jax.reader.protocol import Prompt
 

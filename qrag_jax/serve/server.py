@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import signal
 import socket
 import time
@@ -75,6 +76,7 @@ class _Server(uvicorn.Server):
     def ask(self, number: int, frame: FrameType | None) -> None:
         """The handler of signals: the first one asks to stop, and a second one ends the process at once."""
         if self.asked is not None:
+            logging.getLogger("uvicorn.error").disabled = True  # it would log the traceback of what is broken off here
             raise KeyboardInterrupt("stopped at once; some requests were not answered")
         self.asked = number
 

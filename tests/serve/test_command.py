@@ -182,3 +182,21 @@ def test_ctrl_c_answers_what_was_accepted(place: Path) -> None:
     finally:
         server.process.kill()
         server.process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_and_in_one_line(place: Path, number: signal.Signals) -> None:
+    server = Server(place / "index", "--budget", "2")
+    try:
+        server.process.send_signal(number)
+        time.sleep(0.1)  # it waits longer than this for requests that are on their way
+        code, output = server.end(number)
+        assert code == 130
+        assert output.endswith("interrupted: stopped at once; some requests were not answered\n")
+        assert "Traceback" not in output
+    finally:
+        server.process.kill()
+        server.process.communicate()

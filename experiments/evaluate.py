@@ -34,8 +34,9 @@ class Command:
     """Folder for results.json, results.md, comparison.md, context.png and episodes/, or gs://BUCKET/NAME; must not hold another run."""
     questions: Annotated[Questions, tyro.conf.arg(name="")] = Questions()  # noqa: RUF009  (frozen)
     official: bool = False
-    """What a benchmark's authors publish for evaluation: RULER's own records (data_dir/ruler/LENGTH/TASK/validation.jsonl; for qa_sh and
-    qa_mh TASK is qa_1 and qa_2), or HotpotQA's fullwiki questions (data_dir/hotpotqa/hotpot_dev_fullwiki_v1.json)."""
+    """What a benchmark's authors publish for evaluation: BABILong's rows (data_dir/babilong/data/TASK/LENGTH.json), RULER's own records
+    (data_dir/ruler/LENGTH/TASK/validation.jsonl; for qa_sh and qa_mh TASK is qa_1 and qa_2), or HotpotQA's fullwiki questions
+    (data_dir/hotpotqa/hotpot_dev_fullwiki_v1.json)."""
     eval: EvalOptions = EvalOptions()  # noqa: RUF009  (frozen)
     """The test. Omitted options keep the retriever's own values."""
     seed: Annotated[int | None, OWN] = None

@@ -48,10 +48,15 @@ class Questions:
     data_dir: Annotated[tyro.conf.DisallowNone[str | None], OWN] = None
     """Folder with the benchmark's files, or the .jsonl file of your own questions. "none": stories and needles are generated and hidden in
     Python's documentation."""
+    skip_bad: bool = False
+    """Leave out bad records of the benchmark's files; otherwise the first one is an error."""
 
     def of(self, config: RunConfig, chunks: int | None = None, seed: int | None = None) -> RunConfig:
         """``config`` with these questions; None keeps its own value. Raises ValueError on an unknown benchmark or task."""
-        return retarget(config, benchmark=self.benchmark, task=self.task, data_dir=self.data_dir, chunks=chunks, seed=seed)
+        skip_bad = True if self.skip_bad else None
+        return retarget(
+            config, benchmark=self.benchmark, task=self.task, data_dir=self.data_dir, skip_bad=skip_bad, chunks=chunks, seed=seed
+        )
 
     def of_preset(self, name: str, seed: int | None = None) -> RunConfig:
         """The settings of a preset, a file, or the folder of a run or of an export, for these questions.

@@ -193,7 +193,7 @@ def _short(row: Mapping[str, Any]) -> str:
 def _nominal(row: Mapping[str, Any]) -> int | None:
     """Context length as the paper writes it: RULER's own files count in powers of two, so 4096 is the paper's 4K."""
     tokens = row["context_tokens"]
-    if tokens is None or not row["benchmark"].endswith("-official") or tokens & (tokens - 1):
+    if not tokens or not row["benchmark"].endswith("-official") or tokens & (tokens - 1):
         return tokens
     power = tokens.bit_length() - 1
     return int(2 ** (power % 10) * 1000 ** (power // 10))

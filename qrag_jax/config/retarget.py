@@ -18,6 +18,7 @@ def retarget(
     benchmark: str | None = None,
     task: str | None = None,
     data_dir: str | None = None,
+    skip_bad: bool | None = None,
     chunks: int | None = None,
     seed: int | None = None,
 ) -> RunConfig:
@@ -36,6 +37,7 @@ def retarget(
         benchmark=benchmark,
         task=usual if task is None else task,
         data_dir=old.data_dir if data_dir is None else typed_folder(data_dir),
+        skip_bad=old.skip_bad if skip_bad is None else skip_bad,
         chunks=old.chunks if chunks is None else chunks,
     )
     test = config.eval

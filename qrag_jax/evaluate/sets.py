@@ -10,13 +10,15 @@ from qrag_jax import data
 from qrag_jax.config import RunConfig, benchmarks
 from qrag_jax.config.lengths import format_tokens, parse_tokens
 from qrag_jax.config.retarget import others, parts
+from qrag_jax.data.babilong import rows as babilong_rows
 from qrag_jax.data.multihop.hotpotqa import load_fullwiki
 from qrag_jax.data.ruler import files as ruler_files
 from qrag_jax.data.ruler import tasks as ruler
 from qrag_jax.data.splits import Split
 from qrag_jax.types import QAExample
 
-# Endings of a benchmark's name if other questions than its usual test are read: RULER's own records, HotpotQA's fullwiki file.
+# Endings of a benchmark's name if other questions than its usual test are read: the records that BABILong and RULER publish, HotpotQA's
+# fullwiki file.
 OFFICIAL, FULLWIKI = "-official", "-fullwiki"
 GROUP = 256  # number of questions whose paragraphs are embedded together
 
@@ -95,14 +97,15 @@ def evaluation_set(config: RunConfig, split: Split, tokens: int | None, episodes
 
 
 def official_sets(config: RunConfig) -> list[EvaluationSet]:
-    """The files that a benchmark's authors publish for evaluation alone. RULER: the records of the run's task, or of all needle tasks, with
-    one set for each length found in ``config.data.data_dir``. HotpotQA: the fullwiki questions.
+    """The files that a benchmark's authors publish for evaluation alone. BabiLong and RULER: the rows of the run's task (or of all needle
+    tasks), with one set for each length found in ``config.data.data_dir``. HotpotQA: the fullwiki questions.
 
     Raises ValueError for other benchmarks and splits, and on missing or broken files.
     """
-    if config.data.benchmark not in ("ruler", "hotpotqa"):
+    if config.data.benchmark not in ("babilong", "ruler", "hotpotqa"):
         raise ValueError(
-            f"official: only ruler (its own records) and hotpotqa (the fullwiki file) have official files, {config.data.benchmark} has none"
+            "official: only babilong (its rows), ruler (its records) and hotpotqa (the fullwiki file) have official files, "
+            f"{config.data.benchmark} has none"
         )
     if config.eval.split != "test":
         raise ValueError(f"eval.split = {config.eval.split!r}: official records are for the test alone; leave it at test")
@@ -111,16 +114,30 @@ def official_sets(config: RunConfig) -> list[EvaluationSet]:
         name, groups = f"hotpotqa{FULLWIKI}", _own_lengths(min(config.eval.episodes, len(examples)))
         task = config.data.task
         return [EvaluationSet(f"{name}-{task}", name, task, None, config.eval.budget, examples, groups)]
-    return _ruler_sets(config)
-
-
-def _ruler_sets(config: RunConfig) -> list[EvaluationSet]:
+    folder = babilong_rows.FOLDER if config.data.benchmark == "babilong" else ruler_files.FOLDER
     if config.data.data_dir is None:
-        raise ValueError(f"data.data_dir: official records are files, so give the folder that holds {ruler_files.FOLDER}/")
+        raise ValueError(f"data.data_dir: official records are files, so give the folder that holds {folder}/")
+    return (
+        _babilong_sets(config, config.data.data_dir) if config.data.benchmark == "babilong" else _ruler_sets(config, config.data.data_dir)
+    )
+
+
+def _babilong_sets(config: RunConfig, data_dir: str) -> list[EvaluationSet]:
+    sets = []
+    for length in babilong_rows.find_rows(data_dir, config.data.task):
+        # As many rows as asked for, of each length.
+        examples = babilong_rows.load_rows(data_dir, config.data.task, length, skip_bad=config.data.skip_bad)[: config.eval.episodes]
+        name, groups = f"babilong{OFFICIAL}-{config.data.task}-{length.lower()}", tuple(range(i, i + 1) for i in range(len(examples)))
+        tokens = babilong_rows.tokens(length)
+        sets.append(EvaluationSet(name, f"babilong{OFFICIAL}", config.data.task, tokens, config.eval.budget, examples, groups))
+    return sets
+
+
+def _ruler_sets(config: RunConfig, data_dir: str) -> list[EvaluationSet]:
     sets = []
     for settings in parts(config.data):
-        for length in ruler_files.official_lengths(config.data.data_dir, ruler.full_name(settings.task)):
-            examples = ruler.load_official(config.data.data_dir, settings.task, length)
+        for length in ruler_files.official_lengths(data_dir, ruler.full_name(settings.task)):
+            examples = ruler.load_official(data_dir, settings.task, length)
             groups = tuple(range(i, i + 1) for i in range(len(examples)))
             name = f"ruler{OFFICIAL}-{settings.task}-{length}"
             sets.append(EvaluationSet(name, f"ruler{OFFICIAL}", settings.task, length, config.eval.budget, examples, groups))

@@ -1,4 +1,5 @@
-"""``experiments.evaluate --official``: HotpotQA's fullwiki questions, of which some lack their paragraphs. (RULER's: tests/data.)"""
+"""``experiments.evaluate --official``: HotpotQA's fullwiki questions, of which some lack their paragraphs, and BABILong's rows. (RULER's:
+tests/data.)"""
 
 from __future__ import annotations
 
@@ -95,10 +96,42 @@ def test_evaluate_on_the_fullwiki_file(whole: Path, tmp_path: Path, capsys: pyte
     assert (row["benchmark"], row["episodes"]) == ("hotpotqa", 1)
 
 
+def test_evaluate_on_published_rows_of_babilong(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data" / "babilong" / "data" / "qa1"
+    folder.mkdir(parents=True)
+    facts = "Mary went to the office.John moved to the garden."
+    rows = [
+        {"input": f"The rain fell on the roof.{facts}He was", "question": "Where is Mary? ", "target": "office"},
+        {"input": facts, "question": "Where is John? ", "target": "garden"},
+        {"input": facts, "question": "Where is Sandra? ", "target": "garden"},
+    ]
+    for length in ("0k", "1k"):
+        (folder / f"{length}.json").write_text(json.dumps(rows))
+    words = [str(whole), "--data-dir", str(tmp_path / "data"), "--official", "--budget", "2", "--run-dir", str(tmp_path / "run")]
+    assert evaluate.main(words) == 64
+    said = capsys.readouterr().err
+    assert (
+        "0k.json: record 3: facts without the target: the 2 facts of qa1 in its input do not answer 'Where is Sandra?' with 'garden'"
+        in said
+    )
+    assert "leave out bad records with --skip-bad" in said
+    assert evaluate.main([*words, "--skip-bad"]) == 0
+    assert capsys.readouterr().out.count("2 questions; 1 left out (1 facts without the target)") == 2
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    assert [(row["benchmark"], row["task"], row["episodes"], row["context_tokens"]) for row in found] == [
+        ("babilong-official", "qa1", 2, 0),
+        ("babilong-official", "qa1", 2, 1000),
+    ]
+    # Two chunks, two picks.
+    assert found[0]["fact_em"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--benchmark", "musique", "--data-dir", "."), "only ruler (its own records) and hotpotqa (the fullwiki file)"),
+        (("--benchmark", "musique", "--data-dir", "."), "only babilong (its rows), ruler (its records) and hotpotqa (the fullwiki file)"),
+        (("--data-dir", "nowhere"), "nowhere/babilong: no qa1/LENGTH.json and no LENGTH/qa1-*.parquet"),
+        ((), "give the folder that holds babilong/"),
         (("--benchmark", "hotpotqa", "--data-dir", "nowhere"), f"nowhere/hotpotqa/{FULLWIKI_FILE}: no such file"),
         (("--benchmark", "hotpotqa"), f"give the folder that holds hotpotqa/{FULLWIKI_FILE}, from https://hotpotqa.github.io"),
         (("--benchmark", "ruler", "--task", "qa_sh", "--data-dir", "nowhere"), "must hold ruler/LENGTH/qa_1/validation.jsonl"),

@@ -6,32 +6,30 @@ The rules of the official stories were inferred from the files themselves:
   action is possible. Nobody moves to their present place; things are taken where they lie and given to people in the same place.
 - After every second fact a question is asked, if one is possible, until the story has five. It is about the person or thing of a fact
   drawn uniformly from the last five facts; nothing older is asked about.
-- Labels: qa2 names the last time the thing was taken (or dropped) and the carrier's last move after (before) it; qa3 the last time it
-  was taken or dropped, the carrier's last move to the place asked about, and the move before; qa5 the last time the thing was given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, pairwise, repeat
-from typing import NamedTuple
+from itertools import chain, repeat
 
 import numpy as np
 
+from qrag_jax.data.babilong.labels import (
+    INVERSE,
+    PLACES,
+    THINGS,
+    VERBS,
+    Event,
+    latest,
+    people,
+    place_of_person,
+    place_of_thing,
+    places_before,
+)
 from qrag_jax.data.babilong.stories import BABI_TASKS, BabiQuestion, Story, check_task
 from qrag_jax.data.splits import SPLITS, Split, check_split, hashed_split
 
-PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
-THINGS = ("apple", "football", "milk")
-PEOPLE = {"qa5": ("Bill", "Fred", "Jeff", "Mary")}
-DEFAULT_PEOPLE = ("Daniel", "John", "Mary", "Sandra")
-
-VERBS = {
-    "move": ("moved", "went", "went back", "journeyed", "travelled"),
-    "get": ("got", "took", "grabbed", "picked up"),
-    "drop": ("dropped", "left", "discarded", "put down"),
-    "give": ("gave", "handed", "passed"),
-}
 # An action is drawn in proportion to its count here; in the official qa5, giving is three to four times as likely as dropping.
 ACTIONS = {
     "qa1": ("move",),
@@ -55,16 +53,6 @@ DIRECTIONS = (("north", "south"), ("east", "west"))
 SHARED_LAST = 2 / 3
 """qa4: how often a fact names the place that both facts share last ("The office is north of the SHARED.")."""
 NUMBERS = 64  # random numbers fetched at a time
-
-
-class Event(NamedTuple):
-    """The content of a fact: ``person`` moves to ``place``, or gets, drops or gives (to ``receiver``) ``thing``."""
-
-    action: str
-    person: str
-    place: str = ""
-    thing: str = ""
-    receiver: str = ""
 
 
 class _Draw:
@@ -112,7 +100,7 @@ class _Scene:
     def __init__(self, task: str, draw: _Draw) -> None:
         self.task = task
         self.draw = draw
-        self.people = PEOPLE.get(task, DEFAULT_PEOPLE)
+        self.people = people(task)
         self.place = {name: draw.one(PLACES) for name in (*self.people, *THINGS)}
         self.holder: dict[str, str] = {}
         self.events: list[Event] = []
@@ -181,57 +169,33 @@ class _Scene:
                 return BabiQuestion(question, answer, tuple(sorted(support)), len(self.events))
         return None
 
-    def moves(self, person: str, start: int, stop: int) -> list[int]:
-        """Facts in which ``person`` moved, from ``start`` up to ``stop``, latest first."""
-        span = range(stop - 1, start - 1, -1)
-        return [i for i in span if self.events[i].action == "move" and self.events[i].person == person]
-
-    def latest(self, thing: str, actions: tuple[str, ...], stop: int) -> int:
-        """The last fact before ``stop`` with one of ``actions`` on ``thing``; there must be one."""
-        return next(i for i in range(stop - 1, -1, -1) if self.events[i].thing == thing and self.events[i].action in actions)
-
 
 Asked = tuple[str, str, tuple[int, ...]] | None
 
 
 def _ask_person(scene: _Scene, event: Event) -> Asked:
-    last = scene.moves(event.person, 0, len(scene.events))[0]
-    return f"Where is {event.person}?", scene.events[last].place, (last,)
+    label = place_of_person(scene.events, event.person)
+    return None if label is None else (f"Where is {event.person}?", *label)
 
 
 def _ask_thing(scene: _Scene, event: Event) -> Asked:
-    if event.action == "move":
-        return None
-    now = len(scene.events)
-    last = scene.latest(event.thing, ("get", "drop"), now)
-    carrier = scene.events[last].person
-    moves = scene.moves(carrier, last, now) if scene.events[last].action == "get" else scene.moves(carrier, 0, last)
-    if not moves:
-        return None
-    return f"Where is the {event.thing}?", scene.events[moves[0]].place, (last, moves[0])
+    label = None if event.action == "move" else place_of_thing(scene.events, event.thing)
+    return None if label is None else (f"Where is the {event.thing}?", *label)
 
 
 def _ask_earlier(scene: _Scene, event: Event) -> Asked:
-    if event.action == "move":
+    labels = {} if event.action == "move" else places_before(scene.events, event.thing)
+    if not labels:
         return None
-    now = len(scene.events)
-    last = scene.latest(event.thing, ("get", "drop"), now)
-    taken = scene.latest(event.thing, ("get",), last + 1)
-    moves = scene.moves(scene.events[last].person, taken, now if last == taken else last)
-    arrivals: dict[str, tuple[int, int]] = {}  # place -> the last arrival there, the move before it
-    for arrival, before in pairwise(moves):
-        arrivals.setdefault(scene.events[arrival].place, (arrival, before))
-    if not arrivals:
-        return None
-    place = scene.draw.one(list(arrivals))
-    arrival, before = arrivals[place]
-    return f"Where was the {event.thing} before the {place}?", scene.events[before].place, (last, arrival, before)
+    place = scene.draw.one(list(labels))
+    return f"Where was the {event.thing} before the {place}?", *labels[place]
 
 
 def _ask_giving(scene: _Scene, event: Event) -> Asked:
     if event.action != "give":
         return None
-    last = scene.latest(event.thing, ("give",), len(scene.events))
+    last = latest(scene.events, event.thing, ("give",), len(scene.events))
+    assert last is not None
     giver, thing, receiver = scene.events[last].person, event.thing, scene.events[last].receiver
     form = scene.draw.below(6)
     if form < 2:
@@ -271,6 +235,6 @@ def _relations(split: Split, draw: _Draw) -> Story | None:
         return None
     asked = draw.below(2)
     answer, direction, known = facts[asked]
-    inverse = {forward: backward, backward: forward}[direction]
+    inverse = INVERSE[direction]
     question = f"What is {direction} of the {known}?" if draw.below(2) else f"What is the {known} {inverse} of?"
     return Story(sentences, (BabiQuestion(question, answer, (asked,), 2),))

@@ -78,10 +78,7 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counter.most_common())
 
 
-SKIP = (
-    "leave out bad records: --data.skip-bad in training; for other commands, `python -m experiments.prepare_data --skip-bad` writes a "
-    "benchmark's files without them"
-)
+SKIP = "leave out bad records with --skip-bad (in training: --data.skip-bad)"
 
 Parse = Callable[[Any, Counter[str]], Record]
 """A JSON value -> its record. Raises BadRecord; counts tolerated faults."""

@@ -15,6 +15,7 @@ from qrag_jax.config import RunConfig
 from qrag_jax.evaluate.sets import validation_set
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.checkpoint import saved_steps
+from qrag_jax.rundir.log import say
 from qrag_jax.train import describe
 from qrag_jax.train.hosts import from_leader, run_on_all
 from qrag_jax.train.loop import Updates, make_updates
@@ -96,6 +97,7 @@ def time_update(config: RunConfig, updates: Updates, batch: TaskBatch, step: int
     state, metrics = updates(state, batch, step)
     jax.block_until_ready(metrics)
     first = time.perf_counter() - began
+    say(f"the first update took {describe.duration(first)}, with compiling; timing {TIMED} more")
     began = time.perf_counter()
     for _ in range(TIMED):
         state, metrics = updates(state, batch, step)

@@ -22,7 +22,7 @@ from qrag_jax.config.trees import parse_json
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.log import say
-from qrag_jax.serve import service as core
+from qrag_jax.serve import request as core
 from qrag_jax.serve.bridge import Bridge, EventStream, Hear, sse
 from qrag_jax.serve.guard import Access, Guard, error_body
 from qrag_jax.serve.limits import Gone, Overloaded, Refused, Stopping, TooLate
@@ -40,6 +40,7 @@ from qrag_jax.serve.schema import (
     SearchResponse,
     StepOut,
 )
+from qrag_jax.serve.service import Service
 
 ABOUT = """Searches an index in several steps, and answers with citations.
 
@@ -76,7 +77,7 @@ class _JsonRequest(Request):
             raise HTTPException(400, f"body: {error}") from error
 
 
-def make_app(service: core.Service, access: Access) -> ASGIApp:
+def make_app(service: Service, access: Access) -> ASGIApp:
     """The application, ready for a server. ``service`` must have been started."""
     bridge, metrics = Bridge(service), Metrics(service)
     agents = Agents(service, bridge, told)
@@ -96,7 +97,7 @@ def make_app(service: core.Service, access: Access) -> ASGIApp:
     return Guard(app, access, metrics, leaving=lambda: not service.health().ready)
 
 
-def _add_questions(app: FastAPI, service: core.Service, bridge: Bridge, metrics: Metrics) -> None:
+def _add_questions(app: FastAPI, service: Service, bridge: Bridge, metrics: Metrics) -> None:
     def search(body: SearchRequest, request: core.Request, hear: Hear[bytes]) -> SearchResponse:
         steps = service.stream(**body.model_dump(), request=request)
         for one in steps:
@@ -128,7 +129,7 @@ def _add_questions(app: FastAPI, service: core.Service, bridge: Bridge, metrics:
         return await _streamed(bridge, lambda request, hear: sse("result", answer(body, request, hear).model_dump_json()))
 
 
-def _add_pages(app: FastAPI, service: core.Service, metrics: Metrics, access: Access) -> None:
+def _add_pages(app: FastAPI, service: Service, metrics: Metrics, access: Access) -> None:
     listed = lru_cache(maxsize=1)(lambda version: DocumentOut.all(service.documents()))
     page = PAGE.read_text(encoding="utf-8")
 

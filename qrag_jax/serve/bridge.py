@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from qrag_jax.serve.limits import Gone, Limits, TooLate
-from qrag_jax.serve.service import Request
+from qrag_jax.serve.request import Request
 
 T = TypeVar("T")
 Hear = Callable[[T], None]

@@ -31,8 +31,10 @@ from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.early import SIGNALS
 from qrag_jax.rundir.log import Interrupted, say
 from qrag_jax.serve.bridge import Bridge, Hear
+from qrag_jax.serve.request import Found, Request
 from qrag_jax.serve.schema import AnswerRequest, AnswerResponse, SearchRequest, SearchResponse
-from qrag_jax.serve.service import USUAL_BUDGET, Found, Request, Service
+from qrag_jax.serve.searching import USUAL_BUDGET
+from qrag_jax.serve.service import Service
 
 PATH = "/mcp"
 PAUSE = 0.3  # seconds in which the last answers reach the client

@@ -6,7 +6,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.types import Scope
 
 from qrag_jax.retrieve.batching import TOGETHER
-from qrag_jax.serve.service import Answered, Service
+from qrag_jax.serve.request import Answered
+from qrag_jax.serve.service import Service
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -33,7 +34,7 @@ class Metrics:
             ("qrag_index_stale", "1 if the index on disk is not the one that is searched.", lambda: service.health().stale is not None),
         ):
             Gauge(name, text, registry=registry).set_function(read)
-        service.on_pass = self._passed
+        service.searches.on_pass = self._passed
 
     def _passed(self, questions: int, seconds: float) -> None:
         self._together.observe(questions)

@@ -13,7 +13,8 @@ from qrag_jax.retrieve.places import place
 from qrag_jax.retrieve.ranking import SCORES, Mode
 from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.types import Step
-from qrag_jax.serve.service import Answered, Found, Service
+from qrag_jax.serve.request import Answered, Found
+from qrag_jax.serve.service import Service
 
 Value = str | int | float | bool | None
 

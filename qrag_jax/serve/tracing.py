@@ -23,7 +23,8 @@ from qrag_jax.retrieve.ranking import Mode
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.types import Step
 from qrag_jax.serve.limits import Limits
-from qrag_jax.serve.service import Answered, Found, Request, Service
+from qrag_jax.serve.request import Answered, Found, Request
+from qrag_jax.serve.service import Service
 
 try:
     from opentelemetry.trace import Span, StatusCode, Tracer, get_tracer_provider, set_span_in_context, set_tracer_provider
@@ -71,7 +72,7 @@ class TracedService(Service):
         super().__init__(index, retriever, reader, limits, modes)
         self._tracer, self._texts = tracer, texts
         self._spans: WeakKeyDictionary[Request, Span] = WeakKeyDictionary()
-        self.on_steps = self._stepped
+        self.searches.on_steps = self._stepped
 
     @contextmanager
     def _question(self, request: Request, question: str, budget: int, mode: Mode | None, stop: bool) -> Iterator[Span]:

@@ -13,7 +13,7 @@ import pytest
 from qrag_jax.serve import bridge as bridge_module
 from qrag_jax.serve.bridge import Bridge, EventStream, sse, with_signs_of_life
 from qrag_jax.serve.limits import Gone, Limits, TooLate
-from qrag_jax.serve.service import Request
+from qrag_jax.serve.request import Request
 
 
 class Accepting:

@@ -14,7 +14,8 @@ from qrag_jax import Index, Retriever, Text
 from qrag_jax.retrieve.batching import Batcher
 from qrag_jax.serve import watching
 from qrag_jax.serve.limits import Gone, Limits, Overloaded, Stopping, TooLate
-from qrag_jax.serve.service import Found, Service
+from qrag_jax.serve.request import Found
+from qrag_jax.serve.service import Service
 from tests.support.index import CHUNKS, small_retriever
 
 QUESTIONS = [f"Where is {name}?" for name in ("Mary", "John", "Sandra", "Daniel")]
@@ -60,7 +61,7 @@ class Held:
 
 def test_questions_at_once_are_answered_as_alone(service: Service, retriever: Retriever) -> None:
     passes: list[int] = []
-    service.on_pass = lambda questions, seconds: passes.append(questions)
+    service.searches.on_pass = lambda questions, seconds: passes.append(questions)
     asked = [(QUESTIONS[i % 4], 1 + i % 5) for i in range(40)]
     with ThreadPoolExecutor(20) as threads:
         found = list(threads.map(lambda one: service.search(one[0], budget=one[1]), asked))
@@ -113,7 +114,7 @@ def test_what_is_too_much_is_refused_at_once(retriever: Retriever, built: Index,
 def test_who_leaves_or_waits_too_long_costs_nothing_more(retriever: Retriever, built: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     held, seen = Held(monkeypatch), []
     with Service(built, retriever, limits=Limits(seconds=0.3)) as service, ThreadPoolExecutor(8) as threads:
-        service.on_pass = lambda questions, seconds: seen.append(questions)
+        service.searches.on_pass = lambda questions, seconds: seen.append(questions)
         with service.accept() as first, service.accept() as second:
             leaves = threads.submit(service.search, QUESTIONS[0], budget=5, request=first)
             held.waits.wait(20)

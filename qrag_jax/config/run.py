@@ -104,9 +104,10 @@ class RLConfig:
     """The soft value sums over this many chunks with the highest Q; 0: over all."""
     random_updates: int = 50
     """Number of updates at the start in which chunks are picked uniformly at random."""
-    reward: Literal["support", "answer_em", "answer_f1", "mixed"] = "support"
+    reward: Literal["support", "answer_em", "answer_f1", "mixed", "own"] = "support"
     """support: 1 when all supporting chunks are picked. mixed: the mean of support and answer_em.
-    answer_em, answer_f1: the score of the frozen reader's answer (eval.reader); no support labels are needed."""
+    answer_em, answer_f1: the score of the frozen reader's answer (eval.reader); no support labels are needed.
+    own: from Python only, the function that is given to qrag_jax.train.run."""
     penalize_extra_steps: bool = False
     """The reward for picking all supporting chunks F* is 0.5 + 0.5 |F*| / |picked| instead of 1."""
     objective: Objective = "td"
@@ -147,6 +148,11 @@ class RLConfig:
                 usual = RLConfig.__dataclass_fields__[name].default
                 allowed = f"{usual!r} under rl.objective 'supervised', which has no rewards, no policy and no targets"
                 require(getattr(self, name) == usual, f"rl.{name}", getattr(self, name), allowed)
+
+    @property
+    def asks_reader(self) -> bool:
+        """Whether rewards come from a reader's answers, and so from the host."""
+        return self.reward in ("answer_em", "answer_f1", "mixed")
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,7 @@ class RunConfig:
             self.rl.budget,
             f"<= data.chunks ({self.data.chunks}): an episode picks each chunk at most once",
         )
-        if self.rl.reward != "support":
+        if self.rl.asks_reader:
             require(self.eval.reader != "none", "rl.reward", self.rl.reward, "support, or give a reader that answers (eval.reader)")
         for stage in self.train.stages(self.data):
             require(

@@ -25,7 +25,7 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.gold import gold_ranks
 from qrag_jax.rl.qhead import q_halves
 from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
-from qrag_jax.rl.rewards import support_reward
+from qrag_jax.rl.rewards import Reward, support_reward
 from qrag_jax.rl.rollout import picks_before, rollout, scores, state_rows
 from qrag_jax.types import Episode, TaskBatch
 
@@ -93,6 +93,8 @@ class Learner:
     config: RunConfig
     layout: StateLayout
     optimizer: optax.GradientTransformation
+    reward: Reward | None = None
+    """None: the reward for the supporting chunks."""
 
     def init(self, key: PRNGKeyArray, params: Params) -> TrainState:
         """The state before the first update of an embedder with ``params``, which are host arrays if they get adapters."""
@@ -114,9 +116,9 @@ class Learner:
         return {"params": {name: merge(*found.of(name), found.scale) for name in params["params"]}}
 
     def update(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
-        """One update with the support-fact reward."""
+        """One update with rewards that need no reader."""
         episode = self.collect(state, batch, axis_name)
-        reward = partial(support_reward, penalize_extra_steps=self.config.rl.penalize_extra_steps)
+        reward = self.reward or partial(support_reward, penalize_extra_steps=self.config.rl.penalize_extra_steps)
         return self.learn(state, batch, episode, jax.vmap(reward)(episode.picked, batch.support), axis_name)
 
     def collect(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> Episode:

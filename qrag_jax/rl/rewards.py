@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+Reward = Callable[[Int[Array, " T"], Bool[Array, " N"]], Float[Array, " T"]]
+"""(picks in order, N for an empty one; which chunks support) -> the reward of each pick. It is compiled with the update, so it must consist
+of JAX's operations."""
 
 
 def support_reward(picked: Int[Array, " T"], support: Bool[Array, " N"], penalize_extra_steps: bool = False) -> Float[Array, " T"]:

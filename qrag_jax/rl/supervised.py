@@ -21,6 +21,7 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.gold import gold_only, gold_ranks
 from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState, device_share, make_optimizer
 from qrag_jax.rl.policy import greedy
+from qrag_jax.rl.rewards import Reward
 from qrag_jax.rl.rollout import offsets, picks_before, rollout, scores, state_rows
 from qrag_jax.types import Episode, TaskBatch
 
@@ -161,8 +162,10 @@ def make_learner(
     layout: StateLayout,
     optimizer: optax.GradientTransformation | None = None,
     objective: Objective | None = None,
+    reward: Reward | None = None,
 ) -> Learner:
-    """The learner of ``objective`` (None: ``config.rl.objective``); ``optimizer`` None: that of ``config.optim``."""
+    """The learner of ``objective`` (None: ``config.rl.objective``); ``optimizer`` None: that of ``config.optim``; ``reward`` None: the one
+    for the supporting chunks."""
     td = JointLearner if config.rl.supervised_weight else Learner
     kind = SupervisedLearner if (objective or config.rl.objective) == "supervised" else td
-    return kind(embedder, config, layout, optimizer or make_optimizer(config.optim, config.train.steps))
+    return kind(embedder, config, layout, optimizer or make_optimizer(config.optim, config.train.steps), reward)

@@ -22,7 +22,7 @@ from qrag_jax.train.loop import Updates, make_updates
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import choose_devices
 from qrag_jax.train.plan import Plan
-from qrag_jax.train.training import check_run_dir, default_numbers, prepare
+from qrag_jax.train.training import check_reward, check_run_dir, default_numbers, prepare
 from qrag_jax.types import TaskBatch
 
 TIMED = 3
@@ -35,6 +35,7 @@ def dry_run(config: RunConfig, run_dir: str | Path) -> str:
     Raises what :func:`qrag_jax.train.training.run` raises before its first update, also about what ``run_dir`` already holds (a folder;
     a bucket is not looked at).
     """
+    check_reward(config)
     with default_numbers():
         devices = choose_devices(config.train, config.optim.batch)
         folder = Path("/nonexistent") if is_url(run_dir) else Path(run_dir)
@@ -70,7 +71,7 @@ def model_lines(config: RunConfig, model: Model) -> list[str]:
 
 def update_lines(config: RunConfig, run_dir: Path, model: Model, stages: describe.Stages, devices: tuple[jax.Device, ...]) -> list[str]:
     """Batch shapes, memory plan and time of an update, for each stage."""
-    if config.rl.reward != "support":
+    if config.rl.asks_reader:
         return [f"time of an update: not measured, since it needs the answers of a reader (rl.reward {config.rl.reward})"]
     updates = make_updates(config, run_dir, model, stages, devices)
     lines, done, total = [], 0, 0.0

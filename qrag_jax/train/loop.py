@@ -19,6 +19,7 @@ from qrag_jax.evaluate.sets import validation_set
 from qrag_jax.models.lora import shared_base
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState
+from qrag_jax.rl.rewards import Reward
 from qrag_jax.rl.supervised import make_learner
 from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress
 from qrag_jax.rundir.compilations import compilations
@@ -54,10 +55,11 @@ def train(
     log: RunLog,
     watch: Watch,
     prune: Prune = None,
+    reward: Reward | None = None,
 ) -> int:
     """Trains, and returns the step of the checkpoint "best": the parameters that are best on validation, with their stop threshold."""
     settings, steps = config.train, config.train.steps
-    updates = make_updates(config, run_dir, model, stages, devices)
+    updates = make_updates(config, run_dir, model, stages, devices, reward)
     validate = make_validation(config, model, updates, log, checkpoints)
     for line in describe.questions_lines(config, stages, validate.questions):
         say(line)
@@ -203,10 +205,11 @@ def make_updates(
     model: Model,
     stages: Sequence[tuple[Stage, Sequence[QAExample]]],
     devices: tuple[jax.Device, ...],
+    reward: Reward | None = None,
 ) -> Updates:
     kind = config.train.parallel
     layout = StateLayout.make(config.data, config.rl.budget, model.tokenizer)
-    make = partial(make_learner, model.embedder, config, layout)
+    make = partial(make_learner, model.embedder, config, layout, reward=reward)
     learner = make()
     # A closure: whether both encoders start from the same weights is seen from numbers, not from shapes.
     shapes = jax.eval_shape(lambda key: learner.init(key, model.params), jax.random.key(config.train.seed))
@@ -218,7 +221,7 @@ def make_updates(
     objectives = {stage.objective for stage, _ in stages if stage.objective is not None} - {config.rl.objective}
     others = {one: make_parallel(make(objective=one).update, kind, devices, shard_state) for one in sorted(objectives)}
     answers = None
-    if config.rl.reward != "support":
+    if config.rl.asks_reader:
         answers = AnswerUpdate(learner, make_phases(learner.collect, learner.learn, kind, devices, shard_state), run_dir / "answers")
     batches = Batches(config.data, config.optim.batch, model.tokenizer, stages, parallel.share)
     base = shared_base(model.params) if config.model.lora_rank else None

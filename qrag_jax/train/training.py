@@ -25,6 +25,7 @@ from qrag_jax.evaluate.sets import EvaluationSet, final_sets, validation_set
 from qrag_jax.export.folder import Export, write_export
 from qrag_jax.reader.make import check_reader
 from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.rl.rewards import Reward
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
 from qrag_jax.rundir.files import check_folder, disk_error, is_unfinished, write_text
@@ -59,12 +60,14 @@ def run(
     test: bool = True,
     prune: Prune = None,
     watch: Watch = Watch(),  # noqa: B008  (frozen)
+    reward: Reward | None = None,
 ) -> list[dict[str, Any]]:
     """Trains, evaluates and exports; returns the rows of results.json. May be called in a thread: signals are then left to the caller.
 
     If ``test`` is False, the test questions are not used and there are no rows: the trials of a sweep are compared on validation. The same
     call with True then evaluates the trained retriever. After each validation except the first and the last, process 0 calls ``prune`` to
     ask whether to stop. ``watch``: where figures go besides metrics.jsonl, and which updates are profiled.
+    ``reward``: the function of ``rl.reward`` "own"; to resume, give the same one.
 
     Raises ValueError on a bad configuration, data or run directory, before anything is overwritten; Busy when another process trains in the
     folder; Preempted after SIGTERM; NotFinite when an update gave NaN; Pruned when ``prune`` says so; CannotWrite when the disk is full or
@@ -75,7 +78,7 @@ def run(
     run_dir = Path(run_dir)
     try:
         with stop_requests() as stop, default_numbers():
-            return _run(config, run_dir, stop, test, prune, watch)
+            return _run(config, run_dir, stop, test, prune, watch, reward)
     except (OSError, ValueError) as error:
         if (told := disk_error(error)) is None:
             raise
@@ -105,11 +108,14 @@ def default_numbers() -> Iterator[None]:
                 jax.config.update(name, value)
 
 
-def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune, watch: Watch) -> list[dict[str, Any]]:
+def _run(
+    config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune: Prune, watch: Watch, reward: Reward | None
+) -> list[dict[str, Any]]:
     check_watch(config, watch)
+    check_reward(config, reward)
     devices = choose_devices(config.train, config.optim.batch)
     from_leader(lambda: check_run_dir(config, run_dir))
-    if config.rl.reward != "support" and jax.process_count() > 1:
+    if config.rl.asks_reader and jax.process_count() > 1:
         raise ValueError(
             f"rl.reward = {config.rl.reward!r}: this reward needs a single process, but there are {jax.process_count()}; start one"
         )
@@ -126,7 +132,7 @@ def _run(config: RunConfig, run_dir: Path, stop: StopRequest, test: bool, prune:
             say(line)
         with leader_only(lambda: RunLog(run_dir, watch.track)) as log:
             with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
-                best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, log, watch, prune)
+                best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, log, watch, prune, reward)
             return from_leader(lambda: finish(config, run_dir, model, best_step, tests, log))
 
 
@@ -135,6 +141,15 @@ def check_watch(config: RunConfig, watch: Watch) -> None:
     check_trackers(watch.track)
     if watch.profiled and watch.profiled[-1] > config.train.steps:
         raise ValueError(f"profile = {watch.profile!r}: must end at update {config.train.steps} or before, the last one (train.steps)")
+
+
+def check_reward(config: RunConfig, reward: Reward | None = None) -> None:
+    """Raises ValueError unless a function is given where ``rl.reward`` asks for one, and only there."""
+    if (config.rl.reward == "own") != (reward is not None):
+        raise ValueError(
+            f"rl.reward = {config.rl.reward!r}: {'no' if reward is None else 'a'} function was given; 'own' and "
+            "qrag_jax.train.run(..., reward=FUNCTION) belong together"
+        )
 
 
 def _lock(run_dir: Path) -> ExitStack:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,22 @@ def test_q_and_targets_equal_the_oracle():
         reward = oracle.reward(picks, set(np.flatnonzero(batch.support[row])), False)
         expected = oracle.lambda_returns(reward, [0.99] * 3 + [0.0], values, 0.5)
         np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+def test_a_reward_of_ones_own_replaces_that_for_the_supporting_chunks():
+    learner, state = small_learner(changed(SMALL, rl={"random_updates": 0}))
+    # Half a point for each supporting chunk, whenever it is picked.
+    each = lambda picked, support: 0.5 * support.at[picked].get(mode="fill", fill_value=False)
+    own = replace(learner, reward=each)
+    batch = small_batch()
+    picked = jax.jit(own.collect)(state, batch).picked
+    found = np.mean([0.5 * sum(bool(batch.support[row, i]) for i in picked[row]) for row in range(SMALL.optim.batch)])
+    _, usual = jax.jit(learner.update)(state, batch)
+    _, mine = jax.jit(own.update)(state, batch)
+    assert found > 0
+    assert mine["return"] == pytest.approx(found)
+    assert usual["return"] != mine["return"]
+    assert usual["target"] != mine["target"]
 
 
 def test_target_parameters_follow_at_tau():

@@ -22,6 +22,15 @@ def test_updates_that_are_not_made_cannot_be_profiled(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reward_of_ones_own_is_given_as_a_function(tmp_path: Path) -> None:
+    config, own = RunConfig(), RunConfig.from_json('{"rl": {"reward": "own"}}')
+    with pytest.raises(ValueError, match=r"^rl\.reward = 'own': no function was given; 'own' and qrag_jax\.train\.run\("):
+        run(own, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^rl\.reward = 'support': a function was given"):
+        run(config, tmp_path / "run", reward=lambda picked, support: 1.0 * support[picked])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.quick
 def test_a_watched_run_in_a_thread_is_the_same_run(

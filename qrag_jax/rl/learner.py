@@ -31,6 +31,8 @@ from qrag_jax.types import Episode, TaskBatch
 
 Params = Any
 Metrics = dict[str, Array]
+Rows = tuple[Array, Array]
+"""Token rows [R, L], or the places of rows in the pool [R]; and the gradient of their embeddings [R, D]."""
 DROPOUT_STREAM, LORA_STREAM = 2**31 - 1, 2**31 - 2  # outside the random streams of all episodes
 
 
@@ -221,40 +223,47 @@ class Learner:
         """Gradient and loss of the TD loss, averaged over transitions and devices. An empty pick, of a document with fewer chunks than the
         budget, adds 0.
 
-        Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G). The loss
-        is first differentiated with respect to the embeddings, which the rollout has computed; then the embeddings with respect to the
-        parameters, tile by tile.
+        The loss is first differentiated with respect to the embeddings, which the rollout has computed; then the embeddings with respect to
+        the parameters, tile by tile.
+        """
+        params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
+        states, (rows, of_actions), metrics = self.td_cotangents(params, batch, episode, targets, dropout)
+        return self.encoder_gradient(params, states, (batch.chunk_pool_ids[rows], of_actions), dropout, axis_name), metrics
+
+    def td_cotangents(
+        self, params: Params, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], dropout: PRNGKeyArray | None
+    ) -> tuple[Rows, Rows, Metrics]:
+        """The TD loss, and its gradient with respect to embeddings: of the states' token rows, and of rows of the pool.
+
+        Mean over transitions and halves of (H q_h - G)^2; with two halves 0.5 MSE(2 q1, G) + 0.5 MSE(2 q2, G).
         """
         qhead = self.config.qhead
-        params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
         flat = lambda x: x.reshape(-1, x.shape[-1])
         count = batch.chunk_mask.shape[1]
         real = (episode.picked < count).reshape(-1, 1)
         rows = jnp.take_along_axis(batch.chunk_index, jnp.minimum(episode.picked, count - 1), axis=1).reshape(-1)
-        state_ids, action_ids = flat(episode.state_ids), batch.chunk_pool_ids[rows]
+        state_ids = flat(episode.state_ids)
         s, a = flat(episode.states), flat(episode.actions)
         if dropout is not None:
             s = self.whole(self.state_embedder, params, state_ids)(state_ids, dropout)
-            a = self.whole(self.action_embedder, params, s)(action_ids, dropout)
+            a = self.whole(self.action_embedder, params, s)(batch.chunk_pool_ids[rows], dropout)
 
         def loss(s: Array, a: Array) -> Float[Array, ""]:
             q = q_halves(s, a, episode.positions.reshape(-1), qhead)
             return jnp.mean(jnp.where(real, qhead.halves * q - targets.reshape(-1, 1), 0.0) ** 2)
 
         value, (of_s, of_a) = jax.value_and_grad(loss, argnums=(0, 1))(s, a)
-        return self.encoder_gradient(params, (state_ids, of_s), (action_ids, of_a), dropout, axis_name), {"loss": value}
+        return (state_ids, of_s), (rows, of_a), {"loss": value}
 
-    def encoder_gradient(
-        self, params: Params, states: tuple[Array, Array], actions: tuple[Array, Array], dropout: PRNGKeyArray | None, axis_name: str | None
-    ) -> Params:
-        """The gradient of the parameters, averaged over devices, from token rows [R, L] and the gradient of their embeddings [R, D]."""
+    def encoder_gradient(self, params: Params, states: Rows, actions: Rows, dropout: PRNGKeyArray | None, axis_name: str | None) -> Params:
+        """The gradient of the parameters, averaged over devices, from token rows and the gradient of their embeddings."""
         of_states = self.one_gradient(self.state_embedder, params, states, dropout)
         of_actions = self.one_gradient(self.action_embedder, params, actions, dropout, of_states)
         both = jax.tree.map(jnp.add, of_states, of_actions) if self.embedder.tied else of_states | of_actions
         return shards.replicated_mean({"params": both}, axis_name) if axis_name is not None else {"params": both}
 
     def one_gradient(
-        self, encoder: RowEmbedder, params: Params, rows: tuple[Array, Array], dropout: PRNGKeyArray | None, after: Any = ()
+        self, encoder: RowEmbedder, params: Params, rows: Rows, dropout: PRNGKeyArray | None, after: Any = ()
     ) -> dict[str, Params]:
         """{name: gradient} of one encoder; averaged over devices only where the parameters are shards."""
         name = encoder.name
@@ -312,6 +321,13 @@ class Learner:
         if axis_name is None:
             return embed(ids, dropout)
         return jax.lax.all_gather(embed(device_share(ids, axis_name), dropout), axis_name, tiled=True)
+
+
+def pool_share(ids: Int[Array, "U L"], cotangents: Float[Array, "U D"], axis_name: str | None) -> Rows:
+    """The rows of a pool that this device embeds for all devices, and the gradient of their embeddings, summed over the devices."""
+    if axis_name is None:
+        return ids, cotangents
+    return device_share(ids, axis_name), jax.lax.psum_scatter(cotangents, axis_name, tiled=True)
 
 
 def device_share(ids: Int[Array, "U L"], axis_name: str) -> Int[Array, "U2 L"]:

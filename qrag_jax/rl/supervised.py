@@ -13,17 +13,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qrag_jax.config import Objective, RunConfig
 from qrag_jax.models.embedder import Embedder
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.gold import gold_only, gold_ranks
-from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState, device_share, make_optimizer
+from qrag_jax.rl.learner import Learner, Metrics, Params, Rows, TrainState, make_optimizer, pool_share
 from qrag_jax.rl.policy import greedy
 from qrag_jax.rl.rewards import Reward
 from qrag_jax.rl.rollout import offsets, picks_before, rollout, scores, state_rows
-from qrag_jax.types import Episode, TaskBatch
+from qrag_jax.types import PAD, Episode, TaskBatch
 
 
 def gold_picks(support: Bool[Array, " N"], budget: int) -> Int[Array, " T"]:
@@ -79,19 +79,32 @@ class GoldLearner(Learner):
     """A learner that can also learn from the supporting chunks directly."""
 
     def supervised_gradient(self, state: TrainState, batch: TaskBatch, axis_name: str | None = None) -> tuple[Params, Metrics]:
-        """Gradient and metrics of the mean loss (one of ``LOSSES``) over episodes; the gradient averaged over devices.
+        """Gradient and metrics of the mean loss (one of ``LOSSES``) over episodes; the gradient averaged over devices."""
+        params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
+        states, of_pool, metrics = self.supervised_cotangents(params, state, batch, dropout, axis_name)
+        pool = pool_share(batch.chunk_pool_ids, of_pool, axis_name)
+        return self.encoder_gradient(params, states, pool, dropout, axis_name), metrics
+
+    def supervised_cotangents(
+        self, params: Params, state: TrainState, batch: TaskBatch, dropout: PRNGKeyArray | None, axis_name: str | None
+    ) -> tuple[Rows, Float[Array, "U D"], Metrics]:
+        """The gradient of the mean loss with respect to embeddings, of the states' token rows and of the pool; and metrics.
 
         Metrics: ``fact_em`` and ``return`` are the share of episodes for which :func:`ranked_first` is True; ``q`` is the mean Q of the
         next picked chunk; there are no targets.
         """
         rl, qhead = self.config.rl, self.config.qhead
         count = batch.chunk_mask.shape[1]
-        params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
         pool = self.embed_pool(params, batch, axis_name, dropout)
-        gold = self.gold(params, pool, state, batch)
+        gold, embedded = self.gold(params, pool, state, batch)
+        taken = gold < count
         offset = offsets(self.episode_keys(state, batch), rl.budget, qhead)
         picked = [picks_before(gold, t, count) for t in range(rl.budget)]
-        state_ids = jnp.concatenate([state_rows(batch, picks, self.layout) for picks in picked])
+        # A state in which no supporting chunk is missing has no loss: its row is left empty, and costs nothing.
+        rows = [jnp.where(taken[:, t, None], state_rows(batch, picks, self.layout), PAD) for t, picks in enumerate(picked)]
+        state_ids = jnp.concatenate(rows)
+        if embedded is None or dropout is not None:
+            embedded = self.whole(self.state_embedder, params, pool)(state_ids, dropout)
 
         def loss(embedded: Array, pool: Array) -> tuple[Float[Array, ""], Metrics]:
             at = embedded.reshape(rl.budget, *gold.shape[:1], -1)
@@ -99,27 +112,24 @@ class GoldLearner(Learner):
             q, available = jnp.stack([q.sum(-1) for q, _ in steps], axis=1), jnp.stack([free for _, free in steps], axis=1)
             value = jax.vmap(partial(LOSSES[rl.supervised_loss], alpha=rl.alpha))(q, available, batch.support).mean()
             first = jax.vmap(ranked_first)(q, available, batch.support).mean()
-            taken = gold < count
             of_gold = jnp.take_along_axis(q, jnp.minimum(gold, count - 1)[..., None], axis=2)[..., 0]
             mean_q = (of_gold * taken).sum() / jnp.maximum(taken.sum(), 1)
             return value, {"loss": value, "return": first, "fact_em": first, "q": mean_q}
 
-        embedded = self.whole(self.state_embedder, params, pool)(state_ids, dropout)
         (of_states, of_pool), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(embedded, pool)
-        pool_ids = batch.chunk_pool_ids
-        if axis_name is not None:
-            # Each device embeds its share of the pool for the episodes of all devices.
-            pool_ids, of_pool = device_share(pool_ids, axis_name), jax.lax.psum_scatter(of_pool, axis_name, tiled=True)
-        return self.encoder_gradient(params, (state_ids, of_states), (pool_ids, of_pool), dropout, axis_name), metrics
+        return (state_ids, of_states), of_pool, metrics
 
-    def gold(self, params: Params, pool: Float[Array, "U D"], state: TrainState, batch: TaskBatch) -> Int[Array, "B T"]:
-        """The supporting chunks as they are picked, in the order of ``rl.gold_order``; N after the last one.
+    def gold(
+        self, params: Params, pool: Float[Array, "U D"], state: TrainState, batch: TaskBatch
+    ) -> tuple[Int[Array, "B T"], Float[Array, "TB D"] | None]:
+        """The supporting chunks as they are picked, in the order of ``rl.gold_order``; N after the last one. And the embeddings of the
+        states in which they are picked, one time after another; None if they were not needed.
 
         The document's order is known beforehand. Otherwise, in each state, the chunk with the highest Q among those that may be next.
         """
         rl = self.config.rl
         if rl.gold_order == "document":
-            return jax.vmap(partial(gold_picks, budget=rl.budget))(batch.support)
+            return jax.vmap(partial(gold_picks, budget=rl.budget))(batch.support), None
         episode = rollout(
             self.whole(self.state_embedder, params, pool),
             pool,
@@ -131,7 +141,8 @@ class GoldLearner(Learner):
             qhead=self.config.qhead,
             ranks=gold_ranks(batch, rl.gold_order),
         )
-        return jax.vmap(gold_only)(episode.picked, batch.support)
+        states = episode.states.swapaxes(0, 1)
+        return jax.vmap(gold_only)(episode.picked, batch.support), states.reshape(-1, states.shape[-1])
 
 
 class SupervisedLearner(GoldLearner):
@@ -149,11 +160,22 @@ class JointLearner(GoldLearner):
     def gradient(
         self, state: TrainState, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], axis_name: str | None = None
     ) -> tuple[Params, Metrics]:
-        """As the parent's; the metric ``supervised_loss`` is the unweighted supervised loss, ``loss`` the parent's."""
-        grads, metrics = super().gradient(state, batch, episode, targets, axis_name)
-        other, found = self.supervised_gradient(state, batch, axis_name)
-        both = jax.tree.map(lambda one, two: one + self.config.rl.supervised_weight * two, grads, other)
-        return both, {**metrics, "supervised_loss": found["loss"]}
+        """As the parent's; the metric ``supervised_loss`` is the unweighted supervised loss, ``loss`` the parent's.
+
+        The texts of both losses go through the encoders together, so that those in both, such as the questions, are read once.
+        """
+        weight = self.config.rl.supervised_weight
+        params, dropout = self.varying(self.complete(state, state.params), axis_name), self.dropout(state, batch)
+        if dropout is not None:  # which depends on the rows that go through an encoder together
+            grads, metrics = super().gradient(state, batch, episode, targets, axis_name)
+            other, found = self.supervised_gradient(state, batch, axis_name)
+            both = jax.tree.map(lambda one, two: one + weight * two, grads, other)
+            return both, {**metrics, "supervised_loss": found["loss"]}
+        (state_ids, of_states), (rows, of_actions), metrics = self.td_cotangents(params, batch, episode, targets, None)
+        (gold_ids, of_gold), of_pool, found = self.supervised_cotangents(params, state, batch, None, axis_name)
+        states = jnp.concatenate([state_ids, gold_ids]), jnp.concatenate([of_states, weight * of_gold])
+        pool = pool_share(batch.chunk_pool_ids, (weight * of_pool).at[rows].add(of_actions), axis_name)
+        return self.encoder_gradient(params, states, pool, None, axis_name), {**metrics, "supervised_loss": found["loss"]}
 
 
 def make_learner(

@@ -20,28 +20,31 @@ from qrag_jax.retrieve.codes import CodedQueries
 from qrag_jax.retrieve.scan import NOT_FINITE, SHORT, Hidden, HostScorer, Runs, look, rotate_state, runs, stretches
 from qrag_jax.retrieve.types import Look
 
-BLOCK = 4096  # rows read at once: their codes fit a core's cache
+BLOCK = 4096  # rows read at once
+FEW = 8  # blocks that one thread reads sooner than another one starts
 GROUPS = 4  # parts of the index for each core, so that no core waits long for another
+STRETCH = 256  # rows of which the best one counts for the lower bound of the best rows, at most
 EXACT = 4096  # rows read in float32 at once
 LOWEST = np.finfo(np.float32).min
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A state, rotated into each of P positions, and which of them each run of chunks has."""
+    """A state, rotated into each of P positions; which of them each run of chunks has; and the chunks that it may not pick."""
 
     runs: Runs
     turned: Float32[np.ndarray, "P D"]
     column: Int[np.ndarray, " S"]
     coded: CodedQueries
+    hidden: Int[np.ndarray, " H"]
 
     @classmethod
-    def of(cls, state: Float[np.ndarray, " D"], found: Runs, config: QHeadConfig) -> _Question:
+    def of(cls, state: Float[np.ndarray, " D"], found: Runs, hidden: Sequence[int], config: QHeadConfig) -> _Question:
         positions, column = np.unique(found.first, return_inverse=True)
         turned = rotate_state(state, positions, config)
-        return cls(found, turned, column, CodedQueries(turned))
+        return cls(found, turned, column, CodedQueries(turned), np.array(hidden, int))
 
-    def products(self, codes: Int8[np.ndarray, "R D"], begin: int, out: Float32[np.ndarray, " R"]) -> None:
+    def products(self, codes: Int8[np.ndarray, "R D"], begin: int) -> Float32[np.ndarray, " R"]:
         """Products of the codes of rows from ``begin`` on with the state, rotated for each."""
         end = begin + len(codes)
         first, last = np.searchsorted(self.runs.start, begin, "right") - 1, np.searchsorted(self.runs.start, end, "left")
@@ -50,10 +53,11 @@ class _Question:
         if len(columns) * SHORT > len(codes):
             queries, at = np.unique(columns, return_inverse=True)
             every = self.coded.products(codes, queries.tolist())
-            out[:] = every[np.arange(len(codes)), np.repeat(at, np.diff(edges))]
-            return
+            return every[np.arange(len(codes)), np.repeat(at, np.diff(edges))].astype(np.float32)
+        out = np.empty(len(codes), np.float32)
         for i, column in enumerate(columns.tolist()):
             out[edges[i] : edges[i + 1]] = self.coded.product(codes[edges[i] : edges[i + 1]], column)
+        return out
 
     def exact(self, rows: CodedRows, chunks: Int[np.ndarray, " C"]) -> Float32[np.ndarray, " C"]:
         """Q of ``chunks``, from their float32 rows."""
@@ -83,56 +87,60 @@ class CodedScorer:
         cut = [runs(picks, len(self._rows), self._config, self._restarts) for picks in picked]
         if any(found.step.any() for found in cut):
             return HostScorer(self._rows, self._config, self._hidden, self._restarts)(states, picked, top, bins)
-        asked = [_Question.of(state, found, self._config) for state, found in zip(states, cut, strict=True)]
-        q = np.empty((len(asked), len(self._rows)), np.float32)
+        asked = [
+            _Question.of(state, found, self._hidden.of(picks), self._config)
+            for state, found, picks in zip(states, cut, picked, strict=True)
+        ]
         blocks = [(a, min(a + BLOCK, end)) for start, end in self._rows.parts() for a in range(start, end, BLOCK)]
-        workers = _cores()
+        workers = min(_cores(), -(-len(blocks) * len(asked) // FEW))
         size = -(-len(blocks) // (GROUPS * workers))
-        groups = [blocks[i : i + size] for i in range(0, len(blocks), size)]
+        stretch = max(1, min(STRETCH, len(self._rows) // (16 * top)))
+        q = np.empty((len(asked), len(self._rows)), np.float32)
+        bound = lambda start: self._bound(asked, blocks[start : start + size], stretch, q)
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda group: self._estimate(asked, group, q), groups))
-            return list(pool.map(lambda one, row, picks: self._look(one, row, picks, top, bins), asked, q, picked))
+            each = pool.map if workers > 1 else map
+            reached = np.concatenate(list(each(bound, range(0, len(blocks), size))), axis=1)
+            return list(each(lambda i: self._look(asked[i], q[i], reached[i], top, bins), range(len(asked))))
 
-    def _estimate(self, asked: Sequence[_Question], blocks: Sequence[tuple[int, int]], q: Float32[np.ndarray, "B N"]) -> None:
-        """Fills in Q of the rows of ``blocks``, computed from their codes."""
+    def _bound(
+        self, asked: Sequence[_Question], blocks: Sequence[tuple[int, int]], stretch: int, most: Float32[np.ndarray, "B N"]
+    ) -> Float32[np.ndarray, "B S"]:
+        """Fills in the upper bound of Q for the rows of ``blocks``, and returns the best lower bound in each stretch of so many rows."""
+        reached: list[list[np.ndarray]] = [[] for _ in asked]
         for begin, end in blocks:
             part = self._rows.codes(begin, end)
-            for question, row in zip(asked, q, strict=True):
-                question.products(part.codes, begin, row[begin:end])
-                row[begin:end] *= part.scales
+            edges = np.arange(0, end - begin, stretch)
+            for question, row, found in zip(asked, most, reached, strict=True):
+                q = question.products(part.codes, begin) * part.scales
+                margins = question.coded.margins(part.scales, part.errors)
+                least, q = q - margins, q + margins
+                for bound in (least, q):
+                    bound[question.hidden[(question.hidden >= begin) & (question.hidden < end)] - begin] = -np.inf
+                    if self._hidden.allowed is not None:
+                        bound[~self._hidden.allowed[begin:end]] = -np.inf
+                row[begin:end] = q
+                found.append(np.maximum.reduceat(least, edges))
+        return np.stack([np.concatenate(found) for found in reached])
 
-    def _look(self, question: _Question, q: Float32[np.ndarray, " N"], picks: Sequence[int], top: int, bins: int) -> Look:
-        """The best chunks, from their float32 rows. Overwrites ``q`` with its upper bound."""
-        margins = question.coded.margins(*self._rows.bounds)
-        q += margins
-        q[self._hidden.of(picks)] = -np.inf
-        if self._hidden.allowed is not None:
-            q[~self._hidden.allowed] = -np.inf
-        least = q - 2 * margins
-        if np.isnan(least.max()):
+    def _look(self, question: _Question, most: Float32[np.ndarray, " N"], reached: Float32[np.ndarray, " S"], top: int, bins: int) -> Look:
+        """The best chunks, from their float32 rows. Overwrites ``most``, the upper bounds of Q; ``reached`` are lower bounds of different
+        rows."""
+        if np.isnan(reached).any():
             raise ValueError(NOT_FINITE)
-        near = q >= max(_reached(least, top), LOWEST)
-        edges = stretches(len(q), bins) if bins else np.zeros(1, int)
+        least = np.partition(reached, -top)[-top] if len(reached) >= top else -np.inf
+        near = most >= max(least, LOWEST)
         if bins:
-            best = np.maximum(np.maximum.reduceat(least, edges), LOWEST)
-            near |= q >= np.repeat(best, np.diff(edges, append=len(q)))
+            edges = stretches(len(most), bins)
+            best = np.maximum.reduceat(most - 2 * question.coded.margins(*self._rows.bounds), edges)
+            near |= most >= np.repeat(np.maximum(best, LOWEST), np.diff(edges, append=len(most)))
         chunks = np.flatnonzero(near)
-        found = question.exact(self._rows, chunks)
+        q = question.exact(self._rows, chunks)
         if bins:
-            q[:] = -np.inf
-            q[chunks] = found
-            return look(q, (), top, bins)
-        seen = look(found, (), top, 0)
+            most[:] = -np.inf
+            most[chunks] = q
+            return look(most, (), top, bins)
+        seen = look(q, (), top, 0)
         return Look(tuple(chunks[list(seen.chunks)].tolist()), seen.q)
-
-
-def _reached(least: Float32[np.ndarray, " N"], top: int) -> float:
-    """A number that at least ``top`` of ``least`` reach, and not many more; minus infinity if there are fewer."""
-    if len(least) < top:
-        return -np.inf
-    size = max(1, len(least) // (16 * top))  # the best ones of so many stretches are different rows
-    best = np.maximum.reduceat(least, np.arange(0, len(least), size))
-    return float(np.partition(best, -top)[-top])
 
 
 def _cores() -> int:

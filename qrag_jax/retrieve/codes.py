@@ -1,7 +1,7 @@
 """int8 codes of vectors, with bounds: how far an inner product of codes can be from the one of the vectors.
 
 A vector x is coded as integers c and a scale, x' = scale * c; its ``error`` |x - x'| is measured when it is stored. A query q is coded in
-two levels of integers, q' = coarse * h + fine * l, and |q - q'| is measured, too. By Cauchy and Schwarz
+the same way, and |q - q'| is measured, too. By Cauchy and Schwarz
 
     |<q, x> - <q', x'>| <= |q| error + |q - q'| |x'|.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numkong
 import numpy as np
@@ -46,33 +45,26 @@ class Codes:
 
 
 class CodedQueries:
-    """P queries in two levels of integers, to be multiplied with codes of rows."""
+    """P coded queries, to be multiplied with codes of rows."""
 
     def __init__(self, queries: Float[np.ndarray, "P D"]) -> None:
-        left, levels, steps = queries.astype(float), [], []
-        for _ in range(2):
-            steps.append((np.abs(left).max(axis=1) / LEVELS).astype(np.float32))
-            levels.append(_nearest(left, steps[-1]))
-            left -= steps[-1][:, None].astype(float) * levels[-1]
-        self._levels, self._steps = np.stack(levels, axis=1), np.stack(steps, axis=1)
-        self._length, self._lost = float(_lengths(queries.astype(float)).max()), float(_lengths(left).max())
-        self._packed = cache(lambda query: numkong.dots_pack(self._levels[query]))
+        exact = queries.astype(float)
+        self._steps = (np.abs(exact).max(axis=1) / LEVELS).astype(np.float32)
+        self._codes = _nearest(exact, self._steps)
+        self._length = float(_lengths(exact).max())
+        self._lost = float(_lengths(exact - self._steps[:, None].astype(float) * self._codes).max())
 
-    def product(self, codes: Int8[np.ndarray, "R D"], query: int) -> Float32[np.ndarray, " R"]:
+    def product(self, codes: Int8[np.ndarray, "R D"], query: int) -> Float[np.ndarray, " R"]:
         """<q', c> of one query with every row's code, without the rows' scales."""
-        whole = np.asarray(numkong.dots_packed(codes, self._packed(query))).astype(np.float32)
-        coarse, fine = self._steps[query]
-        return whole[:, 0] * coarse + whole[:, 1] * fine
+        return np.asarray(numkong.cdist(codes, self._codes[query : query + 1], "dot"))[:, 0] * self._steps[query]
 
-    def products(self, codes: Int8[np.ndarray, "R D"], queries: Sequence[int]) -> Float32[np.ndarray, "R K"]:
+    def products(self, codes: Int8[np.ndarray, "R D"], queries: Sequence[int]) -> Float[np.ndarray, "R K"]:
         """:meth:`product` of several queries."""
-        levels = self._levels[queries].reshape(-1, codes.shape[1])
-        whole = np.asarray(numkong.dots_packed(codes, numkong.dots_pack(levels))).astype(np.float32)
-        return (whole.reshape(len(codes), -1, 2) * self._steps[queries]).sum(axis=2)
+        return np.asarray(numkong.dots_packed(codes, numkong.dots_pack(self._codes[queries]))) * self._steps[queries]
 
     def margins(self, scales: Float32[np.ndarray, " R"], errors: Float32[np.ndarray, " R"]) -> Float32[np.ndarray, " R"]:
         """How far <q', x'> of each row can be from <q, x>, for every query."""
-        longest = LEVELS * self._levels.shape[2] ** 0.5  # |c|
+        longest = LEVELS * self._codes.shape[1] ** 0.5  # |c|
         length = self._length * (1 + ROUNDING)
         return errors * np.float32(length) + scales * np.float32((self._lost + ROUNDING * length) * longest) + TINY
 

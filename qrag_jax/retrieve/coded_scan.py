@@ -20,8 +20,8 @@ from qrag_jax.retrieve.codes import CodedQueries
 from qrag_jax.retrieve.scan import NOT_FINITE, SHORT, Hidden, HostScorer, Runs, look, rotate_state, runs, stretches
 from qrag_jax.retrieve.types import Look
 
-BLOCK = 4096  # rows read at once
-FEW = 8  # blocks that one thread reads sooner than another one starts
+BLOCK = 8192  # rows read at once
+FEW = 4  # blocks that one thread reads sooner than another one starts
 GROUPS = 4  # parts of the index for each core, so that no core waits long for another
 STRETCH = 256  # rows of which the best one counts for the lower bound of the best rows, at most
 EXACT = 4096  # rows read in float32 at once

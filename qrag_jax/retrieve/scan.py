@@ -193,8 +193,9 @@ def look(q: Float[np.ndarray, " N"], hidden: Sequence[int], top: int, bins: int)
     elif top == 1:
         best = np.array([np.argmax(q)])
     else:
-        best = np.argpartition(-q, top - 1)[:top]
-        best = best[np.lexsort((best, -q[best]))]
+        least = np.partition(q, -top)[-top]
+        best = np.flatnonzero((q >= least) & ~np.isneginf(q))
+        best = best[np.lexsort((best, -q[best]))[:top]]
     best = best[~np.isneginf(q[best])]
     curve = None
     if bins:

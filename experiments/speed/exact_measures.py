@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,9 @@ def _steps(stored: Mapping[Dtype, Index], states: Float[np.ndarray, "Q D"], conf
     """A step of one question with each dtype, and the plain dot product; the best chunks of all questions compared with float32's."""
     picked = spread(len(stored["float32"]))
     scorers = {dtype: scorer_of(index, config) for dtype, index in stored.items()}
-    calls = {dtype: partial(scorer, states[:1], [picked], 1) for dtype, scorer in scorers.items()}
-    times = alternate({"plain dot": partial(plain_dot, stored["float32"].rows, states[0]), **calls}, repeats)
+    calls: dict[str, Callable[[], object]] = {"plain dot": partial(plain_dot, stored["float32"].rows, states[0])}
+    calls |= {dtype: partial(scorer, states[:1], [picked], 1) for dtype, scorer in scorers.items()}
+    times = alternate(calls, repeats)
     rows: list[dict[str, Any]] = [{"dtype": "plain dot", **times["plain dot"], "over_plain_dot": 1.0}]
     looks = {dtype: _looks(scorer, states, picked) for dtype, scorer in scorers.items()}
     for dtype, index in stored.items():
@@ -148,7 +149,7 @@ def _passes(stored: Mapping[Dtype, Index], states: Float[np.ndarray, "Q D"], rep
     count = len(stored["float32"])
     picked = [tuple(draw.choice(count, 3, replace=False).tolist()) for _ in range(max(PASSES))]
     asked = np.resize(states, (max(PASSES), states.shape[1]))
-    scorers = {dtype: scorer_of(stored[dtype], INTEGER) for dtype in ("float32", "int8-exact")}  # type: ignore[index]
+    scorers = {dtype: scorer_of(stored[dtype], INTEGER) for dtype in ("float32", "int8-exact")}
     calls = {f"{dtype} {n}": partial(scorer, asked[:n], picked[:n], 1) for n in PASSES for dtype, scorer in scorers.items()}
     times = alternate(calls, repeats)
     return [

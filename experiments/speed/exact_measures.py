@@ -35,7 +35,7 @@ from qrag_jax.rundir.log import progress, say
 
 TOP, SHARD = 10, 16384
 ALL: tuple[Dtype, ...] = ("float32", "bfloat16", "int8", "int8-exact")
-LARGE = 1_000_000  # chunks above which only float32 and int8-exact are measured
+LARGE = 1_000_000  # chunks above which only float32 and int8-exact are measured, one question at a time
 POSITIONS = {"none": QHeadConfig(positions="none"), "relative": INTEGER}
 PASSES = (1, 8, 19)  # questions in one pass
 BLOCKS = (16, 256)  # rows of the blocks whose bounds are counted
@@ -77,6 +77,10 @@ def write_index(folder: Path, shards: Iterator[Float[np.ndarray, "S D"]], dtype:
     return Index.open(folder)
 
 
+def _blocks_of(index: Index) -> Iterator[Float[np.ndarray, "S D"]]:
+    return (index.rows.block(*part) for part in index.rows.parts())
+
+
 def scorer_of(index: Index, config: QHeadConfig) -> Scorer:
     return CodedScorer(index.rows, config) if isinstance(index.rows, CodedRows) else HostScorer(index.rows, config)
 
@@ -96,9 +100,16 @@ def measure(
     }
     for size in progress(sizes, desc="size", leave=False):
         dtypes = ALL if size <= LARGE else ("float32", "int8-exact")
-        stored = {dtype: write_index(scratch / f"{size}-{dtype}", enlarged(vectors, size, noise), dtype) for dtype in dtypes}
+        exact = write_index(scratch / f"{size}-float32", enlarged(vectors, size, noise), "float32")
+        written = {dtype: write_index(scratch / f"{size}-{dtype}", _blocks_of(exact), dtype) for dtype in dtypes[1:]}
+        stored: dict[Dtype, Index] = {"float32": exact, **written}
         found = {name: _steps(stored, states, config, repeats) for name, config in POSITIONS.items()}
-        row = {"chunks": size, "steps": found, "passes": _passes(stored, states, repeats), "blocks_skipped": _blocks(stored, states)}
+        row = {
+            "chunks": size,
+            "steps": found,
+            "passes": _passes(stored, states, repeats) if size <= LARGE else [],
+            "blocks_skipped": _blocks(stored, states),
+        }
         np.save(scratch / "states.npy", states[:32])
         row["memory"] = {dtype: _memory(one.path, scratch / "states.npy") for dtype, one in stored.items()}
         report["sizes"].append(row)
@@ -216,8 +227,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         for name, steps in row["steps"].items():
             table += [_step_row(name, one) for one in steps]
         lines.append("\n".join(table))
-        each = (f"{one['questions']}: {one['over_float32']:.2f} x" for one in row["passes"])
-        lines.append(f"Questions in one pass, int8-exact compared with float32: {', '.join(each)}.")
+        if row["passes"]:
+            each = (f"{one['questions']}: {one['over_float32']:.2f} x" for one in row["passes"])
+            lines.append(f"Questions in one pass, int8-exact compared with float32: {', '.join(each)}.")
         sizes = {name: one["bytes"] for name, one in row["memory"].items()}
         each = (f"{name} {'not measured' if size is None else f'{size / 1e6:,.0f} MB'}" for name, size in sizes.items())
         lines.append(f"Memory of 32 searches in a fresh process: {', '.join(each)}.")

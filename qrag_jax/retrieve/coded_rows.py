@@ -29,12 +29,13 @@ class CodedRows(StoredRows):
         return np.concatenate([one.scales for one in coded]), np.concatenate([one.errors for one in coded])
 
     def take(self, rows: Int[np.ndarray, " C"]) -> Float[np.ndarray, "C D"]:
-        """Some rows, float32; reads nothing else."""
+        """Some rows, float32. No other row is read or kept in memory."""
         out = np.empty((len(rows), self.width), np.float32)
         places = np.searchsorted(self.ends, rows, side="right")
         for number in np.unique(places):
             shard, mine = self.shards[number], places == number
             out[mine] = shard.vectors[rows[mine] - (self.ends[number] - shard.chunks)]
+            shard.release()  # the system maps many rows around each that is read
         return out
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -189,7 +190,17 @@ class Shard:
 
     @cached_property
     def vectors(self) -> Num[np.ndarray, "R D"]:
-        return self._map("vectors", RAW[self.dtype]).reshape(self.chunks, self.width)
+        return np.frombuffer(self._pages, RAW[self.dtype]).reshape(self.chunks, self.width)
+
+    @cached_property
+    def _pages(self) -> mmap.mmap:
+        with (self.folder / self.files["vectors"].name).open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def release(self) -> None:
+        """Gives the memory of the vectors that were read back to the system, where it can be asked to; they can be read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
     @cached_property
     def scales(self) -> Float[np.ndarray, " R"] | None:

@@ -1,7 +1,7 @@
 """The scan of an index that has int8 codes and float32 rows: exact picks, while a step reads little more than a quarter of the bytes.
 
 The codes of all rows are read. They bound the Q of each row from both sides (:mod:`qrag_jax.retrieve.codes`). A row whose upper bound is
-below the lower bounds of the best rows cannot be one of them. The others, usually tens to hundreds, are read in float32.
+below the lower bounds of the best rows cannot be one of them. The others, usually a few, are read in float32.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ class _Question:
         for start in range(0, len(chunks), EXACT):
             part = chunks[start : start + EXACT]
             turned = self.turned[self.column[np.searchsorted(self.runs.start, part, "right") - 1]]
-            with np.errstate(over="ignore"):  # an infinite Q is refused later
-                q[start : start + EXACT] = np.einsum("cd,cd->c", rows.take(part), turned, dtype=float)
+            q[start : start + EXACT] = np.einsum("cd,cd->c", rows.take(part), turned, dtype=float)
         return q
 
 
@@ -102,6 +101,7 @@ class CodedScorer:
             reached = np.concatenate(list(each(bound, range(0, len(blocks), size))), axis=1)
             return list(each(lambda i: self._look(asked[i], q[i], reached[i], top, bins), range(len(asked))))
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused afterwards
     def _bound(
         self, asked: Sequence[_Question], blocks: Sequence[tuple[int, int]], stretch: int, most: Float32[np.ndarray, "B N"]
     ) -> Float32[np.ndarray, "B S"]:
@@ -122,6 +122,7 @@ class CodedScorer:
                 found.append(np.maximum.reduceat(least, edges))
         return np.stack([np.concatenate(found) for found in reached])
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _look(self, question: _Question, most: Float32[np.ndarray, " N"], reached: Float32[np.ndarray, " S"], top: int, bins: int) -> Look:
         """The best chunks, from their float32 rows. Overwrites ``most``, the upper bounds of Q; ``reached`` are lower bounds of different
         rows."""

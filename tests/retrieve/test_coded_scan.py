@@ -150,12 +150,14 @@ def test_threads_find_what_one_thread_finds(tmp_path: Path, monkeypatch: pytest.
             np.testing.assert_allclose(found.curve, look.curve, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["state", "scales", "errors"])
+@pytest.mark.parametrize("kind", ["state", "scales", "errors", "product"])
 def test_what_is_not_finite_is_refused(kind: str, tmp_path: Path) -> None:
     rows = stored(np.ones((50, WIDTH), np.float32), 20, tmp_path / "rows")
     state = np.ones((1, WIDTH), np.float32)
     if kind == "state":
         state[0, 3] = np.nan
+    elif kind == "product":  # more than float32 holds
+        rows, state = stored(np.full((50, WIDTH), 1e30, np.float32), 20, tmp_path / "large"), state * np.float32(1e30)
     else:
         damaged = np.array(getattr(rows.shards[1], kind))
         damaged[4] = np.nan

@@ -177,7 +177,7 @@ def _blocks(stored: Mapping[Dtype, Index], states: Float[np.ndarray, "Q D"]) -> 
     """Share of blocks of neighbouring rows that their mean and radius rule out, in the first rows, for up to 32 questions."""
     rows = stored["float32"].rows.block(0, min(len(stored["float32"]), SHARD)).astype(float)
     found = {}
-    for size in BLOCKS:
+    for size in (size for size in BLOCKS if size <= len(rows)):
         blocks = rows[: len(rows) // size * size].reshape(-1, size, rows.shape[1])
         mean = blocks.mean(axis=1)
         radius = np.linalg.norm(blocks - mean[:, None], axis=2).max(axis=1)

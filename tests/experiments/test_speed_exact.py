@@ -19,7 +19,7 @@ from tests.support.index import CHUNKS, write_small_export
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exact")
     export = write_small_export(folder / "export")
-    return Index.build(Retriever.from_pretrained(export), CHUNKS, folder / "index", retriever_path=export).path
+    return Index.build(Retriever.from_pretrained(export), CHUNKS[:60], folder / "index", retriever_path=export).path
 
 
 def test_rows_are_repeated_with_noise() -> None:

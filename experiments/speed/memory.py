@@ -49,7 +49,7 @@ def memory(export: Path, index: Path, question: str) -> dict[str, Any]:
     }
 
 
-def _resident() -> dict[str, int]:
+def resident() -> dict[str, int]:
     """Name in /proc/self/status -> bytes."""
     fields = (line.split() for line in STATUS.read_text().splitlines())
     return {words[0][:-1]: int(words[1]) * 1024 for words in fields if words and words[0] in ("VmRSS:", "VmHWM:", "RssAnon:")}
@@ -62,9 +62,9 @@ def measured_process(export: str, path: str, question: str) -> None:
     reset = os.access(RESET, os.W_OK)
     if reset:
         RESET.write_text("5")  # sets the peak to the memory that is resident now
-    before = _resident()
+    before = resident()
     retriever.search(question, index, BUDGET)
-    say(json.dumps({"before": before, "after": _resident(), "reset": reset}))
+    say(json.dumps({"before": before, "after": resident(), "reset": reset}))
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.hub import is_named
 from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
 from qrag_jax.retrieve.chunks import Chunk
+from qrag_jax.retrieve.coded_rows import stored_rows
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.encoders import PREFIX
 from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta, Positions, check_positions
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.sources import ChunkStream, Text
-from qrag_jax.retrieve.storage import TEMPORARY, Dtype, StoredRows, check_dtype
+from qrag_jax.retrieve.storage import TEMPORARY, Dtype, check_dtype
 from qrag_jax.retrieve.types import others
 from qrag_jax.retrieve.words import WordIndex, kept_words
 from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
@@ -54,7 +55,7 @@ class Index:
 
     def __init__(self, path: Path, meta: Meta, changes: Changes | None = None) -> None:
         self.path, self.meta, self.changes = path, meta, changes
-        self.rows = StoredRows(meta.shards, meta.width)
+        self.rows = stored_rows(meta.shards, meta.width, meta.dtype)
         self._checked: tuple[Any, Any] = (None, None)
         for shard in meta.shards:  # at once: a change removes the files that only an older meta.json names
             shard.map()
@@ -107,6 +108,7 @@ class Index:
                 :class:`~qrag_jax.retrieve.sources.ChunkStream`.
             path: folder of the index: new, empty, or of an unfinished build.
             dtype: float32 is exact; bfloat16 has half the bytes, int8 a quarter. errors: see :func:`~qrag_jax.retrieve.storage.pack`.
+                int8-exact has float32 rows and int8 codes of them: exact as float32, but a step on the CPU reads mostly the codes.
             shard_chunks: chunks per shard. A killed build loses at most one shard.
             chunk_by: how a text is cut (:func:`~qrag_jax.data.text.chunker.chunk_spans`); None: as in training, ``data.chunk_by``.
             positions: "index": the positions of a search run through the whole index; "document": they restart with each document, which

@@ -17,10 +17,11 @@ from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.storage import Dtype, Shard, check_dtype
 from qrag_jax.rundir.files import read_json, write_json
 
-FORMAT, VERSION = "qrag-jax-index", 5
-READABLE = (1, 2, 3, 4, 5)
+FORMAT, VERSION = "qrag-jax-index", 6
+READABLE = (1, 2, 3, 4, 5, 6)
 """1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts. 1 to 3 do not say
-where positions restart: they run through the whole index. 1 to 4 do not say which files could not be read."""
+where positions restart: they run through the whole index. 1 to 4 do not say which files could not be read. 1 to 5 have no dtype
+int8-exact."""
 META, JOURNAL = "meta.json", "building.json"
 Positions = Literal["index", "document"]
 """Positions run through the whole index, or restart with each document."""

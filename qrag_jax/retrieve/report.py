@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -12,9 +13,11 @@ from qrag_jax.retrieve.answering import CitedAnswer
 from qrag_jax.retrieve.clock import SearchClock
 from qrag_jax.retrieve.formats.passages import PLACES
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.meta import Meta
 from qrag_jax.retrieve.places import place
 from qrag_jax.retrieve.ranking import SCORES, Mode
 from qrag_jax.retrieve.records import SourceRecord, notices
+from qrag_jax.retrieve.storage import MORE
 from qrag_jax.retrieve.types import Step
 from qrag_jax.rundir.printable import printable
 
@@ -34,12 +37,16 @@ def index_lines(index: Index, verified: bool) -> list[str]:
     """The contents of an index. ``verified``: its checksums were compared, which the last line then says."""
     meta = index.meta
     files = [file for shard in meta.shards for file in shard.files.values()]
-    size = sum(file.bytes for file in files)
-    model = meta.model
+    sizes, model = _sizes(meta), meta.model
+    size = sum(sizes.values())
     restart = "run through the whole index" if meta.positions == "index" else "restart with each document"
+    coded = ""
+    if "codes" in sizes:
+        codes = sum(sizes[kind] for kind in MORE[meta.dtype])
+        coded = f" ({sizes['vectors'] / 1e6:,.1f} MB of float32; {codes / 1e6:,.1f} MB of int8, which a search step on the CPU reads)"
     lines = [
         f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens of each embedded, {size / 1e6:,.1f} MB",
-        f"vectors: {meta.dtype}, {meta.width} wide; shards: {len(meta.shards)}; positions {restart}",
+        f"vectors: {meta.dtype}, {meta.width} wide{coded}; shards: {len(meta.shards)}; positions {restart}",
         f"model: {model.hash[:12]}, loaded from {model.retriever or 'a place that was not recorded'}",
     ]
     documents = _documents(meta.sources)
@@ -64,8 +71,17 @@ def index_tree(index: Index) -> dict[str, Any]:
         counts = {"characters": total.characters, "chunks": total.chunks, "tokens": total.tokens, "tokens_outside": total.outside}
         documents.append({"name": parts[0].name, **counts, "metadata": [record.metadata for record in parts if record.metadata]})
     model = dataclasses.asdict(meta.model)
-    about = {"format": INFO_FORMAT, "index": str(index.path), "chunks": len(index), "positions": meta.positions, "dtype": meta.dtype}
+    about = {"format": INFO_FORMAT, "index": str(index.path), "chunks": len(index), "positions": meta.positions}
+    about |= {"dtype": meta.dtype, "bytes": _sizes(meta)}
     return {**about, "model": model, "documents": documents, "skipped": dict(meta.skipped), "unread": dict(meta.unread)}
+
+
+def _sizes(meta: Meta) -> dict[str, int]:
+    """Bytes of the files of each kind."""
+    sizes: Counter[str] = Counter()
+    for shard in meta.shards:
+        sizes.update({kind: file.bytes for kind, file in shard.files.items()})
+    return dict(sizes)
 
 
 def _documents(records: Sequence[SourceRecord]) -> list[list[SourceRecord]]:

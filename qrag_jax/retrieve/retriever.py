@@ -20,6 +20,8 @@ from qrag_jax.reader.protocol import Reader
 from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, least_to_fit, read_answer
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.clock import SearchClock
+from qrag_jax.retrieve.coded_rows import CodedRows
+from qrag_jax.retrieve.coded_scan import CodedScorer
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embedding import Source, TextEmbedder
 from qrag_jax.retrieve.encoders import CHUNK_TOKENS, PREFIX, load_encoder
@@ -331,7 +333,10 @@ class Retriever(TextEmbedder):
         are split over the local devices. ``qhead`` None: the retriever's own positions."""
         hidden, qhead = Hidden(allowed, document.equals), qhead or self.config.qhead
         if jax.default_backend() == "cpu" or len(document) <= HOST_ROWS:
-            return HostScorer(document.rows, qhead, hidden, document.restarts)
+            rows = document.rows
+            if isinstance(rows, CodedRows):
+                return CodedScorer(rows, qhead, hidden, document.restarts)
+            return HostScorer(rows, qhead, hidden, document.restarts)
         return DeviceScorer(document.rows, qhead, hidden=hidden, restarts=document.restarts)
 
     def qhead(self, mode: Mode) -> QHeadConfig:

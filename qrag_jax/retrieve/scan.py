@@ -18,6 +18,7 @@ from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.types import Look, Rows
 
 TURNED = 256  # rows at a time, if a state is rotated for each row
+NOT_FINITE = "Q is not finite: the model or the index gives NaN; its weights or vectors are unusable"
 SHORT = 64  # rows of a run below which a product for each run costs more than a rotation for each row
 
 
@@ -184,7 +185,7 @@ def look(q: Float[np.ndarray, " N"], hidden: Sequence[int], top: int, bins: int)
     """The best chunks that are neither hidden nor of Q minus infinity; of equal ones, the first. Overwrites Q of the hidden ones.
     Raises ValueError on NaN."""
     if np.isnan(q.min(initial=np.inf)):  # NaN is never among the best, so it would hide
-        raise ValueError("Q is not finite: the model or the index gives NaN; its weights or vectors are unusable")
+        raise ValueError(NOT_FINITE)
     q[list(hidden)] = -np.inf
     top = min(top, len(q) - len(hidden))
     if top == 0:
@@ -192,8 +193,9 @@ def look(q: Float[np.ndarray, " N"], hidden: Sequence[int], top: int, bins: int)
     elif top == 1:
         best = np.array([np.argmax(q)])
     else:
-        best = np.argpartition(-q, top - 1)[:top]
-        best = best[np.lexsort((best, -q[best]))]
+        least = np.partition(q, -top)[-top]
+        best = np.flatnonzero((q >= least) & ~np.isneginf(q))
+        best = best[np.lexsort((best, -q[best]))[:top]]
     best = best[~np.isneginf(q[best])]
     curve = None
     if bins:

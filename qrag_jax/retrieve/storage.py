@@ -1,7 +1,9 @@
 """Shards of an index on disk: vectors, their texts, and where each text begins.
 
-    vectors-00000.bin   [n, D] row after row: float32, bfloat16 or int8
-    scales-00000.bin    [n] float32, with int8 only: a row is its integers times its scale
+    vectors-00000.bin   [n, D] row after row: float32 (also with int8-exact), bfloat16 or int8
+    scales-00000.bin    [n] float32, with int8 and int8-exact only: a row is, or is near, its integers times its scale
+    codes-00000.bin     [n, D] int8, with int8-exact only: the integers of each row (:mod:`qrag_jax.retrieve.codes`)
+    errors-00000.bin    [n] float32, with int8-exact only: how far the row is from its integers times its scale
     texts-00000.jsonl   {"text", "start", "end", "source"}, one line per chunk
     offsets-00000.bin   [n + 1] int64: chunk i is the bytes from offset i to offset i + 1 of the texts
     keys-00000.bin      [n, 2] uint64: a hash of the text of each chunk; equal texts have equal keys (not in shards before version 3)
@@ -15,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import mmap
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +29,23 @@ from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float, Int, Num, UInt8, UInt64
+from jaxtyping import Float, Int, Int8, Num, UInt8, UInt64
 
 from qrag_jax.config.parse import decode
 from qrag_jax.config.trees import parse_json
 from qrag_jax.retrieve.chunks import Chunk
+from qrag_jax.retrieve.codes import Codes
 from qrag_jax.rundir.files import write_bytes
 
-Dtype = Literal["float32", "bfloat16", "int8"]
-RAW: dict[Dtype, np.dtype] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2"), "int8": np.dtype("i1")}
+Dtype = Literal["float32", "bfloat16", "int8", "int8-exact"]
+RAW: dict[Dtype, np.dtype] = {
+    "float32": np.dtype("<f4"),
+    "bfloat16": np.dtype("<u2"),
+    "int8": np.dtype("i1"),
+    "int8-exact": np.dtype("<f4"),
+}
+MORE: dict[Dtype, tuple[str, ...]] = {"int8": ("scales",), "int8-exact": ("codes", "scales", "errors")}
+"""The files of a shard that only some dtypes have."""
 CONVERTED = 2048  # rows converted to float32 at once
 TEMPORARY = ".*.tmp"
 """Pattern of the files that a killed writer leaves behind."""
@@ -62,9 +73,9 @@ def pack(vectors: Float[np.ndarray, "R D"], dtype: Dtype) -> tuple[Num[np.ndarra
     """Rows in their stored form, and their scales if the dtype has scales.
 
     bfloat16 rounds to the nearest (relative error at most 2**-8); int8 to the nearest of 255 steps up to the row's largest magnitude
-    (error at most half a scale, the largest magnitude / 127).
+    (error at most half a scale, the largest magnitude / 127). int8-exact keeps float32 rows; a shard adds their codes.
     """
-    if dtype == "float32":
+    if RAW[dtype] == RAW["float32"]:
         return vectors.astype(RAW[dtype], copy=False), None
     if dtype == "bfloat16":
         return vectors.astype(ml_dtypes.bfloat16).view(RAW[dtype]), None
@@ -114,6 +125,9 @@ class Shard:
         content: dict[str, bytes | np.ndarray] = {"vectors": raw}
         if scales is not None:
             content["scales"] = scales
+        elif dtype == "int8-exact":
+            coded = Codes.of(raw)
+            content |= {"codes": coded.codes, "scales": coded.scales, "errors": coded.errors}
         content |= {"texts": b"".join(lines), "offsets": np.cumsum([0, *map(len, lines)], dtype="<i8"), "keys": b"".join(keys)}
         files = {kind: store(folder / _name(kind, number), data) for kind, data in content.items()}
         return cls(folder, len(lines), raw.shape[1], dtype, files)
@@ -122,7 +136,7 @@ class Shard:
     def from_tree(cls, folder: Path, tree: Any, place: int, width: int, dtype: Dtype) -> Shard:
         """The inverse of :meth:`tree`, of shard ``place``. Raises ValueError on wrong fields, on names and sizes that contradict
         each other, and, naming the file and both sizes, when a file is missing or has another size than when it was written."""
-        kinds = {"vectors", "texts", "offsets"} | ({"scales"} if dtype == "int8" else set())
+        kinds = {"vectors", "texts", "offsets", *MORE.get(dtype, ())}
         allowed = isinstance(tree, dict) and set(tree) - {"keys"} == {"chunks", *kinds}
         if not allowed or type(tree["chunks"]) is not int or tree["chunks"] < 1:
             raise ValueError(f"shards[{place}]: must be an object with a whole number of chunks and the files {', '.join(sorted(kinds))}")
@@ -131,7 +145,8 @@ class Shard:
         except TypeError as error:
             raise ValueError(f"shards[{place}]: {error}") from error
         n, number = tree["chunks"], shard_number(files["vectors"].name)
-        sizes = {"vectors": n * width * RAW[dtype].itemsize, "scales": 4 * n, "offsets": 8 * (n + 1), "keys": 16 * n}
+        sizes = {"vectors": n * width * RAW[dtype].itemsize, "codes": n * width, "scales": 4 * n, "errors": 4 * n}
+        sizes |= {"offsets": 8 * (n + 1), "keys": 16 * n}
         for kind, file in files.items():
             if number is None or file.name != _name(kind, number) or sizes.get(kind, file.bytes) != file.bytes:
                 raise ValueError(f"shards[{place}].{kind}: {file.name} of {file.bytes} bytes does not hold {n} chunks of width {width}")
@@ -156,7 +171,7 @@ class Shard:
 
     def map(self) -> None:
         """Maps all files, so that the shard can be read until the end of this process, even if another process removes the files."""
-        for kind in ("vectors", "scales", "texts", "offsets") + (("keys",) if "keys" in self.files else ()):
+        for kind in self.files:
             getattr(self, kind)
 
     def verify(self) -> None:
@@ -175,11 +190,29 @@ class Shard:
 
     @cached_property
     def vectors(self) -> Num[np.ndarray, "R D"]:
-        return self._map("vectors", RAW[self.dtype]).reshape(self.chunks, self.width)
+        return np.frombuffer(self._pages, RAW[self.dtype]).reshape(self.chunks, self.width)
+
+    @cached_property
+    def _pages(self) -> mmap.mmap:
+        with (self.folder / self.files["vectors"].name).open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def release(self) -> None:
+        """Gives the memory of the vectors that were read back to the system, where it can be asked to; they can be read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
     @cached_property
     def scales(self) -> Float[np.ndarray, " R"] | None:
         return self._map("scales", "<f4") if "scales" in self.files else None
+
+    @cached_property
+    def codes(self) -> Int8[np.ndarray, "R D"]:
+        return self._map("codes", "i1").reshape(self.chunks, self.width)
+
+    @cached_property
+    def errors(self) -> Float[np.ndarray, " R"]:
+        return self._map("errors", "<f4")
 
     @cached_property
     def texts(self) -> UInt8[np.ndarray, " bytes"]:
@@ -208,7 +241,8 @@ class Shard:
 
     def block(self, start: int, end: int) -> Float[np.ndarray, "R D"]:
         """Rows ``start`` to ``end`` of this shard, float32."""
-        return unpack(self.vectors[start:end], None if self.scales is None else self.scales[start:end], self.dtype)
+        scales = self.scales[start:end] if self.dtype == "int8" and self.scales is not None else None
+        return unpack(self.vectors[start:end], scales, self.dtype)
 
     def chunk(self, i: int) -> Chunk:
         """Raises ValueError, naming the file, when the offsets or the line are not those of a chunk."""
@@ -241,7 +275,7 @@ class StoredRows:
         """Ranges that are best read at once: whole shards of float32, which are views; of other dtypes, as many rows as a cache holds."""
         found = []
         for shard, end in zip(self.shards, self.ends, strict=True):
-            size = shard.chunks if shard.dtype == "float32" else CONVERTED
+            size = shard.chunks if RAW[shard.dtype] == RAW["float32"] else CONVERTED
             begin = end - shard.chunks
             found += [(start, min(start + size, end)) for start in range(begin, end, size)]
         return found
@@ -294,7 +328,7 @@ def check_dtype(value: str) -> None:
         raise ValueError(f"dtype = {value!r}: must be one of {', '.join(get_args(Dtype))}")
 
 
-KINDS = ("vectors", "scales", "texts", "offsets", "keys")
+KINDS = ("vectors", "scales", "codes", "errors", "texts", "offsets", "keys")
 _FILE = re.compile(rf"({'|'.join(KINDS)})-(\d{{5,9}})\.(bin|jsonl)")
 
 

@@ -203,7 +203,7 @@ def test_sources_that_cannot_be_indexed_are_refused(retriever: Retriever, tmp_pa
         assert not (tmp_path / "index").exists()
     with pytest.raises(ValueError, match="shard_chunks = 0"):
         Index.build(retriever, CHUNKS, tmp_path / "index", shard_chunks=0)
-    with pytest.raises(ValueError, match="dtype = 'float16': must be one of float32, bfloat16, int8"):
+    with pytest.raises(ValueError, match="dtype = 'float16': must be one of float32, bfloat16, int8, int8-exact"):
         check_dtype("float16")
 
 

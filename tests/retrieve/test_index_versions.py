@@ -21,13 +21,13 @@ def retriever() -> Retriever:
 def test_other_formats_and_versions_are_refused(retriever: Retriever, tmp_path: Path) -> None:
     copy = Index.build(retriever, CHUNKS[:8], tmp_path / "index").path
     tree = json.loads((copy / "meta.json").read_text())
-    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 6}, "version = 6.*update")):
+    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 7}, "version = 7.*update")):
         (copy / "meta.json").write_text(json.dumps(tree | change))
         with pytest.raises(ValueError, match=message):
             Index.open(copy)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_an_index_of_an_older_version_is_read_and_changed(version: int, retriever: Retriever, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "text")
     one = folder / "a/deep/one.md"
@@ -48,7 +48,7 @@ def test_an_index_of_an_older_version_is_read_and_changed(version: int, retrieve
     (folder / "new.txt").write_text("Mary left at once.")
     grown = old.sync(retriever, folder)
     assert str(grown.changes) == "documents: 1 added, 1 replaced, 0 removed, 3 unchanged; texts embedded: 2"
-    assert json.loads((path / "meta.json").read_text())["version"] == 5
+    assert json.loads((path / "meta.json").read_text())["version"] == 6
     fresh = Index.build(retriever, folder, tmp_path / "fresh", shard_chunks=8)
     assert grown.sources == fresh.sources, "with the digests and counts that the older version did not have"
     found = Index.open(path, verify=True)
@@ -56,10 +56,11 @@ def test_an_index_of_an_older_version_is_read_and_changed(version: int, retrieve
 
 
 def make_older(path: Path, version: int) -> None:
-    """Turns an index into what an older version wrote: 4 without files that could not be read; 3 without positions, too; 2 without keys,
-    digests and metadata, too; 1 without counts of tokens and skipped files, too."""
+    """Turns an index into what an older version wrote: 5 as it is; 4 without files that could not be read; 3 without positions, too; 2
+    without keys, digests and metadata, too; 1 without counts of tokens and skipped files, too."""
     tree = json.loads((path / "meta.json").read_text())
-    del tree["unread"]
+    if version < 5:
+        del tree["unread"]
     if version < 4:
         del tree["positions"]
     if version >= 3:

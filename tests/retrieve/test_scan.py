@@ -201,6 +201,7 @@ def test_look_leaves_picks_out() -> None:
     assert found.chunks == (3, 4, 0)
     np.testing.assert_array_equal(found.curve, np.array([0.5, np.nan, 0.1, 0.9, 0.7], np.float32))
     assert look(q.copy(), [], 1, 0).chunks == (1,), "ties go to the first"
+    assert look(np.ones(1000, np.float32), [2], 4, 0).chunks == (0, 1, 3, 4), "at the border of the best ones, too"
     assert look(q.copy(), [0, 1, 2], 9, 0).chunks == (3, 4), "fewer where fewer are left"
 
 

@@ -21,7 +21,7 @@ def retriever() -> Retriever:
 def test_other_formats_and_versions_are_refused(retriever: Retriever, tmp_path: Path) -> None:
     copy = Index.build(retriever, CHUNKS[:8], tmp_path / "index").path
     tree = json.loads((copy / "meta.json").read_text())
-    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 6}, "version = 6.*update")):
+    for change, message in (({"format": "faiss"}, "is not of the format"), ({"version": 7}, "version = 7.*update")):
         (copy / "meta.json").write_text(json.dumps(tree | change))
         with pytest.raises(ValueError, match=message):
             Index.open(copy)

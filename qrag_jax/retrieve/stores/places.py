@@ -16,10 +16,11 @@ Opener = Callable[[str, str, int], VectorStore]
 STORES: dict[str, Opener | str] = {
     "postgresql": "qrag_jax.retrieve.stores.postgres:Postgres",
     "lancedb": "qrag_jax.retrieve.stores.lance:Lance",
-    "qdrant": "qrag_jax.retrieve.stores.qdrant:open_qdrant",
+    "qdrant": "qrag_jax.retrieve.stores.qdrant_edge:QdrantEdge",
+    "qdrant://": "qrag_jax.retrieve.stores.qdrant:QdrantServer",
     "duckdb": "qrag_jax.retrieve.stores.duck:Duck",
 }
-"""Scheme -> what opens such a store. Add a function of your own to use another database."""
+"""Scheme -> what opens such a store; "SCHEME://": of an address instead of a path. Add a function of your own to use another database."""
 FORMS = "postgresql://HOST/DATABASE, lancedb:PATH, qdrant:PATH, qdrant:http://HOST:6333 or duckdb:FILE"
 SECRET = ("password", "sslpassword", "api_key", "apikey", "api-key", "token")
 
@@ -34,7 +35,7 @@ def checked_place(place: str) -> str:
     if not colon or not rest.strip("/"):
         raise ValueError(f"store = {redact(place)!r}: must be {FORMS}")
     if scheme not in STORES:
-        raise unknown("store", redact(scheme), STORES)
+        raise unknown("store", redact(scheme), [name for name in STORES if name.isidentifier()])
     address = urlsplit(place if scheme == "postgresql" else rest)
     names = {name.lower() for name, _ in parse_qsl(address.query)}
     if address.password or names & set(SECRET) or (address.username and scheme != "postgresql"):
@@ -58,7 +59,7 @@ def _secret_of(scheme: str) -> str:
 def open_store(place: str, name: str, width: int) -> VectorStore:
     """Opens the vectors that are called ``name`` in a :func:`checked_place`. Raises ValueError when the package for it is not installed."""
     scheme, _, rest = place.partition(":")
-    opener = STORES[scheme]
+    opener = STORES.get(f"{scheme}://", STORES[scheme]) if "://" in rest else STORES[scheme]
     if isinstance(opener, str):
         module, _, attribute = opener.partition(":")
         try:

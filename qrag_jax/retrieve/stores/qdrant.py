@@ -14,8 +14,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from qrag_jax.config.secrets import clean_key
-from qrag_jax.retrieve.stores.protocol import Best, Query, Span, VectorStore
-from qrag_jax.retrieve.stores.qdrant_edge import QdrantEdge
+from qrag_jax.retrieve.stores.protocol import Best, Query, Span
 from qrag_jax.retrieve.stores.scoring import MOST, TIES, Rows, best_of, in_order, top_of
 from qrag_jax.rundir.log import Unreachable
 
@@ -24,11 +23,6 @@ KEY = "QDRANT_API_KEY"
 SENT = 1024  # rows sent or read at once
 TOGETHER = 128  # queries in one request
 SECONDS = 60  # to wait for an answer
-
-
-def open_qdrant(place: str, name: str, width: int) -> VectorStore:
-    """http://HOST:6333 is a server; anything else is a folder."""
-    return QdrantServer(place, name, width) if "://" in place else QdrantEdge(place, name, width)
 
 
 class QdrantServer:

@@ -19,7 +19,6 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.stores import held, places
 from qrag_jax.retrieve.stores.places import checked_place, open_store
 from qrag_jax.retrieve.stores.protocol import Query
-from qrag_jax.rundir.lock import Busy
 from qrag_jax.rundir.log import Unreachable
 from tests.support.index import CHUNKS, small_retriever, write_files, write_small_export
 from tests.support.small import changed
@@ -29,6 +28,7 @@ NAME = "qrag_0123456789abcdef"
 QUESTION = "Where is Mary?"
 PACKAGES = {"memory": "numpy", "lancedb": "lancedb", "duckdb": "duckdb", "qdrant": "qdrant_edge", "postgresql": "psycopg"}
 KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind == "postgresql" else ()) for kind in PACKAGES]
+POSITIONS = ["relative", pytest.param("none", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def check_store(place: str) -> None:
 
 
 @every_store
-@pytest.mark.parametrize("positions", ["relative", "none"])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_an_index_in_a_store_is_the_index_in_a_folder(
     positions: str, place: str, retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_reader_keeps_its_state_through_one_change(retriever: Retriever, tmp_p
     assert len(rows) == len(again), "a change that changes nothing removes what is left of earlier states"
 
 
-@pytest.mark.parametrize("after", range(12))
+@pytest.mark.parametrize("after", [one if one % 3 == 1 else pytest.param(one, marks=pytest.mark.slow) for one in range(12)])
 def test_a_build_that_dies_at_any_call_resumes(after: int, retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store fails at its n-th change, before or after it was made; then the same build ends with the same index."""
     left = [after]
@@ -305,6 +305,7 @@ def test_continuous_positions_are_refused_before_anything_is_embedded(
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Local mode performs exact")
 def test_the_client_of_a_qdrant_server_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls of a server, answered by the client's own model of one."""
@@ -316,6 +317,7 @@ def test_the_client_of_a_qdrant_server_does_the_same(monkeypatch: pytest.MonkeyP
     check_store("qdrant:http://host:6333")
 
 
+@pytest.mark.slow
 def test_a_qdrant_server_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, retriever: Retriever, tmp_path: Path) -> None:
     pytest.importorskip("qdrant_client")
     with pytest.raises(Unreachable, match=r"collection qrag_.* of qdrant:http://127.0.0.1:9: cannot be reached"):
@@ -394,7 +396,7 @@ def test_duckdb_is_written_by_one_process_at_a_time(tmp_path: Path, retriever: R
         raise duck.duckdb.IOException('IO Error: Could not set lock on file "x": Conflicting lock is held in /usr/bin/python (PID 1)')
 
     monkeypatch.setattr(duck.duckdb, "connect", locked)
-    with pytest.raises(Busy, match="another process has the file open"):
+    with pytest.raises(Unreachable, match="another process has the file open"):
         Index.build(retriever, CHUNKS[:8], tmp_path / "index", store=f"duckdb:{tmp_path / 'x.db'}")
 
 

@@ -14,8 +14,7 @@ from jaxtyping import Float
 
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
 from qrag_jax.retrieve.stores.scoring import BATCH, MOST, Rows, arrow_column, arrow_rows, best_of, in_order
-from qrag_jax.rundir.lock import Busy
-from qrag_jax.rundir.log import CannotWrite
+from qrag_jax.rundir.log import CannotWrite, Unreachable
 
 T = TypeVar("T")
 
@@ -113,7 +112,7 @@ class Duck:
         except duckdb.IOException as error:
             text = " ".join(str(error).split())
             if "lock" in text.lower():
-                raise Busy(f"{self.shown}: another process has the file open; DuckDB lets one write or many read") from error
+                raise Unreachable(f"{self.shown}: another process has the file open; DuckDB lets one write or many read") from error
             if "No space left" in text:
                 raise CannotWrite(f"{self.shown}: {text}") from error
             raise ValueError(f"{self.shown}: {text}") from error

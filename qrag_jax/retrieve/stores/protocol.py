@@ -39,7 +39,8 @@ class VectorStore(Protocol):
     """The vectors of one index: float32 rows, each with a number of its own, and a record in which the index notes what is whole.
 
     Row numbers lie in 0..2**62 and may have gaps. One thread at a time calls these methods. They raise ValueError on what the user must
-    mend, :class:`~qrag_jax.rundir.log.Unreachable` when the database is not there or ends, and Busy when another process has it.
+    mend, :class:`~qrag_jax.rundir.log.Unreachable` when the database is not there or ends, or another
+    process has it.
     """
 
     @property

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
 from qrag_jax.retrieve.stores.scoring import MOST, TIES, Rows, best_of, in_order, top_of
 from qrag_jax.rundir.files import write_text
-from qrag_jax.rundir.lock import Busy
+from qrag_jax.rundir.log import Unreachable
 
 T = TypeVar("T")
 SENT = 2048  # rows sent or read at once
@@ -127,7 +127,7 @@ class QdrantEdge:
             self.close()
             text = " ".join(str(error).split())[:300]
             if "WouldBlock" in text:
-                raise Busy(f"{self.shown}: another process has it open; only one can, so end that one first") from error
+                raise Unreachable(f"{self.shown}: another process has it open; only one can, so end that one first") from error
             raise ValueError(f"{self.shown}: {text}") from error
 
 

@@ -5,14 +5,12 @@ All queries of a step are scored in one pass over the rows: LanceDB's own search
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-os.environ.setdefault("LANCE_LOG", "error")  # or it logs each table that it makes
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -51,7 +49,8 @@ class Lance:
                 schema = pa.schema([("row", pa.int64()), ("embedding", pa.list_(pa.float32(), self._width))])
                 self._tables[self._name] = self._database.create_table(self._name, schema=schema, exist_ok=True)
             name = f"{self._name}_record"
-            self._tables[name] = self._database.create_table(name, pa.table({"record": [record]}), mode="overwrite")
+            mode = "create" if self._table(name) is None else "overwrite"
+            self._tables[name] = self._database.create_table(name, pa.table({"record": [record]}), mode=mode)
 
         self._run(write)
 

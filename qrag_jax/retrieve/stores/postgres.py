@@ -144,7 +144,9 @@ class Postgres:
         if self._open is not None:
             return self._open
         try:
-            connection = psycopg.connect(self._url, autocommit=True, connect_timeout=SECONDS, application_name="qrag")
+            options: dict[str, Any] = {"connect_timeout": SECONDS, "application_name": "qrag"}
+            # No prepared statements: a pool of connections (PgBouncer) may stand before the database.
+            connection = psycopg.connect(self._url, autocommit=True, prepare_threshold=None, **options)
         except psycopg.OperationalError as error:
             text = _line(error)
             if any(word in text for word in ("authentication", "no password", "does not exist", "permission", "pg_hba")):

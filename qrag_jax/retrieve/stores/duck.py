@@ -1,9 +1,11 @@
-"""DuckDB: the vectors of an index in one file, or of several in tables of one. Many processes may read the file, or one may write."""
+"""DuckDB: the vectors of an index in one file, or of several in tables of one. Many processes may read the file, or one may write.
+
+All queries of a step are scored in one pass over the rows: with ``array_inner_product``, each of them would be a statement, which takes longer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
-from qrag_jax.retrieve.stores.scoring import BATCH, MOST, Rows, arrow_column, arrow_rows, best_of, in_order
+from qrag_jax.retrieve.stores.scoring import BATCH, Rows, arrow_column, arrow_rows, best_of, in_order
 from qrag_jax.rundir.log import CannotWrite, Unreachable
 
 T = TypeVar("T")
@@ -77,19 +79,9 @@ class Duck:
         return self._run(lambda connection: in_order(self._rows(connection, start, end), self._width))
 
     def best(self, queries: Sequence[Query], count: int) -> list[Best]:
-        return [self._run(partial(self._best, query, count)) for query in queries]
-
-    def _best(self, query: Query, count: int, connection: duckdb.DuckDBPyConnection) -> Best:
-        if len(query.ranges) > MOST:
-            (found,) = best_of(self._rows(connection, *query.span), [query], count)
-            return found
-        inside = " OR ".join(f"(row >= {first} AND row < {last})" for first, last in query.ranges.tolist())
-        statement = (
-            f"SELECT row, array_inner_product(embedding, ?::FLOAT[{self._width}]) AS score FROM {self._name} WHERE {inside} "
-            "ORDER BY score DESC, row LIMIT ?"
-        )
-        columns = connection.execute(statement, [query.vector.tolist(), count]).fetchnumpy()
-        return Best(np.asarray(columns["row"], np.int64), np.asarray(columns["score"], np.float32))
+        spans = np.array([query.span for query in queries])
+        start, end = int(spans[:, 0].min()), int(spans[:, 1].max())
+        return self._run(lambda connection: best_of(self._rows(connection, start, end), queries, count))
 
     def _rows(self, connection: duckdb.DuckDBPyConnection, start: int, end: int) -> Iterator[Rows]:
         with connection.cursor() as cursor:

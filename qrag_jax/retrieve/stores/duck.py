@@ -1,6 +1,6 @@
 """DuckDB: the vectors of an index in one file, or of several in tables of one. Many processes may read the file, or one may write.
 
-All queries of a step are scored in one pass over the rows: with ``array_inner_product``, each of them would be a statement, which takes longer.
+All queries of a step are scored in one pass over the rows: with ``array_inner_product``, each would be a statement, which takes longer.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
-from qrag_jax.retrieve.stores.scoring import BATCH, Rows, arrow_column, arrow_rows, best_of, in_order
+from qrag_jax.retrieve.stores.scoring import BATCH, Rows, arrow_column, arrow_rows, best_of, in_order, span_of
 from qrag_jax.rundir.log import CannotWrite, Unreachable
 
 T = TypeVar("T")
@@ -79,9 +79,7 @@ class Duck:
         return self._run(lambda connection: in_order(self._rows(connection, start, end), self._width))
 
     def best(self, queries: Sequence[Query], count: int) -> list[Best]:
-        spans = np.array([query.span for query in queries])
-        start, end = int(spans[:, 0].min()), int(spans[:, 1].max())
-        return self._run(lambda connection: best_of(self._rows(connection, start, end), queries, count))
+        return self._run(lambda connection: best_of(self._rows(connection, *span_of(queries)), queries, count))
 
     def _rows(self, connection: duckdb.DuckDBPyConnection, start: int, end: int) -> Iterator[Rows]:
         with connection.cursor() as cursor:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
-from qrag_jax.retrieve.stores.scoring import BATCH, Rows, arrow_column, arrow_rows, best_of, in_order
+from qrag_jax.retrieve.stores.scoring import BATCH, Rows, arrow_column, arrow_rows, best_of, in_order, span_of
 from qrag_jax.rundir.files import disk_error
 from qrag_jax.rundir.log import CannotWrite
 
@@ -79,8 +79,7 @@ class Lance:
 
     def best(self, queries: Sequence[Query], count: int) -> list[Best]:
         def search() -> list[Best]:
-            spans = np.array([query.span for query in queries])
-            span = (int(spans[:, 0].min()), int(spans[:, 1].max()))
+            span = span_of(queries)
             return best_of(self._scan([span], span[1] - span[0]), queries, count)
 
         return self._run(search)

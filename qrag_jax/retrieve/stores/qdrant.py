@@ -15,7 +15,8 @@ from qdrant_client.http.exceptions import ApiException, ResponseHandlingExceptio
 
 from qrag_jax.config.secrets import clean_key
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
-from qrag_jax.retrieve.stores.scoring import MOST, TIES, Rows, best_of, in_order, top_of
+from qrag_jax.retrieve.stores.qdrant_edge import MOST
+from qrag_jax.retrieve.stores.scoring import TIES, Rows, best_of, in_order, span_of, top_of
 from qrag_jax.rundir.log import Unreachable
 
 T = TypeVar("T")
@@ -97,16 +98,10 @@ class QdrantServer:
             )
             for query in few
         ]
-        batches = iter(client.query_batch_points(self._name, requests) if requests else [])
-        found = []
-        for query in queries:
-            if len(query.ranges) > MOST:
-                found += best_of(self._rows(client, query.span), [query], count)
-            else:
-                points = next(batches).points
-                rows, scores = np.array([point.id for point in points], np.int64), np.array([point.score for point in points], np.float32)
-                found.append(top_of(rows, scores, count))
-        return found
+        batches = iter([one.points for one in client.query_batch_points(self._name, requests)] if requests else [])
+        many = [query for query in queries if len(query.ranges) > MOST]
+        rest = iter(best_of(self._rows(client, span_of(many)), many, count) if many else [])
+        return [next(rest) if len(query.ranges) > MOST else _best(next(batches), count) for query in queries]
 
     def _rows(self, client: QdrantClient, span: Span) -> Iterator[Rows]:
         inside, offset = models.Filter(must=[_within(*span)]), None
@@ -140,3 +135,7 @@ class QdrantServer:
 
 def _within(start: int, end: int) -> models.FieldCondition:
     return models.FieldCondition(key="row", range=models.Range(gte=start, lt=end))
+
+
+def _best(points: Sequence[Any], count: int) -> Best:
+    return top_of(np.array([point.id for point in points], np.int64), np.array([point.score for point in points], np.float32), count)

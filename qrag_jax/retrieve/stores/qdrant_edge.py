@@ -8,19 +8,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import qdrant_edge as qe
 from jaxtyping import Float
 
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
-from qrag_jax.retrieve.stores.scoring import MOST, TIES, Rows, best_of, in_order, top_of
+from qrag_jax.retrieve.stores.scoring import TIES, Rows, best_of, in_order, span_of, top_of
 from qrag_jax.rundir.files import write_text
 from qrag_jax.rundir.log import Unreachable
 
 T = TypeVar("T")
 SENT = 2048  # rows sent or read at once
+MOST = 1024  # ranges in one condition; of more, all rows in their span are read and scored here
 RECORD = "qrag.json"
 NEVER = 2**40  # kilobytes of vectors before a graph is built
 
@@ -89,15 +90,9 @@ class QdrantEdge:
             for query in few
         ]
         batches = iter(self._shard().query_batch(qe.QueryBatchRequest(requests)) if requests else [])
-        found = []
-        for query in queries:
-            if len(query.ranges) > MOST:
-                found += best_of(self._rows(query.span), [query], count)
-            else:
-                points = next(batches)
-                rows, scores = np.array([point.id for point in points], np.int64), np.array([point.score for point in points], np.float32)
-                found.append(top_of(rows, scores, count))
-        return found
+        many = [query for query in queries if len(query.ranges) > MOST]
+        rest = iter(best_of(self._rows(span_of(many)), many, count) if many else [])
+        return [next(rest) if len(query.ranges) > MOST else _best(next(batches), count) for query in queries]
 
     def _rows(self, span: Span) -> Iterator[Rows]:
         inside, offset = qe.Filter(must=[_within(*span)]), None
@@ -133,3 +128,7 @@ class QdrantEdge:
 
 def _within(start: int, end: int) -> qe.FieldCondition:
     return qe.FieldCondition("row", range=qe.RangeFloat(gte=start, lt=end))
+
+
+def _best(points: Sequence[Any], count: int) -> Best:
+    return top_of(np.array([point.id for point in points], np.int64), np.array([point.score for point in points], np.float32), count)

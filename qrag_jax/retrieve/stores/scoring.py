@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from qrag_jax.retrieve.stores.protocol import Best, Query
+from qrag_jax.retrieve.stores.protocol import Best, Query, Span
 
 BATCH = 8192  # rows scored at once
-MOST = 64  # ranges that a condition names; of more, all rows in their span are read and scored here
+MOST = 64  # ranges that are scored one by one; of more, their rows are copied together
 TIES = 16  # more rows than are wanted, where a database gives equal ones in any order
 
 Rows = tuple[Int[np.ndarray, " R"], Float[np.ndarray, "R D"]]
@@ -38,6 +38,12 @@ def best_of(batches: Iterable[Rows], queries: Sequence[Query], count: int) -> li
 def _merged(found: Sequence[Best], count: int) -> Best:
     rows, scores = zip(_NONE, *found, strict=True)
     return top_of(np.concatenate(rows), np.concatenate(scores), count)
+
+
+def span_of(queries: Sequence[Query]) -> Span:
+    """The smallest range that holds all ranges of ``queries``."""
+    spans = np.array([query.span for query in queries])
+    return int(spans[:, 0].min()), int(spans[:, 1].max())
 
 
 def top_of(rows: Int[np.ndarray, " R"], scores: Float[np.ndarray, " R"], count: int) -> Best:

@@ -4,6 +4,8 @@
     building.json    the shards that an unfinished change has written
     vectors-, scales-, texts-, offsets-, keys-00000...    one file each per shard (:mod:`qrag_jax.retrieve.storage`)
 
+With a store (:mod:`qrag_jax.retrieve.stores`), the vectors are in a vector database and everything else is in the folder.
+
 Vectors are un-rotated, so its vectors do not depend on positions: every question, budget and state reads the same bytes. These bytes are a
 function of source, model and settings, however often the build was killed. An addition begins a new shard, so an index that grew has other
 shard borders than an index built at once; each is a function of its own history. Memory: one file's text, one shard, and a 16-byte key per
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from qrag_jax.config.parse import require
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.hub import is_named
 from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
@@ -30,10 +33,12 @@ from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.coded_rows import stored_rows
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.encoders import PREFIX
-from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta, Positions, check_positions
+from qrag_jax.retrieve.meta import FOLDER, JOURNAL, META, IndexModel, Meta, Positions, check_positions
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.sources import ChunkStream, Text
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, check_dtype
+from qrag_jax.retrieve.store_scan import check_constant
+from qrag_jax.retrieve.stores.held import HeldVectors, StoreRef
 from qrag_jax.retrieve.types import others
 from qrag_jax.retrieve.words import WordIndex, kept_words
 from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
@@ -57,6 +62,8 @@ class Index:
         self.path, self.meta, self.changes = path, meta, changes
         self.rows = stored_rows(meta.shards, meta.width, meta.dtype)
         self._checked: tuple[Any, Any] = (None, None)
+        if meta.store is not None:
+            meta.store.check(meta.held)
         for shard in meta.shards:  # at once: a change removes the files that only an older meta.json names
             shard.map()
 
@@ -65,7 +72,8 @@ class Index:
         """Reads meta.json and maps the files; needs no model and no device. With ``verify``, calls :meth:`verify`.
 
         Raises ValueError when the folder is not an index, or an unfinished one, or comes from a newer version, and, naming the file, when a
-        file is missing or has another size than when it was written.
+        file is missing or has another size than when it was written; also when the vectors of an index with a store are not those that it
+        was built with. Raises Unreachable when the store cannot be reached.
         """
         path = Path(path)
         while True:
@@ -96,6 +104,7 @@ class Index:
         chunk_by: ChunkBy | None = None,
         positions: Positions = "index",
         retriever_path: str | Path | None = None,
+        store: str | None = None,
     ) -> Index:
         """Cuts a source into chunks, embeds each distinct chunk once, and writes an index.
 
@@ -114,12 +123,17 @@ class Index:
             positions: "index": the positions of a search run through the whole index; "document": they restart with each document, which
                 has the positions that it would have alone.
             retriever_path: written to meta.json, so that later commands find the retriever.
+            store: the vector database for the vectors (:mod:`~qrag_jax.retrieve.stores.places`); None: the folder. It holds float32.
 
         Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when it holds a finished index of another
-        source, model or settings; Busy when another process is writing to the folder.
+        source, model or settings; Busy when another process is writing to the folder; Unreachable when the store cannot be reached.
         """
         check_dtype(dtype)
         check_positions(positions)
+        ref = None if store is None else StoreRef.new(store)
+        if ref is not None:
+            require(dtype == "float32", "dtype", dtype, "float32 with a store")
+            check_constant(retriever.config.qhead)
         if shard_chunks < 1:
             raise ValueError(f"shard_chunks = {shard_chunks}: must be 1 or more")
         path, data = Path(path), retriever.config.data
@@ -130,10 +144,13 @@ class Index:
             home = str(here.resolve() if here.exists() else retriever_path)  # a URL, a hub name or encoder:NAME stays as it is
         by = chunk_by or data.chunk_by
         model = IndexModel(model_hash(retriever), data.chunk_tokens, by, home)
-        meta = Meta(model, dtype, retriever.embedder.config.width, shard_chunks, positions=positions)
+        width = retriever.embedder.config.width
         stream, changes = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, by), Changes()
         with only_writer(path):
             _check_place(path)
+            ref = _begun_in(path, ref)
+            held = None if ref is None else HeldVectors(ref, width, shard_chunks)
+            meta = Meta(model, dtype, width, shard_chunks, positions=positions, store=held)
             if (path / META).is_file():
                 return _unchanged(path, meta, stream)
             return _carry_out(path, meta, building(stream, changes), retriever, changes, stream, stream.skipped, stream.unread)
@@ -277,6 +294,8 @@ def _carry_out(
     unread: Mapping[str, str],
 ) -> Index:
     """Writes what ``plan`` says in place of ``meta``, and says what a search does not see of the documents that are new."""
+    if meta.store is not None:
+        meta.store.begin(meta.checksum if meta.shards else "")
     with progress(unit="chunk", desc="index", delay=SHORT) as bar:
         made, changes.embedded = rewrite(path, replace(meta, skipped=skipped), plan, retriever, unread, bar)
     if stream is not None:
@@ -295,13 +314,34 @@ def _unchanged(path: Path, meta: Meta, stream: ChunkStream) -> Index:
     for name, old, new in pairs:
         if old != new:
             raise ValueError(f"{path}: was built with {name} = {old}, now {new}; build with {old}, or into another folder")
+    if found.place != meta.place:
+        given = f"give --store {found.place}" if found.store else "leave --store out"
+        raise ValueError(f"{path}: has its vectors in {found.place}, not in {meta.place}; {given}, or build into another folder")
     if not is_index_of(Documents(path, found), stream):
         raise ValueError(
             f"{path}: holds an index of another source; `qrag index sync SOURCE {path}` brings it up to date, and `index add` adds to it"
         )
     (path / JOURNAL).unlink(missing_ok=True)
     clean(path, found.shards)
+    if found.store is not None:
+        found.store.begin(found.checksum)
+        found.store.commit(found.checksum, found.held)
     return Index(path, found, Changes(unchanged=len({record.name or i for i, record in enumerate(found.sources)})))
+
+
+def _begun_in(path: Path, ref: StoreRef | None) -> StoreRef | None:
+    """The store of a build into ``path``: what an unfinished one has begun, else ``ref``. Raises ValueError when the unfinished build has
+    its vectors elsewhere."""
+    if (path / META).is_file() or not (path / JOURNAL).is_file():
+        return ref
+    try:
+        begun = Meta.read(path / JOURNAL)
+    except ValueError:  # a damaged journal, or one of another version: nothing of it is used
+        return ref
+    if begun.place != (FOLDER if ref is None else ref.place):
+        how = f"with --store {begun.place}" if begun.store else "without --store"
+        raise ValueError(f"{path}: the unfinished build there was begun {how}; resume it so, or build into another folder")
+    return None if begun.store is None else begun.store.ref
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -15,14 +16,19 @@ from qrag_jax.config.parse import LARGEST, decode, require
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.storage import Dtype, Shard, check_dtype
+from qrag_jax.retrieve.stores.held import HeldShard, HeldVectors, StoreRef
+from qrag_jax.retrieve.stores.places import checked_place
 from qrag_jax.rundir.files import read_json, write_json
 
 FORMAT, VERSION = "qrag-jax-index", 6
 READABLE = (1, 2, 3, 4, 5, 6)
 """1 does not say what it skipped and how many tokens it has. 1 and 2 have no digests, no metadata and no keys of texts. 1 to 3 do not say
-where positions restart: they run through the whole index. 1 to 4 do not say which files could not be read. 1 to 5 have no dtype
-int8-exact."""
+where positions restart: they run through the whole index. 1 to 4 do not say which files could not be read. 6 has dtype int8-exact, or its
+vectors in a store."""
+USUAL = 5
+"""The version that is written for other indexes, so that earlier releases read them."""
 META, JOURNAL = "meta.json", "building.json"
+FOLDER = "the folder"
 Positions = Literal["index", "document"]
 """Positions run through the whole index, or restart with each document."""
 AGAIN = "build the index again in another folder"
@@ -44,7 +50,8 @@ class Meta:
 
     ``shards`` in order, and the documents whose chunks they hold, in the same order. ``skipped``: how many files of each suffix were not
     read. ``unread``: the other files that could not be read, or not whole, and why. ``written``: the number of the next shard; it grows
-    with every change, so no name of a file is used twice. ``positions``: where the positions of a search restart.
+    with every change, so no name of a file is used twice. ``positions``: where the positions of a search restart. ``store``: where the
+    vectors are, if they are not in the folder.
     """
 
     model: IndexModel
@@ -57,6 +64,17 @@ class Meta:
     written: int = 0
     positions: Positions = "index"
     unread: Mapping[str, str] = field(default_factory=dict)
+    store: HeldVectors | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the vectors are: the place of the store, or :data:`FOLDER`."""
+        return FOLDER if self.store is None else self.store.ref.place
+
+    @property
+    def held(self) -> list[HeldShard]:
+        """The shards whose vectors are in the store."""
+        return [shard.held for shard in self.shards if shard.held is not None]
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -83,7 +101,9 @@ class Meta:
         write_json(path, tree | {"sha256": checksum(tree)})
 
     def _tree(self) -> dict[str, Any]:
-        tree = {"format": FORMAT, "version": VERSION, "model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
+        tree: dict[str, Any] = {"format": FORMAT, "version": USUAL if self.store is None and self.dtype != "int8-exact" else VERSION}
+        tree |= {"store": dataclasses.asdict(self.store.ref)} if self.store else {}
+        tree |= {"model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
         tree |= {"shard_chunks": self.shard_chunks, "positions": self.positions, "written": self.written}
         tree |= {"chunks": sum(shard.chunks for shard in self.shards)}
         tree |= {"shards": [shard.tree() for shard in self.shards], "sources": [source.tree() for source in self.sources]}
@@ -107,7 +127,9 @@ class Meta:
                 raise ValueError(f"{path}: {name} = {str(tree.get(name))[:60]!r}: must be {allowed}; {AGAIN}")
         check_dtype(tree["dtype"])
         try:
-            shards = tuple(Shard.from_tree(path.parent, shard, i, tree["width"], tree["dtype"]) for i, shard in enumerate(tree["shards"]))
+            store = _store(tree) if version >= 6 else None
+            place = (tree["width"], tree["dtype"], store)
+            shards = tuple(Shard.from_tree(path.parent, shard, i, *place) for i, shard in enumerate(tree["shards"]))
             model = decode(IndexModel, tree["model"], "model")
             sources = tuple(map(SourceRecord.from_tree, tree["sources"]))
         except (ValueError, TypeError) as error:  # TypeError: a field is missing
@@ -118,11 +140,20 @@ class Meta:
         settings = (tree["dtype"], tree["width"], tree["shard_chunks"])
         written = max([tree.get("written", 0), *(shard.number + 1 for shard in shards)])
         said = (tree.get("positions", "index"), tree.get("unread", {}))
-        return cls(model, *settings, shards, sources, tree.get("skipped", {}), written, *said)
+        return cls(model, *settings, shards, sources, tree.get("skipped", {}), written, *said, store)
 
 
 def checksum(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _store(tree: Mapping[str, Any]) -> HeldVectors:
+    """Raises ValueError when the place of the vectors is not one that this version can open."""
+    ref = decode(StoreRef, tree["store"], "store")
+    checked_place(ref.place)
+    if not re.fullmatch(r"qrag_[0-9a-f]{16}", ref.name) or tree["dtype"] != "float32":
+        raise ValueError(f"store = {ref.name!r} of {tree['dtype']}: must be a name and a type that this package has written")
+    return HeldVectors(ref, tree["width"], tree["shard_chunks"])
 
 
 def check_positions(value: str) -> None:
@@ -148,6 +179,7 @@ _FIELDS: tuple[tuple[str, int, Callable[[Any], bool], str], ...] = (
         lambda value: isinstance(value, dict) and all(isinstance(why, str) for why in value.values()),
         "reasons of files by name",
     ),
+    ("store", 6, lambda value: isinstance(value, dict), "a place and a name"),
     ("written", 3, lambda value: _whole(value, 0), "a whole number"),
 )
 """The fields of meta.json that its checksum does not prove: field, the version it came with, whether a value is valid, what is."""

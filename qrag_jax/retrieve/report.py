@@ -47,6 +47,7 @@ def index_lines(index: Index, verified: bool) -> list[str]:
     lines = [
         f"{index.path}: {len(index):,} chunks by {model.chunk_by}, {model.chunk_tokens} tokens of each embedded, {size / 1e6:,.1f} MB",
         f"vectors: {meta.dtype}, {meta.width} wide{coded}; shards: {len(meta.shards)}; positions {restart}",
+        *([] if meta.store is None else [f"store: {meta.store.shown}"]),
         f"model: {model.hash[:12]}, loaded from {model.retriever or 'a place that was not recorded'}",
     ]
     documents = _documents(meta.sources)
@@ -73,6 +74,7 @@ def index_tree(index: Index) -> dict[str, Any]:
     model = dataclasses.asdict(meta.model)
     about = {"format": INFO_FORMAT, "index": str(index.path), "chunks": len(index), "positions": meta.positions}
     about |= {"dtype": meta.dtype, "bytes": _sizes(meta)}
+    about |= {} if meta.store is None else {"store": dataclasses.asdict(meta.store.ref)}
     return {**about, "model": model, "documents": documents, "skipped": dict(meta.skipped), "unread": dict(meta.unread)}
 
 

@@ -32,6 +32,7 @@ from qrag_jax.retrieve.questions import check_questions
 from qrag_jax.retrieve.ranking import Mode, as_path, check_options, look_once
 from qrag_jax.retrieve.scan import Hidden, HostScorer
 from qrag_jax.retrieve.search import Scorer, SearchPath, check_budget, search, stopped
+from qrag_jax.retrieve.store_scan import StoreScorer
 from qrag_jax.retrieve.types import Document, Pick, Step, Trajectory
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.types import QAExample
@@ -329,9 +330,12 @@ class Retriever(TextEmbedder):
         return any(pick.q >= least for pick in picks)
 
     def scorer(self, document: Document, allowed: Bool[np.ndarray, " N"] | None = None, qhead: QHeadConfig | None = None) -> Scorer:
-        """The scorer of a document: without an accelerator, or if the document is small, the host reads the rows in place; otherwise rows
-        are split over the local devices. ``qhead`` None: the retriever's own positions."""
+        """The scorer of a document: if its vectors are in a store, the store is asked; without an accelerator, or if the document is
+        small, the host reads the rows in place; otherwise rows are split over the local devices. ``qhead`` None: the retriever's own
+        positions."""
         hidden, qhead = Hidden(allowed, document.equals), qhead or self.config.qhead
+        if isinstance(document, Index) and document.meta.store is not None:
+            return StoreScorer(document.meta.store, document.rows, qhead, hidden, document.restarts)
         if jax.default_backend() == "cpu" or len(document) <= HOST_ROWS:
             rows = document.rows
             if isinstance(rows, CodedRows):

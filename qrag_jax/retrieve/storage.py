@@ -8,8 +8,10 @@
     offsets-00000.bin   [n + 1] int64: chunk i is the bytes from offset i to offset i + 1 of the texts
     keys-00000.bin      [n, 2] uint64: a hash of the text of each chunk; equal texts have equal keys (not in shards before version 3)
 
-Numbers are little-endian. Everything is memory-mapped read-only, so only the requested parts are read. A file that is mapped can still be
-read after it was removed from the folder (on systems where it can be removed at all).
+The vectors of an index with a store (:mod:`qrag_jax.retrieve.stores`) are float32 and lie there; the folder has their size and SHA-256.
+
+Numbers are little-endian. Everything in the folder is memory-mapped read-only, so only the requested parts are read. A file that is mapped
+can still be read after it was removed from the folder (on systems where it can be removed at all).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from qrag_jax.config.parse import decode
 from qrag_jax.config.trees import parse_json
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.codes import Codes
+from qrag_jax.retrieve.stores.held import HeldShard, HeldVectors
 from qrag_jax.rundir.files import write_bytes
 
 Dtype = Literal["float32", "bfloat16", "int8", "int8-exact"]
@@ -62,7 +65,7 @@ class StoredFile:
     sha256: str
 
 
-def store(path: Path, data: bytes | np.ndarray) -> StoredFile:
+def write_file(path: Path, data: bytes | np.ndarray) -> StoredFile:
     """Writes a file of an index, completely or not at all."""
     data = data if isinstance(data, bytes) else data.tobytes()
     write_bytes(path, data)
@@ -105,10 +108,13 @@ def text_key(text: str) -> bytes:
 
 
 class Shard:
-    """Consecutive chunks of an index: ``files`` by kind (vectors, scales, texts, offsets, keys), mapped by :meth:`map` or when read."""
+    """Consecutive chunks of an index: ``files`` by kind (vectors, scales, texts, offsets, keys), mapped by :meth:`map` or when read.
+    ``store``: where the vectors are, if they are not in the folder."""
 
-    def __init__(self, folder: Path, chunks: int, width: int, dtype: Dtype, files: dict[str, StoredFile]) -> None:
-        self.folder, self.chunks, self.width, self.dtype, self.files = folder, chunks, width, dtype, files
+    def __init__(
+        self, folder: Path, chunks: int, width: int, dtype: Dtype, files: dict[str, StoredFile], store: HeldVectors | None = None
+    ) -> None:
+        self.folder, self.chunks, self.width, self.dtype, self.files, self.store = folder, chunks, width, dtype, files, store
 
     @classmethod
     def write(
@@ -120,20 +126,24 @@ class Shard:
         raw: Num[np.ndarray, "R D"],
         scales: Float[np.ndarray, " R"] | None,
         dtype: Dtype,
+        store: HeldVectors | None = None,
     ) -> Shard:
-        """Writes a shard. :func:`record` makes ``lines``, :func:`text_key` ``keys``; :func:`pack` makes ``raw`` and ``scales``."""
-        content: dict[str, bytes | np.ndarray] = {"vectors": raw}
+        """Writes a shard, with its vectors to ``store`` if there is one. :func:`record` makes ``lines``, :func:`text_key` ``keys``;
+        :func:`pack` makes ``raw`` and ``scales``."""
+        content: dict[str, bytes | np.ndarray] = {} if store else {"vectors": raw}
         if scales is not None:
             content["scales"] = scales
         elif dtype == "int8-exact":
             coded = Codes.of(raw)
             content |= {"codes": coded.codes, "scales": coded.scales, "errors": coded.errors}
         content |= {"texts": b"".join(lines), "offsets": np.cumsum([0, *map(len, lines)], dtype="<i8"), "keys": b"".join(keys)}
-        files = {kind: store(folder / _name(kind, number), data) for kind, data in content.items()}
-        return cls(folder, len(lines), raw.shape[1], dtype, files)
+        files = {kind: write_file(folder / _name(kind, number), data) for kind, data in content.items()}
+        if store is not None:
+            files["vectors"] = StoredFile(_name("vectors", number), raw.nbytes, store.put(number, raw).sha256)
+        return cls(folder, len(lines), raw.shape[1], dtype, files, store)
 
     @classmethod
-    def from_tree(cls, folder: Path, tree: Any, place: int, width: int, dtype: Dtype) -> Shard:
+    def from_tree(cls, folder: Path, tree: Any, place: int, width: int, dtype: Dtype, store: HeldVectors | None = None) -> Shard:
         """The inverse of :meth:`tree`, of shard ``place``. Raises ValueError on wrong fields, on names and sizes that contradict
         each other, and, naming the file and both sizes, when a file is missing or has another size than when it was written."""
         kinds = {"vectors", "texts", "offsets", *MORE.get(dtype, ())}
@@ -151,13 +161,15 @@ class Shard:
             if number is None or file.name != _name(kind, number) or sizes.get(kind, file.bytes) != file.bytes:
                 raise ValueError(f"shards[{place}].{kind}: {file.name} of {file.bytes} bytes does not hold {n} chunks of width {width}")
             path = folder / file.name
+            if kind == "vectors" and store is not None:
+                continue
             if not path.is_file():
                 raise ValueError(f"{path}: no such file; the index is incomplete: build it again in another folder")
             if (size := path.stat().st_size) != file.bytes:
                 raise ValueError(
                     f"{path}: has {size} bytes, was written with {file.bytes}; the index is damaged: build it again in another folder"
                 )
-        return cls(folder, n, width, dtype, files)
+        return cls(folder, n, width, dtype, files, store)
 
     def tree(self) -> dict[str, Any]:
         return {"chunks": self.chunks} | {kind: dataclasses.asdict(file) for kind, file in self.files.items()}
@@ -169,14 +181,28 @@ class Shard:
         assert number is not None
         return number
 
+    @property
+    def held(self) -> HeldShard | None:
+        """Its vectors as the store knows them; None: they are in the folder."""
+        return None if self.store is None else HeldShard(self.number, self.chunks, self.files["vectors"].sha256)
+
     def map(self) -> None:
         """Maps all files, so that the shard can be read until the end of this process, even if another process removes the files."""
         for kind in self.files:
-            getattr(self, kind)
+            if kind != "vectors" or self.store is None:
+                getattr(self, kind)
 
     def verify(self) -> None:
         """Raises ValueError, naming the file, when a checksum differs."""
-        for file in self.files.values():
+        self.verify_files()
+        if self.store is not None and self.held is not None:
+            self.store.verify(self.held)
+
+    def verify_files(self) -> None:
+        """:meth:`verify` of what is in the folder."""
+        for kind, file in self.files.items():
+            if kind == "vectors" and self.store is not None:
+                continue
             path = self.folder / file.name
             with path.open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -188,8 +214,14 @@ class Shard:
         if not (self.offsets[0] == 0 and self.offsets[-1] == len(self.texts) and (np.diff(self.offsets) > 0).all()):
             raise self._damaged("offsets", "do not ascend from 0 to the end of the texts")
 
-    @cached_property
+    @property
     def vectors(self) -> Num[np.ndarray, "R D"]:
+        if self.store is not None and self.held is not None:
+            return self.store.whole(self.held)
+        return self._vectors
+
+    @cached_property
+    def _vectors(self) -> Num[np.ndarray, "R D"]:
         return np.frombuffer(self._pages, RAW[self.dtype]).reshape(self.chunks, self.width)
 
     @cached_property
@@ -241,6 +273,8 @@ class Shard:
 
     def block(self, start: int, end: int) -> Float[np.ndarray, "R D"]:
         """Rows ``start`` to ``end`` of this shard, float32."""
+        if self.store is not None and self.held is not None:
+            return self.store.read(self.held, start, end)
         scales = self.scales[start:end] if self.dtype == "int8" and self.scales is not None else None
         return unpack(self.vectors[start:end], scales, self.dtype)
 
@@ -315,7 +349,7 @@ def merge(
     out[list(new)] = packed[list(new.values())]
     if out_scales is not None and scales is not None:
         out_scales[list(new)] = scales[list(new.values())]
-    for i, row in old.items():
+    for i, row in sorted(old.items(), key=lambda item: item[1]):  # shard by shard: of those in a store, one is kept in memory
         shard, place = rows.place(row)
         out[i] = shard.vectors[place]
         if out_scales is not None and shard.scales is not None:

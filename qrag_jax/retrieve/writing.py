@@ -171,7 +171,8 @@ class _Writer:
         vectors = np.concatenate([np.empty((0, self.meta.width), np.float32), *self._embed(list(fresh.values()))])
         new = {i: place[entry.key] for i, entry in waiting.items() if i not in old}
         raw, scales = merge(StoredRows(self.pool, self.meta.width), old, vectors, new, len(entries), self.meta.dtype)
-        shard = Shard.write(self.path, self.number, lines, [entry.key for entry in entries], raw, scales, self.meta.dtype)
+        keys = [entry.key for entry in entries]
+        shard = Shard.write(self.path, self.number, lines, keys, raw, scales, self.meta.dtype, self.meta.store)
         shard.map()
         if waiting:
             first = sum(shard.chunks for shard in self.pool)
@@ -206,10 +207,14 @@ class _Writer:
             raise ValueError(f"{self.path}: nothing to search would be left; an index holds at least one chunk")
         held = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=self.number)
         made = replace(held, unread=dict(unread))
+        if made.store is not None:
+            made.store.announce(made.checksum)
         made.write(self.path / META)
         for name in (JOURNAL, WORDS):  # the words are those of the texts before
             (self.path / name).unlink(missing_ok=True)
         clean(self.path, made.shards)
+        if made.store is not None:
+            made.store.commit(made.checksum, made.held, [shard.number for shard in self.meta.shards])
         return made
 
 
@@ -222,9 +227,13 @@ def unfinished(path: Path, meta: Meta) -> list[Shard]:
     found = []
     with suppress(ValueError):  # a damaged journal, or one of another version: its shards are written again
         begun = Meta.read(journal)
-        if (begun.model.hash, begun.dtype, begun.width) == (meta.model.hash, meta.dtype, meta.width):
+        settings = lambda one: (one.model.hash, one.dtype, one.width, one.store and one.store.ref)
+        if settings(begun) == settings(meta):
             for shard in progress([shard for shard in begun.shards if shard.number not in ours], desc="resuming", leave=False):
                 with suppress(ValueError):
-                    shard.verify()
+                    shard.verify_files()
+                    if meta.store is not None and shard.held is not None:
+                        shard.store = meta.store
+                        shard.store.check([shard.held])
                     found.append(shard)
     return found

@@ -21,7 +21,7 @@ from qrag_jax.config.parse import unknown
 from qrag_jax.config.trees import parse_json
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.retrieve.types import Step
-from qrag_jax.rundir.log import say
+from qrag_jax.rundir.log import Unreachable, say
 from qrag_jax.serve import request as core
 from qrag_jax.serve.bridge import Bridge, EventStream, Hear, sse
 from qrag_jax.serve.guard import Access, Guard, error_body
@@ -201,6 +201,9 @@ def describe(error: Exception) -> tuple[int, str, dict[str, str]]:
     if isinstance(error, ReaderError):
         say(str(error))
         return 502, "the reader did not answer; the server's output says why", {}
+    if isinstance(error, Unreachable):
+        say(str(error))
+        return 503, "the database of the vectors did not answer; the server's output says why", {"Retry-After": "5"}
     say("".join(traceback.format_exception(error)))
     return 500, "a fault of the server; its output says which", {}
 
@@ -226,7 +229,7 @@ def _add_errors(app: FastAPI) -> None:
         message = told.get(error.status_code, str(error.detail))
         return Response(error_body(error.status_code, message), error.status_code, error.headers, media_type="application/json")
 
-    for kind in (Refused, ValueError, ReaderError, Exception):
+    for kind in (Refused, ValueError, Unreachable, Exception):
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(RequestValidationError, refuse_fields)
     app.add_exception_handler(HTTPException, refuse_http)

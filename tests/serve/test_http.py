@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from qrag_jax import Index, Retriever
 from qrag_jax.reader.protocol import ReaderError
 from qrag_jax.retrieve.batching import Batcher
+from qrag_jax.rundir.log import Unreachable
 from qrag_jax.serve.app import make_app
 from qrag_jax.serve.guard import BODY, Access
 from qrag_jax.serve.limits import Limits
@@ -233,6 +234,11 @@ def test_faults_are_said_on_the_server_only(
         for path in ("/search", "/search/stream"):
             assert refused(http.post(path, json={"question": QUESTION}), 500) == "a fault of the server; its output says which"
     assert "/secret/place is broken" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(Batcher, "step", fail(Unreachable("table qrag_1 of postgresql://10.0.0.2/db: cannot be reached")))
+        for path in ("/search", "/search/stream"):
+            assert "the database of the vectors did not answer" in refused(http.post(path, json={"question": QUESTION}), 503)
+    assert "10.0.0.2/db: cannot be reached" in capsys.readouterr().out
     monkeypatch.setattr(service.reader, "stream", fail(ReaderError("http://10.0.0.1: no connection")))
     assert "the reader did not answer" in refused(http.post("/answer", json={"question": QUESTION, "budget": 1}), 502)
     *_, (name, tree) = events(http.post("/answer/stream", json={"question": QUESTION, "budget": 1}).text)

@@ -66,7 +66,7 @@ class Build:
     chunk_tokens: Annotated[int | None, RARE, tyro.conf.arg(metavar="N", help_behavior_hint=f"(default: {CHUNK_TOKENS})")] = None
     """With --encoder: the longest chunk, in tokens."""
     store: Annotated[str | None, tyro.conf.arg(metavar="STORE", help_behavior_hint="(default: the folder)")] = None
-    """Vector database for the vectors: postgresql://HOST/DATABASE, lancedb:PATH, qdrant:PATH, qdrant:http://HOST:6333, duckdb:FILE."""
+    """Vector database for the vectors: postgresql://HOST/DATABASE, lancedb:FOLDER, qdrant:FOLDER, qdrant:http://HOST:6333, duckdb:FILE."""
     positions: Annotated[Positions, RARE, tyro.conf.arg(metavar="WHERE")] = "index"
     """Where the positions of chunks restart. index: nowhere; they run through the whole index. document: with each document, so that
     chunks of a document have the positions that they would have if it were searched alone."""

@@ -101,8 +101,9 @@ class Meta:
         write_json(path, tree | {"sha256": checksum(tree)})
 
     def _tree(self) -> dict[str, Any]:
-        tree: dict[str, Any] = {"format": FORMAT, "version": USUAL if self.store is None and self.dtype != "int8-exact" else VERSION}
-        tree |= {"store": dataclasses.asdict(self.store.ref)} if self.store else {}
+        usual = self.store is None and self.dtype != "int8-exact"
+        tree: dict[str, Any] = {"format": FORMAT, "version": USUAL if usual else VERSION}
+        tree |= {} if usual else {"store": None if self.store is None else dataclasses.asdict(self.store.ref)}
         tree |= {"model": dataclasses.asdict(self.model), "dtype": self.dtype, "width": self.width}
         tree |= {"shard_chunks": self.shard_chunks, "positions": self.positions, "written": self.written}
         tree |= {"chunks": sum(shard.chunks for shard in self.shards)}
@@ -127,7 +128,7 @@ class Meta:
                 raise ValueError(f"{path}: {name} = {str(tree.get(name))[:60]!r}: must be {allowed}; {AGAIN}")
         check_dtype(tree["dtype"])
         try:
-            store = _store(tree) if version >= 6 else None
+            store = _store(tree) if version >= 6 and tree["store"] is not None else None
             place = (tree["width"], tree["dtype"], store)
             shards = tuple(Shard.from_tree(path.parent, shard, i, *place) for i, shard in enumerate(tree["shards"]))
             model = decode(IndexModel, tree["model"], "model")
@@ -179,7 +180,7 @@ _FIELDS: tuple[tuple[str, int, Callable[[Any], bool], str], ...] = (
         lambda value: isinstance(value, dict) and all(isinstance(why, str) for why in value.values()),
         "reasons of files by name",
     ),
-    ("store", 6, lambda value: isinstance(value, dict), "a place and a name"),
+    ("store", 6, lambda value: value is None or isinstance(value, dict), "a place and a name, or null"),
     ("written", 3, lambda value: _whole(value, 0), "a whole number"),
 )
 """The fields of meta.json that its checksum does not prove: field, the version it came with, whether a value is valid, what is."""

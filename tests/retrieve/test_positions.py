@@ -76,4 +76,4 @@ def test_the_default_is_the_index_and_other_values_are_refused(retriever: Retrie
         check_positions("text")
     Index.build(retriever, CHUNKS, tmp_path / "index")
     tree = json.loads((tmp_path / "index" / "meta.json").read_text())
-    assert (tree["version"], tree["positions"]) == (6, "index")
+    assert (tree["version"], tree["positions"]) == (5, "index")

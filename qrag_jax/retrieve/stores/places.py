@@ -21,7 +21,7 @@ STORES: dict[str, Opener | str] = {
     "duckdb": "qrag_jax.retrieve.stores.duck:Duck",
 }
 """Scheme -> what opens such a store; "SCHEME://": of an address instead of a path. Add a function of your own to use another database."""
-FORMS = "postgresql://HOST/DATABASE, lancedb:PATH, qdrant:PATH, qdrant:http://HOST:6333 or duckdb:FILE"
+FORMS = "postgresql://HOST/DATABASE, lancedb:FOLDER, qdrant:FOLDER, qdrant:http://HOST:6333 or duckdb:FILE"
 SECRET = ("password", "sslpassword", "api_key", "apikey", "api-key", "token")
 
 

@@ -225,6 +225,8 @@ def _differences(figure: Figure, row: Mapping[str, Any], tested: RunConfig, trai
         why.append(f"embedder {trained.model.embedder} instead of {figure.embedder}")
     if figure.updates is not None and trained.train.steps < figure.updates:
         why.append(f"{trained.train.steps:,} of the paper's {figure.updates:,} updates")
+    if figure.method.startswith(METHOD) and trained.rl.supervised_weight:
+        why.append("labels in the loss beside the rewards")
     if training := _other_training(figure, tested, trained):
         why.append(training)
     if figure.method.startswith(METHOD) and tested.eval.beam > 1:

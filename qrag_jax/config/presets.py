@@ -48,7 +48,8 @@ def tiny(benchmark: str, task: str) -> RunConfig:
 
 
 def _tiny_stories(config: RunConfig) -> RunConfig:
-    """BabiLong. Chains of three facts (qa3) are learned after chains of two (qa2), in documents long enough for most stories of qa3."""
+    """BabiLong. Chains of three facts (qa3) are learned after chains of two (qa2), in documents long enough for most stories of qa3, and
+    from rewards and labels together."""
     if config.data.task == "qa2":
         return replace(config, train=replace(config.train, steps=2500))
     if config.data.task != "qa3":
@@ -56,8 +57,8 @@ def _tiny_stories(config: RunConfig) -> RunConfig:
     return replace(
         config,
         data=replace(config.data, chunks=100),
-        rl=replace(config.rl, budget=5),
-        train=replace(config.train, steps=6000, curriculum=("qa2:40:1500",)),
+        rl=replace(config.rl, budget=5, supervised_weight=0.1, supervised_loss="softmax", gold_order="policy"),
+        train=replace(config.train, steps=3000, curriculum=("qa2:40:600",)),
         eval=replace(config.eval, beam=4),
     )
 

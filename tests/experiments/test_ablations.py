@@ -60,6 +60,15 @@ def test_every_variant_changes_what_it_says() -> None:
     assert configs["alpha_0.2"].rl.alpha == configs["alpha_0.2"].rl.alpha_end == 0.2
 
 
+@pytest.mark.parametrize(("benchmark", "task"), [("babilong", "qa3"), ("ruler", "niah_mk2")])
+def test_the_full_method_is_the_paper_s_where_a_preset_adds_labels(benchmark: str, task: str) -> None:
+    base = preset("tiny", benchmark, task)
+    assert base.rl.supervised_weight == 0.1
+    full = variant_config(base, "full", 0).rl
+    assert (full.supervised_weight, full.supervised_loss, full.gold_order, full.objective) == (0.0, "binary", "document", "td")
+    assert variant_config(base, "supervised", 0).rl.objective == "supervised"
+
+
 def test_runs_are_made_once_and_told_in_the_papers_order(tmp_path: Path, trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["--preset", settings(tmp_path / "run"), "--run-dir", str(out), "--variants", "positions_integer", "no_soft", "full"]
@@ -126,9 +135,9 @@ def test_the_papers_rows_stand_beside_their_variants() -> None:
     rows, reasons = aggregate(found)
     paper = {r["variant"]: r["paper"] and r["paper"]["fact_f1"] for r in rows}
     assert paper == {"full": 0.974, "no_soft": 0.955, "supervised": 0.209, "no_finetuning": 0.164, "positions_absolute": None}
-    assert "6,000 of the paper's 50,000 updates" in " ".join(reasons)
+    assert "3,000 of the paper's 50,000 updates" in " ".join(reasons)
     text = table({"benchmark": "babilong", "task": "qa3", "embedder": "tiny", "beside_paper": reasons, "rows": rows})
-    assert "| supervised fine-tuning | 4,000 | 6,000 | 1 | 0.500 | 0.250 | 0.750 | 0.209 (Table 3) |" in text
+    assert "| supervised fine-tuning | 4,000 | 3,000 | 1 | 0.500 | 0.250 | 0.750 | 0.209 (Table 3) |" in text
     assert "Not directly comparable with the paper: embedder tiny" in text
 
 

@@ -134,8 +134,8 @@ def test_what_differs_is_said() -> None:
     found = one([row("babilong", "qa3", 4_000)], tiny, metric="fact_f1")
     assert (found.verdict, found.here) == ("not comparable", 0.9)
     assert found.why == (
-        "embedder tiny instead of contriever; 6,000 of the paper's 50,000 updates; a beam of 4 instead of greedy search; "
-        "generated stories in Python's documentation"
+        "embedder tiny instead of contriever; 3,000 of the paper's 50,000 updates; labels in the loss beside the rewards; "
+        "a beam of 4 instead of greedy search; generated stories in Python's documentation"
     )
     # What was not measured has no number, whatever else differs.
     found = one([row("babilong", "qa3", 4_000)], tiny, metric="answer_accuracy")

@@ -48,7 +48,7 @@ class Questions:
     data_dir: Annotated[tyro.conf.DisallowNone[str | None], OWN] = None
     """Folder with the benchmark's files, or the .jsonl file of your own questions. "none": stories and needles are generated and hidden in
     Python's documentation."""
-    skip_bad: bool = False
+    skip_bad: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave out bad records of the benchmark's files; otherwise the first one is an error."""
 
     def of(self, config: RunConfig, chunks: int | None = None, seed: int | None = None) -> RunConfig:

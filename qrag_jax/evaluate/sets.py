@@ -15,6 +15,7 @@ from qrag_jax.data.multihop.hotpotqa import load_fullwiki
 from qrag_jax.data.ruler import files as ruler_files
 from qrag_jax.data.ruler import tasks as ruler
 from qrag_jax.data.splits import Split
+from qrag_jax.rundir.log import say
 from qrag_jax.types import QAExample
 
 # Endings of a benchmark's name if other questions than its usual test are read: the records that BABILong and RULER publish, HotpotQA's
@@ -125,9 +126,12 @@ def official_sets(config: RunConfig) -> list[EvaluationSet]:
 def _babilong_sets(config: RunConfig, data_dir: str) -> list[EvaluationSet]:
     sets = []
     for length in babilong_rows.find_rows(data_dir, config.data.task):
-        # As many rows as asked for, of each length.
-        examples = babilong_rows.load_rows(data_dir, config.data.task, length, skip_bad=config.data.skip_bad)[: config.eval.episodes]
-        name, groups = f"babilong{OFFICIAL}-{config.data.task}-{length.lower()}", tuple(range(i, i + 1) for i in range(len(examples)))
+        name = f"babilong{OFFICIAL}-{config.data.task}-{length.lower()}"
+        rows = babilong_rows.load_rows(data_dir, config.data.task, length, skip_bad=config.data.skip_bad)
+        examples = rows[: config.eval.episodes]
+        if len(examples) < len(rows):
+            say(f"{name}: the first {len(examples):,} of {len(rows):,} rows; eval.episodes {len(rows)} takes all")
+        groups = tuple(range(i, i + 1) for i in range(len(examples)))
         tokens = babilong_rows.tokens(length)
         sets.append(EvaluationSet(name, f"babilong{OFFICIAL}", config.data.task, tokens, config.eval.budget, examples, groups))
     return sets

@@ -117,6 +117,9 @@ def test_evaluate_on_published_rows_of_babilong(whole: Path, tmp_path: Path, cap
     assert "leave out bad records with --skip-bad" in said
     assert evaluate.main([*words, "--skip-bad"]) == 0
     assert capsys.readouterr().out.count("2 questions; 1 left out (1 facts without the target)") == 2
+    assert evaluate.main([*words, "--no-skip-bad"]) == 64, "there is nothing that it could mean"
+    assert evaluate.main([*words[:-1], str(tmp_path / "one"), "--skip-bad", "--eval-episodes", "1"]) == 0
+    assert "babilong-official-qa1-0k: the first 1 of 2 rows; eval.episodes 2 takes all" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     assert [(row["benchmark"], row["task"], row["episodes"], row["context_tokens"]) for row in found] == [
         ("babilong-official", "qa1", 2, 0),

@@ -18,7 +18,7 @@ from command import Parser, run_command
 
 from qrag_jax.config import RunConfig
 from qrag_jax.config.parse import require
-from qrag_jax.config.presets import PRESETS, preset
+from qrag_jax.config.presets import PRESETS, preset, rewards_alone
 from qrag_jax.models.pretrained import scratch_backbone
 from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.rl.env import StateLayout
@@ -49,7 +49,7 @@ class Reference:
 
     def config(self) -> RunConfig:
         """The same work here: the same vocabulary size and token lengths, random weights, no random policy at the start."""
-        config = preset("tiny", "babilong", "qa2")
+        config = rewards_alone(preset("tiny", "babilong", "qa2"))
         return replace(
             config,
             data=replace(config.data, chunks=self.chunks, question_tokens=16, chunk_tokens=24, state_chunk_tokens=24),
@@ -71,7 +71,8 @@ REFERENCES = {"reference-small": Reference(2, 128, 40, 22.0), "reference-minilm"
 
 @dataclass(frozen=True)
 class Subject:
-    """A run before its first update: generated BabiLong qa2 with the settings of a preset, or with a size of ``REFERENCES``."""
+    """A run before its first update: generated BabiLong qa2 with the settings of a preset, or with a size of ``REFERENCES``. It learns from
+    rewards alone, as in the paper, so that times can be compared."""
 
     name: str
     model: Model
@@ -97,7 +98,7 @@ def subject(name: str, batch: int = 0) -> Subject:
 
     Raises ValueError on an unknown name and on a batch that the devices do not divide.
     """
-    config = REFERENCES[name].config() if name in REFERENCES else preset(name, "babilong", "qa2")
+    config = REFERENCES[name].config() if name in REFERENCES else rewards_alone(preset(name, "babilong", "qa2"))
     if batch:
         config = replace(config, optim=replace(config.optim, batch=batch))
     # The vocabulary of these texts is smaller, but the embedding table has the size of the reference's.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qrag_jax.config import RunConfig
-from qrag_jax.config.presets import preset
+from qrag_jax.config.presets import preset, rewards_alone
 from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.gte import GteConfig
 from qrag_jax.models.qwen3 import Qwen3Config
@@ -90,7 +90,7 @@ def sizes(*, smoke: bool) -> Sizes:
 def speed_config(name: str, sizes: Sizes) -> RunConfig:
     """The preset ``name`` on one device. At the smallest sizes, documents are those of tiny, and a batch has few episodes."""
     smoke = sizes.batch > 0
-    config = preset("tiny" if smoke else name, "babilong", "qa2")
+    config = rewards_alone(preset("tiny" if smoke else name, "babilong", "qa2"))
     words = min(sizes.networks[name].vocab_size, 30_522)  # the texts have fewer
     return replace(
         config,
@@ -101,7 +101,8 @@ def speed_config(name: str, sizes: Sizes) -> RunConfig:
 
 
 def training_config(name: str, sizes: Sizes) -> RunConfig:
-    """qa2 as the preset tiny trains it, but with the network ``name`` from random weights, on one device. One checkpoint, the last."""
+    """qa2 as the preset tiny trains it, but from rewards alone, with the network ``name`` from random weights, on one device. One
+    checkpoint, the last."""
     config, network, steps = speed_config("tiny", sizes), sizes.networks[name], sizes.steps[name]
     model = replace(
         config.model,

@@ -28,7 +28,8 @@ from experiments.cli import execute, read, typed, working_folder
 from experiments.options import OWN, Questions
 from experiments.paper.compare import METHOD, SUPERVISED
 from experiments.seeds import check_seeds, finished, forget, with_seed
-from qrag_jax.config import RLConfig, RunConfig
+from qrag_jax.config import RunConfig
+from qrag_jax.config.presets import rewards_alone
 from qrag_jax.config.retarget import retest
 
 
@@ -145,10 +146,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 def variant_config(base: RunConfig, name: str, seed: int) -> RunConfig:
     """The settings of one run. The full method is the paper's: without labels in the loss of the values, also where a preset has them."""
     variant = VARIANTS[name]
-    rl = base.rl
-    if rl.supervised_weight:
-        rl = replace(rl, supervised_weight=0.0, supervised_loss=RLConfig.supervised_loss, gold_order=RLConfig.gold_order)
-    seeded = with_seed(replace(base, rl=rl), seed)
+    seeded = with_seed(rewards_alone(base), seed)
     if variant.baseline:
         return baselines.untuned(seeded)
     return replace(seeded, **{section: replace(getattr(seeded, section), **values) for section, values in variant.changes.items()})

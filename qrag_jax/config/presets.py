@@ -63,6 +63,14 @@ def _tiny_stories(config: RunConfig) -> RunConfig:
     )
 
 
+def rewards_alone(config: RunConfig) -> RunConfig:
+    """``config`` as the paper trains: without labels in the loss of the values."""
+    if not config.rl.supervised_weight:
+        return config
+    unused = {name: getattr(RLConfig, name) for name in ("supervised_weight", "supervised_loss", "gold_order")}
+    return replace(config, rl=replace(config.rl, **unused))
+
+
 def _tiny_needles(config: RunConfig) -> RunConfig:
     """RULER's needle tasks. Only a retriever that has seen many needles can tell one from thousands, so training documents are full of
     them. If four must be found before there is a reward, short documents come first; if all tasks are trained together, the hardest gets

@@ -10,8 +10,11 @@ from qrag_jax.types import QAExample
 
 
 def check_objectives(config: RunConfig, stages: Sequence[tuple[Stage, Sequence[QAExample]]]) -> None:
-    """Says which settings of the supervised loss a run does not use. Raises ValueError on an order that its questions lack."""
+    """Says whether values are learned from labels, too, and which settings of the supervised loss a run does not use. Raises ValueError on
+    an order that its questions lack."""
     rl = config.rl
+    if rl.supervised_weight:
+        say(f"learning from rewards, and from labels with a weight of {rl.supervised_weight:g} (rl.supervised_weight 0: rewards alone)")
     supervised = rl.supervised_weight > 0 or any((stage.objective or rl.objective) == "supervised" for stage, _ in stages)
     if not supervised and rl.supervised_loss != RLConfig.supervised_loss:
         say(f"rl.supervised_loss = {rl.supervised_loss!r} is not used: no stage is supervised, and rl.supervised_weight is 0")

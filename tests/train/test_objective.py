@@ -1,4 +1,4 @@
-"""Settings of the supervised loss that a run does not use, or cannot."""
+"""Settings of the supervised loss: what is said of them, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Questions(list[QAExample]):
         ({}, None, ""),
         ({"supervised_loss": "softmax"}, None, "rl.supervised_loss = 'softmax' is not used"),
         ({"supervised_loss": "softmax"}, "supervised", ""),
-        ({"supervised_loss": "softmax", "supervised_weight": 0.1}, None, ""),
+        ({"supervised_loss": "softmax", "supervised_weight": 0.1}, None, "learning from rewards, and from labels with a weight of 0.1"),
         ({"supervised_loss": "softmax", "objective": "supervised"}, None, ""),
         ({"gold_order": "policy"}, None, "rl.gold_order = 'policy' is not used"),
         ({"gold_order": "policy", "demonstrations": 0.1}, None, ""),
     ],
 )
-def test_a_setting_without_use_is_said(rl, objective, said, capsys):
+def test_labels_beside_rewards_and_a_setting_without_use_are_said(rl, objective, said, capsys):
     check_objectives(changed(SMALL, rl=rl), [(Stage("qa1", 16, 10, objective), Questions()), (Stage("qa1", 16, 40), Questions())])
     assert capsys.readouterr().out.count("\n") == bool(said)
     check_objectives(changed(SMALL, rl=rl), [(Stage("qa1", 16, 40, objective), Questions())])

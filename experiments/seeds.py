@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -34,7 +35,7 @@ NOT_AVERAGED = (*SAME, "chunks", "episodes", "budget", "ci95", "checkpoint_step"
 """All others are metrics."""
 TITLES = {"seconds_per_episode": "s / episode"}
 """Titles in results.md of the metrics whose names are unclear."""
-FOLDER = re.compile(r"seed-(0|[1-9]\d*)")
+FOLDER, LOG = re.compile(r"seed-(0|[1-9]\d*)"), re.compile(r"seed-\d+\.log")
 COMPARISON = "comparison.md"
 
 
@@ -90,27 +91,38 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int], watch: Watch = W
     import jax
 
     from qrag_jax.rundir.stop import stop_requests
-    from qrag_jax.train import training
     from qrag_jax.train.hosts import from_leader
-
-    def one_seed(config: RunConfig, folder: Path) -> None:
-        rows = from_leader(lambda: finished(config, folder))
-        if rows is None:
-            from_leader(lambda: forget(folder))
-            rows = training.run(config, folder, watch=watch)
-            jax.clear_caches()  # the runs share one process
-        else:
-            say("this run has already ended with these settings; it is not repeated")
-        if not from_leader(lambda: (folder / COMPARISON).exists()):
-            from_leader(lambda: write_comparison(folder, rows or (), config, config))
 
     with stop_requests():
         from_leader(lambda: check_folder(config, run_dir, seeds))
         for number, seed in enumerate(seeds, 1):
-            say(f"\n[{number}/{len(seeds)}] seed {seed}: {run_dir / f'seed-{seed}'}")
-            one_seed(with_seed(config, seed), run_dir / f"seed-{seed}")
+            own, folder = with_seed(config, seed), run_dir / f"seed-{seed}"
+            say(f"\n[{number}/{len(seeds)}] seed {seed}: {folder}")
+            if from_leader(partial(has_ended, own, folder)):
+                say("this run has already ended with these settings; it is not repeated")
+            else:
+                train_seed(own, folder, watch)
+                jax.clear_caches()  # the runs share one process
             from_leader(lambda: write_seeds(config, run_dir))
         from_leader(lambda: tell(config, run_dir))
+
+
+def has_ended(config: RunConfig, folder: Path) -> bool:
+    """Whether the run of a seed has ended with exactly these settings. It then gets its comparison, if a kill has left that out."""
+    rows = finished(config, folder)
+    if rows is not None and not (folder / COMPARISON).exists():
+        write_comparison(folder, rows, config, config)
+    return rows is not None
+
+
+def train_seed(config: RunConfig, folder: Path, watch: Watch) -> None:
+    """Starts or resumes the run of a seed; called by all processes."""
+    from qrag_jax.train import training
+    from qrag_jax.train.hosts import from_leader
+
+    from_leader(lambda: forget(folder))
+    rows = training.run(config, folder, watch=watch)
+    from_leader(lambda: write_comparison(folder, rows, config, config))
 
 
 def check_folder(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
@@ -122,7 +134,7 @@ def check_folder(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None
     if run_dir.exists() and not (run_dir / SEEDS).exists():
         if (run_dir / "config.json").exists():
             raise ValueError(f"{run_dir}: holds a run of one seed; leave out --seeds to resume it, or choose another --run-dir")
-        ours = lambda path: FOLDER.fullmatch(path.name) or is_unfinished(path) or path.name == WRITTEN
+        ours = lambda path: FOLDER.fullmatch(path.name) or LOG.fullmatch(path.name) or is_unfinished(path) or path.name == WRITTEN
         if others := sorted(path.name for path in run_dir.iterdir() if not ours(path)):
             raise ValueError(f"{run_dir}: holds {others[0]}, which is not the run of a seed; choose another --run-dir")
     for seed in {*seeds, *seeds_in(run_dir)}:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
+from experiments.slots import CORES, own_cores
 from experiments.sweep import __main__ as command
 from experiments.sweep.report import interval, standing, write_report
-from experiments.sweep.run import own_cores
 from experiments.sweep.spec import read_spec
 from experiments.sweep.study import Sweep
-from experiments.sweep.trial import CORES
 from tests.support.small import write_lines
 from tests.support.sweep import SPEC, write_spec
 

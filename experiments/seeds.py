@@ -25,7 +25,7 @@ from experiments.paper.plots import draw_context
 from qrag_jax.config import RunConfig
 from qrag_jax.config.watch import Watch
 from qrag_jax.evaluate import plots
-from qrag_jax.evaluate.results import SCHEMA
+from qrag_jax.evaluate.results import SCHEMA, aligned
 from qrag_jax.rundir.files import is_unfinished, read_json, write_json, write_text
 from qrag_jax.rundir.log import RunLog, say
 
@@ -215,34 +215,45 @@ def write_seeds(config: RunConfig, run_dir: Path) -> None:
 def tell(config: RunConfig, run_dir: Path) -> None:
     """Prints the report, and says which seeds of the folder are not in it."""
     results = read_json(run_dir / "results.json")
-    say(f"\n{table(results['rows'])}")
+    say(f"\n{short_table(results['rows'])}")
     write_comparison(run_dir, results["rows"], config, config)
     if left := [str(seed) for seed in seeds_in(run_dir) if seed not in results["seeds"]]:
         say(f"\nnot included: seeds {' '.join(left)}, which have not ended with these settings; add them with --seeds {' '.join(left)}")
     say(f"\nresults are in {run_dir}")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The text of results.md: the means with their spread, and Fact EM of each seed."""
-    seeds = list(dict.fromkeys(seed for row in rows for seed in row["seeds"]))
-    several = len({row["benchmark"] for row in rows}) > 1
-
-    def names(row: Mapping[str, Any]) -> list[str]:
-        task = f"{row['benchmark']} {row['task']}" if several else row["task"]
-        return [task, row["split"], "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}"]
-
-    metrics = dict.fromkeys(name for row in rows for name in row["spread"])
-    measured = [name for name in metrics if any(row[name] is not None for row in rows)]
-    titles = [TITLES.get(name, name.replace("_", " ").replace("fact em", "Fact EM").replace("fact f1", "Fact F1")) for name in measured]
-    means = [
+def short_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was measured, for a terminal: mean ± spread of the columns that matter most, and Fact EM of each seed."""
+    seeds = _seeds(rows)
+    answered = any(row["answer_em"] is not None for row in rows)
+    shown = {"fact_em": "Fact EM", "fact_f1_stopped": "Fact F1 stopped", **({"answer_em": "answer EM"} if answered else {})}
+    heads = ["task", "tokens", "questions", *shown.values(), *(f"Fact EM, seed {seed}" for seed in seeds)]
+    lines = [
         [
-            *(*names(row), f"{row['chunks']:,}", f"{row['episodes']:,}", str(row["budget"]), str(len(row["seeds"]))),
-            *(cell(row[name], row["spread"][name]) for name in measured),
+            _task(row, rows),
+            _tokens(row),
+            f"{row['episodes']:,}",
+            *(cell(row[name], row["spread"][name]) for name in shown),
+            *_each(row, seeds),
         ]
         for row in rows
     ]
-    each = [
-        [*names(row), *(cell(dict(zip(row["seeds"], row["values"]["fact_em"], strict=True)).get(seed)) for seed in seeds)] for row in rows
+    return aligned(heads, lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The text of results.md: the means with their spread, and Fact EM of each seed."""
+    seeds = _seeds(rows)
+    metrics = dict.fromkeys(name for row in rows for name in row["spread"])
+    measured = [name for name in metrics if any(row[name] is not None for row in rows)]
+    titles = [TITLES.get(name, name.replace("_", " ").replace("fact em", "Fact EM").replace("fact f1", "Fact F1")) for name in measured]
+    names = [[_task(row, rows), row["split"], _tokens(row)] for row in rows]
+    means = [
+        [
+            *(*named, f"{row['chunks']:,}", f"{row['episodes']:,}", str(row["budget"]), str(len(row["seeds"]))),
+            *(cell(row[name], row["spread"][name]) for name in measured),
+        ]
+        for named, row in zip(names, rows, strict=True)
     ]
     heads = ("task", "split", "tokens")
     counted = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
@@ -251,9 +262,31 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"Mean ± spread (sample standard deviation) over {counted}:",
             markdown((*heads, "chunks", "episodes", "budget", "seeds", *titles), means),
             "Fact EM of each seed:",
-            markdown((*heads, *(f"seed {seed}" for seed in seeds)), each),
+            markdown(
+                (*heads, *(f"seed {seed}" for seed in seeds)),
+                [[*named, *_each(row, seeds)] for named, row in zip(names, rows, strict=True)],
+            ),
         )
     )
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    return list(dict.fromkeys(seed for row in rows for seed in row["seeds"]))
+
+
+def _task(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The task of a row, with its benchmark if the rows have several."""
+    return str(row["task"]) if len({one["benchmark"] for one in rows}) == 1 else f"{row['benchmark']} {row['task']}"
+
+
+def _tokens(row: Mapping[str, Any]) -> str:
+    return "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}"
+
+
+def _each(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+    """Fact EM of each of ``seeds``."""
+    known = dict(zip(row["seeds"], row["values"]["fact_em"], strict=True))
+    return [cell(known.get(seed)) for seed in seeds]
 
 
 def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:

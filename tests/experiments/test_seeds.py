@@ -92,7 +92,8 @@ def test_each_seed_has_a_run_and_the_folder_their_mean(
     assert "| qa1 | test | 1,000 | 50 | 8 | 4 | 2 | 0.500 ± 0.354 | 0.250 ± 0.000 |" in text
     assert "| qa1 | test | 1,000 | 0.250 | 0.750 |" in text
     shown = capsys.readouterr().out
-    assert text.strip() in shown
+    assert "task  tokens  questions        Fact EM  Fact F1 stopped  Fact EM, seed 0  Fact EM, seed 2\n" in shown
+    assert "qa1    1,000          8  0.500 ± 0.354    0.750 ± 0.000            0.250            0.750\n" in shown
     assert shown.strip().endswith(f"results are in {out}")
     assert (out / "comparison.md").exists()
     assert (out / "seed-2" / "comparison.md").exists()

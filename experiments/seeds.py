@@ -2,7 +2,7 @@
 
     RUN_DIR/seed-0/, seed-1/, ...   one ordinary run per seed, as without --seeds
     RUN_DIR/config.json             the settings that all runs share, with the first run's train.seed
-    RUN_DIR/seeds.json              schema 1: the seeds whose runs have ended
+    RUN_DIR/seeds.json              schema 1: the seeds whose runs have ended, and their validations (update, Fact EM), for curves.png
     RUN_DIR/results.json            schema 1: each row holds means; ``values`` has the value of each of ``seeds``, ``spread`` their spread
     RUN_DIR/results.md, comparison.md, curves.png, context.png
 
@@ -12,14 +12,14 @@ The spread is the sample standard deviation over seeds (divided by n - 1), and n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments.checks import read_results
+from experiments.checks import TEXT, check_fields, is_count, is_number, many, read_results
 from experiments.paper.compare import markdown, write_comparison
 from experiments.paper.plots import draw_context
 from qrag_jax.config import RunConfig
@@ -203,13 +203,32 @@ def write_seeds(config: RunConfig, run_dir: Path) -> None:
 
     runs = ended(config, run_dir)
     rows = mean_rows(runs)
-    write_json(run_dir / SEEDS, {"schema": SCHEMA, "seeds": list(runs)})
+    validations = {seed: RunLog(run_dir / f"seed-{seed}").validations("fact_em") for seed in runs}
+    curves = [[[record["step"], record["fact_em"]] for record in records] for records in validations.values()]
+    trained_on = f"{config.data.benchmark} {config.data.task}"
+    write_json(run_dir / SEEDS, {"schema": SCHEMA, "seeds": list(runs), "trained_on": trained_on, "validations": curves})
     write_text(run_dir / "config.json", with_seed(config, next(iter(runs))).to_json())
     write_json(run_dir / "results.json", {"schema": SCHEMA, "seeds": list(runs), "rows": rows})
     write_text(run_dir / "results.md", table(rows) + "\n")
-    validations = {seed: RunLog(run_dir / f"seed-{seed}").validations("fact_em") for seed in runs}
-    draw(validations, run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}, validation questions")
+    for path, draw_there in drawings(run_dir).items():
+        draw_there(path)
     draw_context(rows, run_dir / "context.png")
+
+
+def drawings(run_dir: Path) -> dict[Path, Callable[[Path], None]]:
+    """The picture of a seeds.json: path -> the function that draws it there. Raises ValueError, naming the field, on a bad file."""
+    from qrag_jax.train.training import SEEDS
+
+    tree, where = read_json(run_dir / SEEDS), str(run_dir / SEEDS)
+    check_fields(tree, {"schema": (lambda value: value == SCHEMA, f"{SCHEMA}")}, where)
+    if "validations" not in tree:  # of a version that did not keep them
+        return {}
+    check_fields(tree, {"trained_on": TEXT, "validations": many(many((_is_point, "an update and its score")))}, where)
+    return {run_dir / "curves.png": partial(draw, tree["validations"], title=f"{tree['trained_on']}, validation questions")}
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and is_count(value[0]) and is_number(value[1])
 
 
 def tell(config: RunConfig, run_dir: Path) -> None:
@@ -289,18 +308,18 @@ def _each(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
     return [cell(known.get(seed)) for seed in seeds]
 
 
-def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+def draw(validations: Sequence[Sequence[tuple[int, float]]], path: Path, title: str) -> None:
     """Draws, as a PNG, validation Fact EM against updates: a thin line for each seed, and the mean with its spread.
 
-    ``validations``: records of metrics.jsonl. The mean is drawn at the updates at which every seed was validated.
+    ``validations``: update and Fact EM, for each seed. The mean is drawn at the updates at which every seed was validated.
     """
     figure, axes = plots.subplots(1)
     axis = axes[0, 0]
-    scores = {seed: {record["step"]: record["fact_em"] for record in records} for seed, records in validations.items()}
-    for number, of_seed in enumerate(scores.values()):
+    scores = [dict(map(tuple, of_seed)) for of_seed in validations]
+    for number, of_seed in enumerate(scores):
         axis.plot(list(of_seed), list(of_seed.values()), color=plots.BLACK, linewidth=0.8, alpha=0.5, label="" if number else "each seed")
-    steps = sorted(set.intersection(*map(set, scores.values())))
-    known = [statistics([{"fact_em": of_seed[step]} for of_seed in scores.values()], ("fact_em",)) for step in steps]
+    steps = sorted(set.intersection(*map(set, scores))) if scores else []
+    known = [statistics([{"fact_em": of_seed[step]} for of_seed in scores], ("fact_em",)) for step in steps]
     middle = [found.mean["fact_em"] or 0.0 for found in known]
     apart = [found.spread["fact_em"] or 0.0 for found in known]
     axis.errorbar(steps, middle, yerr=apart, color=plots.BLUE, marker="o", capsize=3, label=f"mean ± spread, n = {len(scores)}")

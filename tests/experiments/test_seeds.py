@@ -12,6 +12,7 @@ import pytest
 
 from experiments import report
 from experiments.cli import main
+from experiments.pictures import drawings
 from experiments.seeds import mean_rows, table
 from qrag_jax.config import RunConfig
 from qrag_jax.evaluate.results import write_results
@@ -99,6 +100,15 @@ def test_each_seed_has_a_run_and_the_folder_their_mean(
     assert (out / "seed-2" / "comparison.md").exists()
     assert {(out / name).read_bytes()[:4] for name in ("curves.png", "context.png")} == {b"\x89PNG"}
     assert RunConfig.from_json((out / "config.json").read_text(encoding="utf-8")).train.seed == 0
+    # A committed folder needs no folders of seeds for its picture.
+    (tmp_path / "kept" / "out").mkdir(parents=True)
+    (tmp_path / "kept" / "out" / "seeds.json").write_bytes((out / "seeds.json").read_bytes())
+    ((path, draw),) = drawings(tmp_path / "kept").items()
+    draw(path)
+    assert path.read_bytes() == (out / "curves.png").read_bytes()
+    (path.parent / "seeds.json").write_text('{"schema": 1, "trained_on": "babilong qa1", "validations": [[[0, "x"]]]}')
+    with pytest.raises(ValueError, match=r"seeds\.json\.validations = .*: must be a list; each part must be .* an update and its score"):
+        drawings(tmp_path / "kept")
 
 
 def test_seeds_are_added_and_finished_ones_only_read(

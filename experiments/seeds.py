@@ -203,8 +203,8 @@ def write_seeds(config: RunConfig, run_dir: Path) -> None:
 
     runs = ended(config, run_dir)
     rows = mean_rows(runs)
-    validations = {seed: RunLog(run_dir / f"seed-{seed}").validations("fact_em") for seed in runs}
-    curves = [[[record["step"], record["fact_em"]] for record in records] for records in validations.values()]
+    validations = [RunLog(run_dir / f"seed-{seed}").validations("fact_em") for seed in runs]
+    curves = [[[record["step"], record["fact_em"]] for record in of_seed] for of_seed in validations]
     trained_on = f"{config.data.benchmark} {config.data.task}"
     write_json(run_dir / SEEDS, {"schema": SCHEMA, "seeds": list(runs), "trained_on": trained_on, "validations": curves})
     write_text(run_dir / "config.json", with_seed(config, next(iter(runs))).to_json())

@@ -16,8 +16,10 @@ import pytest
 
 from experiments import child, parallel_seeds, slots
 from experiments.cli import main
+from qrag_jax.rundir.lock import only_writer
 from qrag_jax.train import hosts
 from tests.support import runs
+from tests.support.processes import start_python
 
 ROW = {
     **{"benchmark": "babilong", "task": "qa1", "split": "test", "context_tokens": 1_000, "chunks": 50, "episodes": 8, "budget": 4},
@@ -88,7 +90,6 @@ def test_a_seed_that_fails_leaves_the_others_alone(tmp_path: Path, call: Callabl
     assert "seeds that have already ended with these settings, and are not repeated: 0 2\n" in said
     assert "seed 4 failed: killed by SIGKILL (out of memory?); the rest is in" in failed
     assert "not included: seeds 4, which have not ended with these settings" in said
-    assert call("--seeds", "0", "2") == 0, "with or without processes, the same folder"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -159,15 +160,21 @@ def test_a_run_whose_command_has_ended_does_not_begin(monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.quick
 @pytest.mark.processes
-def test_two_seeds_at_a_time_stopped_and_resumed_end_as_one_after_the_other(tmp_path: Path) -> None:
-    words = ("--seeds", "0", "1", "--parallel", "2")
-    process = runs.start(tmp_path / "seeds", *words)
-    runs.wait_until(lambda: all(any(tmp_path.glob(f"seeds/seed-{seed}/checkpoints/last/[0-9]*")) for seed in (0, 1)), process)
-    process.send_signal(signal.SIGTERM)
-    assert "2 seeds saved" in runs.finish(process, 75)
-    said = runs.finish(runs.start(tmp_path / "seeds", *words))
-    assert said.count(": done") == 2
-    assert "over 2 seeds" in said
-    assert all("resuming" in (tmp_path / "seeds" / f"seed-{seed}.log").read_text() for seed in (0, 1))
-    assert runs.here(tmp_path / "plain", "--seed", "1") == 0
-    runs.assert_same_run(tmp_path / "seeds" / "seed-1", tmp_path / "plain")
+def test_seeds_that_are_killed_resume_one_after_the_other_and_end_as_plain_runs(tmp_path: Path) -> None:
+    out = tmp_path / "seeds"
+    process = start_python("-m", "experiments.babilong", *runs.SMALL, "--run-dir", str(out), "--seeds", "0", "1", "--parallel", "2")
+    runs.wait_until(lambda: all(any(out.glob(f"seed-{seed}/checkpoints/last/[0-9]*")) for seed in (0, 1)), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    logs = [out / f"seed-{seed}.log" for seed in (0, 1)]
+    until = time.monotonic() + 300
+    while not all("preempted: saved at update" in log.read_text() for log in logs):  # both notice that the command is gone
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with only_writer(out / "seed-0"), only_writer(out / "seed-1"):
+        pass  # both have ended
+    words = [*runs.SMALL, "--run-dir"]
+    assert main("babilong", "", [*words, str(out), "--seeds", "0", "1"]) == 0
+    assert results(out)["seeds"] == [0, 1]
+    assert main("babilong", "", [*words, str(tmp_path / "plain"), "--seed", "1"]) == 0
+    runs.assert_same_run(out / "seed-1", tmp_path / "plain")

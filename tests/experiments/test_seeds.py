@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,20 +222,3 @@ def test_the_results_page_shows_mean_and_spread(tmp_path: Path, trained: Trained
     text = (tmp_path / "runs.md").read_text(encoding="utf-8")
     assert "| [out](out) | qa1 | - | 1,000 | 50 | 8 | 4 | 0.375 ± 0.177 | - | 0.250 ± 0.000 | 0.750 ± 0.000 |" in text
     assert (tmp_path / "babilong.png").read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.slow
-@pytest.mark.quick
-def test_two_seeds_killed_in_the_second_end_as_plain_runs(tmp_path: Path) -> None:
-    both = ("--seeds", "0", "1")
-    process = runs.start(tmp_path / "seeds", *both)
-    runs.wait_until(lambda: any((tmp_path / "seeds" / "seed-1" / "checkpoints").glob("last/[0-9]*")), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert results(tmp_path / "seeds")["seeds"] == [0]
-    said = runs.finish(runs.start(tmp_path / "seeds", *both))
-    assert said.count("it is not repeated") == 1
-    assert "resuming" in said
-    assert results(tmp_path / "seeds")["seeds"] == [0, 1]
-    assert runs.here(tmp_path / "plain", "--seed", "1") == 0
-    runs.assert_same_run(tmp_path / "seeds" / "seed-1", tmp_path / "plain")

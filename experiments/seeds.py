@@ -323,7 +323,7 @@ def draw(validations: Sequence[Sequence[tuple[int, float]]], path: Path, title: 
     middle = [found.mean["fact_em"] or 0.0 for found in known]
     apart = [found.spread["fact_em"] or 0.0 for found in known]
     axis.errorbar(steps, middle, yerr=apart, color=plots.BLUE, marker="o", capsize=3, label=f"mean ± spread, n = {len(scores)}")
-    axis.set(xlabel="updates", ylabel="Fact EM", ylim=(-0.02, 1.02), xlim=(0, None), title=title)
+    axis.set(xlabel="updates", ylabel="Fact EM (share of questions)", ylim=(-0.02, 1.02), xlim=(0, None), title=title)
     axis.grid(alpha=0.3)
     plots.legend(axis)
     plots.save(figure, path)

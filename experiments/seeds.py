@@ -315,7 +315,7 @@ def draw(validations: Sequence[Sequence[tuple[int, float]]], path: Path, title: 
     """
     figure, axes = plots.subplots(1)
     axis = axes[0, 0]
-    scores = [dict(map(tuple, of_seed)) for of_seed in validations]
+    scores = [dict(of_seed) for of_seed in validations]
     for number, of_seed in enumerate(scores):
         axis.plot(list(of_seed), list(of_seed.values()), color=plots.BLACK, linewidth=0.8, alpha=0.5, label="" if number else "each seed")
     steps = sorted(set.intersection(*map(set, scores))) if scores else []

@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from experiments import seeds
+from experiments import parallel_seeds, seeds
 from experiments.options import EVAL_SHORT, long_names, short_names
 from experiments.paper.compare import write_comparison
 from qrag_jax.config import RunConfig, benchmarks, command_line, presets
@@ -56,6 +56,8 @@ class Command:
     default name ends in -seeds."""
     seeds: tuple[int, ...] = ()
     """Train once with each of these seeds, in RUN_DIR/seed-N, and report their mean and spread. You can add seeds later."""
+    parallel: int = 1
+    """How many of the seeds to train at a time on this machine, each in a process of its own on its own accelerator or cores."""
     watch: Annotated[Watch, tyro.conf.arg(name="")] = Watch()  # noqa: RUF009  (frozen)
     dry_run: bool = False
     """Show what the run would be, and write nothing: questions, model, devices, memory, time of an update; then all settings as YAML.
@@ -115,6 +117,7 @@ def parse(benchmark: str, description: str, argv: Sequence[str] | None = None, k
         if known.seed is not None:
             raise ValueError("--seed and --seeds: give one of them")
         seeds.check_seeds(command.config, command.seeds)
+    parallel_seeds.check_parallel(command.parallel, command.seeds)
     return command
 
 
@@ -148,25 +151,30 @@ def main(
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-    def run() -> None:
+    def run() -> int | None:
         command = parse(benchmark, description, argv, kind, default)
         from experiments.paper.plots import draw_context
         from qrag_jax.train import hosts, training
 
         if command.dry_run:
-            return _show_dry_run(command)
+            _show_dry_run(command)
+            return None
         prepare_compiling()
         hosts.start()
         with working_folder(command.run_dir) as folder:
             config = prepare(command, folder)
             if config is None:
-                return
+                return None
+            if command.parallel > 1:
+                return parallel_seeds.run(config, folder, command.seeds, command.watch, command.parallel)
             if command.seeds:
-                return seeds.run(config, folder, command.seeds, command.watch)
+                seeds.run(config, folder, command.seeds, command.watch)
+                return None
             rows = training.run(config, folder, watch=command.watch)
             if hosts.is_leader():
                 write_comparison(folder, rows, config, config)
                 draw_context(rows, folder / "context.png")
+        return None
 
     return execute(run, typed(kind))
 

@@ -62,6 +62,8 @@ def prepare(command: Own, folder: Path) -> RunConfig | None:
         raise ValueError("--reader none: --documents needs the model that writes the questions, openai:URL,MODEL or flax:NAME")
     if command.questions < 10:
         raise ValueError(f"--questions {command.questions}: must be at least 10")
+    if command.parallel > 1 and config.eval.reader.startswith("flax:"):  # it would keep the devices that the seeds need
+        raise ValueError(f"parallel = {command.parallel}: must be 1 while {config.eval.reader} writes the questions of --documents")
     if hosts.is_multiprocess():
         raise ValueError("--documents: write the questions on one host; then give all hosts --data-dir RUN_DIR/written/questions")
     wish = Wish(command.documents, command.questions, command.yes)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from experiments import tables
+from experiments import seeds, tables
 from experiments.ablations import report as ablations
 from experiments.checks import read_results
 from experiments.open import report as opened
@@ -34,6 +34,8 @@ def drawings(results: Path) -> dict[Path, Draw]:
     found: dict[Path, Draw] = {}
     for path in sorted(results.glob("*/results.json")):
         found[path.with_name("context.png")] = partial(draw_context, read_results(path))
+    for path in sorted(results.glob("*/seeds.json")):
+        found |= seeds.drawings(path.parent)
     for path in sorted(results.glob("*/ablations.json")):
         found[path.with_name("ablations.png")] = partial(ablations.draw, ablations.read_ablations(path))
     for path in sorted(results.glob("*/speed.json")):

@@ -2,7 +2,7 @@
 
     RUN_DIR/seed-0/, seed-1/, ...   one ordinary run per seed, as without --seeds
     RUN_DIR/config.json             the settings that all runs share, with the first run's train.seed
-    RUN_DIR/seeds.json              schema 1: the seeds whose runs have ended
+    RUN_DIR/seeds.json              schema 1: the seeds whose runs have ended, and their validations (update, Fact EM), for curves.png
     RUN_DIR/results.json            schema 1: each row holds means; ``values`` has the value of each of ``seeds``, ``spread`` their spread
     RUN_DIR/results.md, comparison.md, curves.png, context.png
 
@@ -12,19 +12,20 @@ The spread is the sample standard deviation over seeds (divided by n - 1), and n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments.checks import read_results
+from experiments.checks import TEXT, check_fields, is_count, is_number, many, read_results
 from experiments.paper.compare import markdown, write_comparison
 from experiments.paper.plots import draw_context
 from qrag_jax.config import RunConfig
 from qrag_jax.config.watch import Watch
 from qrag_jax.evaluate import plots
-from qrag_jax.evaluate.results import SCHEMA
+from qrag_jax.evaluate.results import SCHEMA, aligned
 from qrag_jax.rundir.files import is_unfinished, read_json, write_json, write_text
 from qrag_jax.rundir.log import RunLog, say
 
@@ -34,7 +35,7 @@ NOT_AVERAGED = (*SAME, "chunks", "episodes", "budget", "ci95", "checkpoint_step"
 """All others are metrics."""
 TITLES = {"seconds_per_episode": "s / episode"}
 """Titles in results.md of the metrics whose names are unclear."""
-FOLDER = re.compile(r"seed-(0|[1-9]\d*)")
+FOLDER, LOG = re.compile(r"seed-(0|[1-9]\d*)"), re.compile(r"seed-\d+\.log")
 COMPARISON = "comparison.md"
 
 
@@ -90,27 +91,38 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int], watch: Watch = W
     import jax
 
     from qrag_jax.rundir.stop import stop_requests
-    from qrag_jax.train import training
     from qrag_jax.train.hosts import from_leader
-
-    def one_seed(config: RunConfig, folder: Path) -> None:
-        rows = from_leader(lambda: finished(config, folder))
-        if rows is None:
-            from_leader(lambda: forget(folder))
-            rows = training.run(config, folder, watch=watch)
-            jax.clear_caches()  # the runs share one process
-        else:
-            say("this run has already ended with these settings; it is not repeated")
-        if not from_leader(lambda: (folder / COMPARISON).exists()):
-            from_leader(lambda: write_comparison(folder, rows or (), config, config))
 
     with stop_requests():
         from_leader(lambda: check_folder(config, run_dir, seeds))
         for number, seed in enumerate(seeds, 1):
-            say(f"\n[{number}/{len(seeds)}] seed {seed}: {run_dir / f'seed-{seed}'}")
-            one_seed(with_seed(config, seed), run_dir / f"seed-{seed}")
+            own, folder = with_seed(config, seed), run_dir / f"seed-{seed}"
+            say(f"\n[{number}/{len(seeds)}] seed {seed}: {folder}")
+            if from_leader(partial(has_ended, own, folder)):
+                say("this run has already ended with these settings; it is not repeated")
+            else:
+                train_seed(own, folder, watch)
+                jax.clear_caches()  # the runs share one process
             from_leader(lambda: write_seeds(config, run_dir))
         from_leader(lambda: tell(config, run_dir))
+
+
+def has_ended(config: RunConfig, folder: Path) -> bool:
+    """Whether the run of a seed has ended with exactly these settings. It then gets its comparison, if a kill has left that out."""
+    rows = finished(config, folder)
+    if rows is not None and not (folder / COMPARISON).exists():
+        write_comparison(folder, rows, config, config)
+    return rows is not None
+
+
+def train_seed(config: RunConfig, folder: Path, watch: Watch) -> None:
+    """Starts or resumes the run of a seed; called by all processes."""
+    from qrag_jax.train import training
+    from qrag_jax.train.hosts import from_leader
+
+    from_leader(lambda: forget(folder))
+    rows = training.run(config, folder, watch=watch)
+    from_leader(lambda: write_comparison(folder, rows, config, config))
 
 
 def check_folder(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None:
@@ -122,7 +134,7 @@ def check_folder(config: RunConfig, run_dir: Path, seeds: Sequence[int]) -> None
     if run_dir.exists() and not (run_dir / SEEDS).exists():
         if (run_dir / "config.json").exists():
             raise ValueError(f"{run_dir}: holds a run of one seed; leave out --seeds to resume it, or choose another --run-dir")
-        ours = lambda path: FOLDER.fullmatch(path.name) or is_unfinished(path) or path.name == WRITTEN
+        ours = lambda path: FOLDER.fullmatch(path.name) or LOG.fullmatch(path.name) or is_unfinished(path) or path.name == WRITTEN
         if others := sorted(path.name for path in run_dir.iterdir() if not ours(path)):
             raise ValueError(f"{run_dir}: holds {others[0]}, which is not the run of a seed; choose another --run-dir")
     for seed in {*seeds, *seeds_in(run_dir)}:
@@ -191,46 +203,76 @@ def write_seeds(config: RunConfig, run_dir: Path) -> None:
 
     runs = ended(config, run_dir)
     rows = mean_rows(runs)
-    write_json(run_dir / SEEDS, {"schema": SCHEMA, "seeds": list(runs)})
+    validations = [RunLog(run_dir / f"seed-{seed}").validations("fact_em") for seed in runs]
+    curves = [[[record["step"], record["fact_em"]] for record in of_seed] for of_seed in validations]
+    trained_on = f"{config.data.benchmark} {config.data.task}"
+    write_json(run_dir / SEEDS, {"schema": SCHEMA, "seeds": list(runs), "trained_on": trained_on, "validations": curves})
     write_text(run_dir / "config.json", with_seed(config, next(iter(runs))).to_json())
     write_json(run_dir / "results.json", {"schema": SCHEMA, "seeds": list(runs), "rows": rows})
     write_text(run_dir / "results.md", table(rows) + "\n")
-    validations = {seed: RunLog(run_dir / f"seed-{seed}").validations("fact_em") for seed in runs}
-    draw(validations, run_dir / "curves.png", f"{config.data.benchmark} {config.data.task}, validation questions")
+    for path, draw_there in drawings(run_dir).items():
+        draw_there(path)
     draw_context(rows, run_dir / "context.png")
+
+
+def drawings(run_dir: Path) -> dict[Path, Callable[[Path], None]]:
+    """The picture of a seeds.json: path -> the function that draws it there. Raises ValueError, naming the field, on a bad file."""
+    from qrag_jax.train.training import SEEDS
+
+    tree, where = read_json(run_dir / SEEDS), str(run_dir / SEEDS)
+    check_fields(tree, {"schema": (lambda value: value == SCHEMA, f"{SCHEMA}")}, where)
+    if "validations" not in tree:  # of a version that did not keep them
+        return {}
+    check_fields(tree, {"trained_on": TEXT, "validations": many(many((_is_point, "an update and its score")))}, where)
+    return {run_dir / "curves.png": partial(draw, tree["validations"], title=f"{tree['trained_on']}, validation questions")}
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and is_count(value[0]) and is_number(value[1])
 
 
 def tell(config: RunConfig, run_dir: Path) -> None:
     """Prints the report, and says which seeds of the folder are not in it."""
     results = read_json(run_dir / "results.json")
-    say(f"\n{table(results['rows'])}")
+    say(f"\n{short_table(results['rows'])}")
     write_comparison(run_dir, results["rows"], config, config)
     if left := [str(seed) for seed in seeds_in(run_dir) if seed not in results["seeds"]]:
         say(f"\nnot included: seeds {' '.join(left)}, which have not ended with these settings; add them with --seeds {' '.join(left)}")
     say(f"\nresults are in {run_dir}")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The text of results.md: the means with their spread, and Fact EM of each seed."""
-    seeds = list(dict.fromkeys(seed for row in rows for seed in row["seeds"]))
-    several = len({row["benchmark"] for row in rows}) > 1
-
-    def names(row: Mapping[str, Any]) -> list[str]:
-        task = f"{row['benchmark']} {row['task']}" if several else row["task"]
-        return [task, row["split"], "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}"]
-
-    metrics = dict.fromkeys(name for row in rows for name in row["spread"])
-    measured = [name for name in metrics if any(row[name] is not None for row in rows)]
-    titles = [TITLES.get(name, name.replace("_", " ").replace("fact em", "Fact EM").replace("fact f1", "Fact F1")) for name in measured]
-    means = [
+def short_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was measured, for a terminal: mean ± spread of the columns that matter most, and Fact EM of each seed."""
+    seeds = _seeds(rows)
+    answered = any(row["answer_em"] is not None for row in rows)
+    shown = {"fact_em": "Fact EM", "fact_f1_stopped": "Fact F1 stopped", **({"answer_em": "answer EM"} if answered else {})}
+    heads = ["task", "tokens", "questions", *shown.values(), *(f"Fact EM, seed {seed}" for seed in seeds)]
+    lines = [
         [
-            *(*names(row), f"{row['chunks']:,}", f"{row['episodes']:,}", str(row["budget"]), str(len(row["seeds"]))),
-            *(cell(row[name], row["spread"][name]) for name in measured),
+            _task(row, rows),
+            _tokens(row),
+            f"{row['episodes']:,}",
+            *(cell(row[name], row["spread"][name]) for name in shown),
+            *_each(row, seeds),
         ]
         for row in rows
     ]
-    each = [
-        [*names(row), *(cell(dict(zip(row["seeds"], row["values"]["fact_em"], strict=True)).get(seed)) for seed in seeds)] for row in rows
+    return aligned(heads, lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The text of results.md: the means with their spread, and Fact EM of each seed."""
+    seeds = _seeds(rows)
+    metrics = dict.fromkeys(name for row in rows for name in row["spread"])
+    measured = [name for name in metrics if any(row[name] is not None for row in rows)]
+    titles = [TITLES.get(name, name.replace("_", " ").replace("fact em", "Fact EM").replace("fact f1", "Fact F1")) for name in measured]
+    names = [[_task(row, rows), row["split"], _tokens(row)] for row in rows]
+    means = [
+        [
+            *(*named, f"{row['chunks']:,}", f"{row['episodes']:,}", str(row["budget"]), str(len(row["seeds"]))),
+            *(cell(row[name], row["spread"][name]) for name in measured),
+        ]
+        for named, row in zip(names, rows, strict=True)
     ]
     heads = ("task", "split", "tokens")
     counted = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
@@ -239,27 +281,49 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"Mean ± spread (sample standard deviation) over {counted}:",
             markdown((*heads, "chunks", "episodes", "budget", "seeds", *titles), means),
             "Fact EM of each seed:",
-            markdown((*heads, *(f"seed {seed}" for seed in seeds)), each),
+            markdown(
+                (*heads, *(f"seed {seed}" for seed in seeds)),
+                [[*named, *_each(row, seeds)] for named, row in zip(names, rows, strict=True)],
+            ),
         )
     )
 
 
-def draw(validations: Mapping[int, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+def _seeds(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    return list(dict.fromkeys(seed for row in rows for seed in row["seeds"]))
+
+
+def _task(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The task of a row, with its benchmark if the rows have several."""
+    return str(row["task"]) if len({one["benchmark"] for one in rows}) == 1 else f"{row['benchmark']} {row['task']}"
+
+
+def _tokens(row: Mapping[str, Any]) -> str:
+    return "-" if row["context_tokens"] is None else f"{row['context_tokens']:,}"
+
+
+def _each(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+    """Fact EM of each of ``seeds``."""
+    known = dict(zip(row["seeds"], row["values"]["fact_em"], strict=True))
+    return [cell(known.get(seed)) for seed in seeds]
+
+
+def draw(validations: Sequence[Sequence[tuple[int, float]]], path: Path, title: str) -> None:
     """Draws, as a PNG, validation Fact EM against updates: a thin line for each seed, and the mean with its spread.
 
-    ``validations``: records of metrics.jsonl. The mean is drawn at the updates at which every seed was validated.
+    ``validations``: update and Fact EM, for each seed. The mean is drawn at the updates at which every seed was validated.
     """
     figure, axes = plots.subplots(1)
     axis = axes[0, 0]
-    scores = {seed: {record["step"]: record["fact_em"] for record in records} for seed, records in validations.items()}
-    for number, of_seed in enumerate(scores.values()):
+    scores = [dict(of_seed) for of_seed in validations]
+    for number, of_seed in enumerate(scores):
         axis.plot(list(of_seed), list(of_seed.values()), color=plots.BLACK, linewidth=0.8, alpha=0.5, label="" if number else "each seed")
-    steps = sorted(set.intersection(*map(set, scores.values())))
-    known = [statistics([{"fact_em": of_seed[step]} for of_seed in scores.values()], ("fact_em",)) for step in steps]
+    steps = sorted(set.intersection(*map(set, scores))) if scores else []
+    known = [statistics([{"fact_em": of_seed[step]} for of_seed in scores], ("fact_em",)) for step in steps]
     middle = [found.mean["fact_em"] or 0.0 for found in known]
     apart = [found.spread["fact_em"] or 0.0 for found in known]
     axis.errorbar(steps, middle, yerr=apart, color=plots.BLUE, marker="o", capsize=3, label=f"mean ± spread, n = {len(scores)}")
-    axis.set(xlabel="updates", ylabel="Fact EM", ylim=(-0.02, 1.02), xlim=(0, None), title=title)
+    axis.set(xlabel="updates", ylabel="Fact EM (share of questions)", ylim=(-0.02, 1.02), xlim=(0, None), title=title)
     axis.grid(alpha=0.3)
     plots.legend(axis)
     plots.save(figure, path)

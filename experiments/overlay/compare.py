@@ -22,7 +22,7 @@ ENDS = (2.5, 97.5)
 """Percentiles of a 95 % interval."""
 INTRODUCTION = (
     "Difference: the second minus the first. Its 95 % interval is a bootstrap over test questions: paired, where both have the same seeds, "
-    "which asked the same ones. Spread: the larger sample standard deviation over the seeds of the two. A difference is called real if its "
+    "which asked the same ones. Spread: the larger sample standard deviation over the seeds of the two. A difference is real if its "
     "interval leaves out 0 and it is larger than the spread."
 )
 
@@ -115,7 +115,8 @@ def report(groups: Sequence[Group]) -> str:
         ]
         for group, *parts in zip(groups, best, last, strict=True)
     ]
-    parts = ["Validation Fact EM:", markdown(["run", "seeds", "best", "last"], lines)]
+    several = ", mean ± spread over the seeds" if any(len(group.runs) > 1 for group in groups) else ""
+    parts = [f"Validation Fact EM{several}:", markdown(["run", "seeds", "best", "last"], lines)]
     if found := differences(groups):
         parts += ["Tests:", markdown(HEADS, [line(one) for one in found]), INTRODUCTION]
     else:
@@ -123,7 +124,20 @@ def report(groups: Sequence[Group]) -> str:
     return "\n\n".join(parts)
 
 
-HEADS = ["test", "tokens", "metric", "first", "second", "", "", "difference", "95 %", "questions", "spread", "verdict"]
+HEADS = [
+    "test",
+    "tokens",
+    "metric",
+    "first run",
+    "second run",
+    "first score",
+    "second score",
+    "difference",
+    "95 %",
+    "questions",
+    "spread",
+    "verdict",
+]
 
 
 def line(found: Difference) -> list[str]:

@@ -175,4 +175,6 @@ def context_axis(axis: Any, tokens: Sequence[int]) -> None:
     axis.set_xscale("log")
     axis.set_xticks(tokens, [format_tokens(t) for t in tokens])
     axis.minorticks_off()
+    if len(tokens) == 1:  # or the axis would end at the points, which stand a little aside
+        axis.set_xlim(tokens[0] / 2, tokens[0] * 2)
     axis.set_xlabel("context length (tokens)")

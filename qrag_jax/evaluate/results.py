@@ -63,11 +63,14 @@ def short_table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
+    return aligned(heads, lines)
+
+
+def aligned(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    aligned = [
-        [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))] for line in [heads, *lines]
-    ]
-    return "\n".join("  ".join(line) for line in aligned)
+    rows = [[line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))] for line in [heads, *lines]]
+    return "\n".join("  ".join(row) for row in rows)
 
 
 def results_table(rows: Sequence[dict[str, Any]]) -> str:

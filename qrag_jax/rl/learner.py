@@ -24,7 +24,7 @@ from qrag_jax.rl import policy, shards
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.gold import gold_ranks
 from qrag_jax.rl.qhead import q_halves
-from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
+from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_gap, soft_value
 from qrag_jax.rl.rewards import Reward, support_reward
 from qrag_jax.rl.rollout import picks_before, rollout, scores, state_rows
 from qrag_jax.types import Episode, TaskBatch
@@ -154,7 +154,7 @@ class Learner:
         self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
         """Targets, gradient, optimiser step and target average, for given rewards."""
-        targets = self.targets(state, batch, episode, rewards, axis_name)
+        targets, gaps = self.targets_and_gaps(state, batch, episode, rewards, axis_name)
         grads, metrics = self.gradient(state, batch, episode, targets, axis_name)
         hits = jax.vmap(lambda support, picked: support.at[picked].get(mode="fill", fill_value=False).sum())(batch.support, episode.picked)
         found = hits == batch.support.sum(-1)
@@ -164,6 +164,7 @@ class Learner:
             "fact_em": found.mean(),
             "q": episode.q.mean(),
             "target": targets.mean(),
+            **({"soft_gap": gaps.mean()} if gaps.size else {}),
         }
         return self.apply_gradients(state, grads, means, axis_name)
 
@@ -190,6 +191,12 @@ class Learner:
         self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None
     ) -> Float[Array, "B T"]:
         """lambda-returns G_t under the target parameters."""
+        return self.targets_and_gaps(state, batch, episode, rewards, axis_name)[0]
+
+    def targets_and_gaps(
+        self, state: TrainState, batch: TaskBatch, episode: Episode, rewards: Float[Array, "B T"], axis_name: str | None = None
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T-1"]]:
+        """lambda-returns G_t under the target parameters, and how far V of each state after the first is above its best Q."""
         rl = self.config.rl
         size, budget = episode.picked.shape
         count = batch.chunk_mask.shape[1]
@@ -197,25 +204,28 @@ class Learner:
         chunks = self.embed_pool(params, batch, axis_name)[batch.chunk_index]
         alpha = self.alpha(state.step)
 
-        def value(embedded: Float[Array, "B D"], t: int) -> Float[Array, " B"]:
-            """V of the states in which ``t`` chunks are picked."""
+        def value(embedded: Float[Array, "B D"], t: int) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+            """V of the states in which ``t`` chunks are picked, and its :func:`soft_gap`."""
             q, available, _ = scores(embedded, chunks, batch, picks_before(episode.picked, t, count), episode.offset, self.config.qhead)
-            return jax.vmap(partial(soft_value, alpha=alpha, config=rl))(q, available)
+            found = jax.vmap(partial(soft_value, alpha=alpha, config=rl))(q, available)
+            return found, jax.vmap(soft_gap)(q, available, found)
 
         embed = self.whole(self.state_embedder, params, chunks)
         later = episode.state_ids[:, 1:]
         # With a budget of 1 there are none.
         embedded = embed(later.reshape(-1, later.shape[-1])).reshape(size, budget - 1, -1) if budget > 1 else later
-        v_tp1 = [value(embedded[:, t - 1], t) for t in range(1, budget)]
+        later_values = [value(embedded[:, t - 1], t) for t in range(1, budget)]
+        v_tp1 = [found for found, _ in later_values]
+        gaps = jnp.stack([gap for _, gap in later_values], axis=1) if later_values else jnp.zeros((size, 0))
         discount_t = jnp.full((size, budget), rl.gamma).at[:, -1].set(0.0)
         if not rl.reference_lambda_return:
             v_tp1 += [jnp.zeros(size)]
-            return jax.vmap(partial(lambda_returns, lam=rl.lam))(rewards, discount_t, jnp.stack(v_tp1, axis=1))
+            return jax.vmap(partial(lambda_returns, lam=rl.lam))(rewards, discount_t, jnp.stack(v_tp1, axis=1)), gaps
         # The reference code looks one step beyond the episode's end, at the state with all picks.
-        v_end = value(embed(state_rows(batch, episode.picked, self.layout)), budget)
+        v_end, _ = value(embed(state_rows(batch, episode.picked, self.layout)), budget)
         v_tp1 += [v_end, v_end]
         pad = lambda x: jnp.pad(x, ((0, 0), (0, 1)))
-        return jax.vmap(partial(reference_lambda_returns, lam=rl.lam))(pad(rewards), pad(discount_t), jnp.stack(v_tp1, axis=1))
+        return jax.vmap(partial(reference_lambda_returns, lam=rl.lam))(pad(rewards), pad(discount_t), jnp.stack(v_tp1, axis=1)), gaps
 
     def gradient(
         self, state: TrainState, batch: TaskBatch, episode: Episode, targets: Float[Array, "B T"], axis_name: str | None = None

@@ -30,6 +30,12 @@ def soft_value(
     return jnp.where(jnp.isfinite(value), value, 0.0).sum()
 
 
+def soft_gap(q_halves: Float[Array, "N H"], available: Bool[Array, " N"], value: Float[Array, ""]) -> Float[Array, ""]:
+    """How far the ``value`` of :func:`soft_value` is above the best available action's Q, the sum of its halves; 0 without any."""
+    best = jnp.where(available, q_halves.sum(-1), -jnp.inf).max()
+    return jnp.where(jnp.isfinite(best), value - best, 0.0)
+
+
 def lambda_returns(r_t: Float[Array, " T"], discount_t: Float[Array, " T"], v_tp1: Float[Array, " T"], lam: float) -> Float[Array, " T"]:
     """G_t = r_t + discount_t * ((1 - lam) * V(s_{t+1}) + lam * G_{t+1}), seeded with G_T = V(s_T). ``discount_t``: 0 at the end."""
 

@@ -17,6 +17,8 @@ from qrag_jax.rundir.files import markdown_text, read_json, write_text
 
 PACKAGES: dict[str, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 PROJECT = "qrag-jax"
+HISTOGRAM = "_histogram"
+"""The end of a histogram's name. TensorBoard draws nothing for a number that has the name of a histogram."""
 
 
 @runtime_checkable
@@ -70,7 +72,7 @@ class TensorBoard:
         self._writer.flush()  # as metrics.jsonl, so that a kill loses nothing
 
     def histogram(self, name: str, step: int, values: Sequence[float]) -> None:
-        self._writer.add_histogram(name, list(values), step)
+        self._writer.add_histogram(name + HISTOGRAM, list(values), step)
 
     def table(self, name: str, step: int, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         lines = [heads, ["---"] * len(heads), *([markdown_text(cell) for cell in row] for row in rows)]
@@ -117,7 +119,7 @@ class WeightsAndBiases:
         self._log(step, dict(values))
 
     def histogram(self, name: str, step: int, values: Sequence[float]) -> None:
-        self._log(step, {f"{name}_histogram": self._wandb.Histogram(list(values))})
+        self._log(step, {name + HISTOGRAM: self._wandb.Histogram(list(values))})
 
     def table(self, name: str, step: int, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self._log(step, {name: self._wandb.Table(columns=list(heads), data=[list(row) for row in rows])})

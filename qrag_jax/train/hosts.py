@@ -188,9 +188,12 @@ def _kind(error: BaseException) -> str:
 
 
 def from_leader(make: Callable[[], T]) -> T:
-    """Calls ``make`` on process 0 only, and returns its result on every process (sent as JSON). An error there is raised on all."""
+    """Calls ``make`` on process 0 only, and returns its result on every process (sent as JSON). An error there is raised on all.
+
+    With one process, uses no device.
+    """
     made = run_on_all(lambda: make() if is_leader() else None)
-    if jax.process_count() == 1:
+    if not is_multiprocess() or jax.process_count() == 1:
         return cast(T, made)
     told = _gather(json.dumps(made))[0]
     return cast(T, made if is_leader() else json.loads(told))

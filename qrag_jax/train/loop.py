@@ -41,6 +41,7 @@ from qrag_jax.train.window import Window, write_bad_update
 from qrag_jax.types import QAExample, TaskBatch
 
 Prune = Callable[[], bool] | None
+HISTOGRAMS = ("q", "soft_gap")  # and the norms of gradients: metrics of updates whose distribution the sinks show
 ENOUGH = 2  # a run ends after this many validations in a row that reach train.stop_at
 
 
@@ -306,7 +307,7 @@ def record(window: Window, step: int, seconds: float, transitions: int, log: Run
     rate = len(window) * transitions / spent
     log.record("train", step, **means, seconds=seconds, transitions_per_second=rate, chunks_per_second=window.texts / spent)
     for name, values in window.columns().items():
-        if name.startswith("grad_norm"):
+        if name.startswith("grad_norm") or name in HISTOGRAMS:
             log.histogram(f"train/{name}", step, [float(value) for value in values])
     time_left = "" if left is None else f"{describe.duration(left)} left, "
     bar.set_postfix_str(

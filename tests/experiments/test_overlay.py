@@ -116,7 +116,9 @@ def test_the_command_writes_a_page_and_a_picture(
     out = tmp_path / "out"
     assert main([str(one), str(two), "--run-dir", str(out)]) == 0
     text = (out / "overlay.md").read_text()
-    assert text.startswith("Validation Fact EM:\n\n| run | seeds | best | last |\n| --- | --- | --- | --- |\n| one | 1 | 0.500 | 0.500 |\n")
+    assert text.startswith("Validation Fact EM, mean ± spread over the seeds:\n\n| run | seeds | best | last |\n")
+    assert "| --- | --- | --- | --- |\n| one | 1 | 0.500 | 0.500 |\n" in text
+    assert "| first run | second run | first score | second score | difference |" in text
     assert "| two | 2 | 1.000 ± 0.000 | 1.000 ± 0.000 |" in text
     assert "| babilong qa1 | 1k | Fact EM | one | two | 0.500 | 1.000 | +0.500 | +0." in text
     assert capsys.readouterr().out.strip().endswith(f"overlay.md and overlay.png are in {out}")

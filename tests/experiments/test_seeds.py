@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from experiments import report
 from experiments.cli import main
+from experiments.pictures import drawings
 from experiments.seeds import mean_rows, table
 from qrag_jax.config import RunConfig
 from qrag_jax.evaluate.results import write_results
@@ -92,12 +92,22 @@ def test_each_seed_has_a_run_and_the_folder_their_mean(
     assert "| qa1 | test | 1,000 | 50 | 8 | 4 | 2 | 0.500 ± 0.354 | 0.250 ± 0.000 |" in text
     assert "| qa1 | test | 1,000 | 0.250 | 0.750 |" in text
     shown = capsys.readouterr().out
-    assert text.strip() in shown
+    assert "task  tokens  questions        Fact EM  Fact F1 stopped  Fact EM, seed 0  Fact EM, seed 2\n" in shown
+    assert "qa1    1,000          8  0.500 ± 0.354    0.750 ± 0.000            0.250            0.750\n" in shown
     assert shown.strip().endswith(f"results are in {out}")
     assert (out / "comparison.md").exists()
     assert (out / "seed-2" / "comparison.md").exists()
     assert {(out / name).read_bytes()[:4] for name in ("curves.png", "context.png")} == {b"\x89PNG"}
     assert RunConfig.from_json((out / "config.json").read_text(encoding="utf-8")).train.seed == 0
+    # A committed folder needs no folders of seeds for its picture.
+    (tmp_path / "kept" / "out").mkdir(parents=True)
+    (tmp_path / "kept" / "out" / "seeds.json").write_bytes((out / "seeds.json").read_bytes())
+    ((path, draw),) = drawings(tmp_path / "kept").items()
+    draw(path)
+    assert path.read_bytes() == (out / "curves.png").read_bytes()
+    (path.parent / "seeds.json").write_text('{"schema": 1, "trained_on": "babilong qa1", "validations": [[[0, "x"]]]}')
+    with pytest.raises(ValueError, match=r"seeds\.json\.validations = .*: must be a list; each part must be .* an update and its score"):
+        drawings(tmp_path / "kept")
 
 
 def test_seeds_are_added_and_finished_ones_only_read(
@@ -212,20 +222,3 @@ def test_the_results_page_shows_mean_and_spread(tmp_path: Path, trained: Trained
     text = (tmp_path / "runs.md").read_text(encoding="utf-8")
     assert "| [out](out) | qa1 | - | 1,000 | 50 | 8 | 4 | 0.375 ± 0.177 | - | 0.250 ± 0.000 | 0.750 ± 0.000 |" in text
     assert (tmp_path / "babilong.png").read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.slow
-@pytest.mark.quick
-def test_two_seeds_killed_in_the_second_end_as_plain_runs(tmp_path: Path) -> None:
-    both = ("--seeds", "0", "1")
-    process = runs.start(tmp_path / "seeds", *both)
-    runs.wait_until(lambda: any((tmp_path / "seeds" / "seed-1" / "checkpoints").glob("last/[0-9]*")), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert results(tmp_path / "seeds")["seeds"] == [0]
-    said = runs.finish(runs.start(tmp_path / "seeds", *both))
-    assert said.count("it is not repeated") == 1
-    assert "resuming" in said
-    assert results(tmp_path / "seeds")["seeds"] == [0, 1]
-    assert runs.here(tmp_path / "plain", "--seed", "1") == 0
-    runs.assert_same_run(tmp_path / "seeds" / "seed-1", tmp_path / "plain")

@@ -216,14 +216,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         Sweep.open(tmp_path / "sweep")
 
 
-def test_devices_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sweep_run.visible("gpu", 1)["CUDA_VISIBLE_DEVICES"] == "1"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert sweep_run.visible("gpu", 1)["CUDA_VISIBLE_DEVICES"] == "6"
-    assert sweep_run.visible("tpu", 3)["TPU_VISIBLE_CHIPS"] == "3"
-
-
 def test_a_half_line_of_a_journal_is_dropped(tmp_path: Path) -> None:
     """As a full disk leaves it: the trials before it are there, and new ones can be recorded."""
     sweep = make(tmp_path)

@@ -1,9 +1,8 @@
-"""A sweep says where it is, stops trials by the pruner that was asked for, and gives each parallel trial its own cores."""
+"""A sweep says where it is, and stops trials by the pruner that was asked for."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ import pytest
 
 from experiments.sweep import __main__ as command
 from experiments.sweep.report import interval, standing, write_report
-from experiments.sweep.run import own_cores
 from experiments.sweep.spec import read_spec
 from experiments.sweep.study import Sweep
-from experiments.sweep.trial import CORES
 from tests.support.small import write_lines
 from tests.support.sweep import SPEC, write_spec
 
@@ -98,12 +95,6 @@ def test_it_says_where_it_is_with_intervals(tmp_path: Path) -> None:
     assert "| complete | 0.875 | 0.640-0.965 | - |" in text
     assert "| running | - | - | - |" in text
     assert interval(None, 16) == "-"
-
-
-def test_parallel_trials_have_their_own_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6, 7, 9}, raising=False)
-    assert [own_cores(slot, 2) for slot in range(2)] == [{CORES: "3,6,9"}, {CORES: "5,7"}]
-    assert own_cores(0, 6) == {}, "with fewer cores than trials they share them"
 
 
 def test_parallel_may_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

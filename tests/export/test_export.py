@@ -4,80 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from qrag_jax.__main__ import main as qrag_main
-from qrag_jax.config import DataConfig, EvalConfig, ModelConfig, QHeadConfig, RLConfig, RunConfig
-from qrag_jax.export.__main__ import main as module_main
+from qrag_jax.config import DataConfig, ModelConfig, QHeadConfig
 from qrag_jax.export.folder import Export, read_export, write_export
 from qrag_jax.export.from_reference import read_reference
-from qrag_jax.export.refusal import Refusal
 from qrag_jax.export.to_torch import NAMES, SAMPLES, difference, flax_embeddings, to_torch
 from qrag_jax.models.bert import BertConfig
-from qrag_jax.models.embedder import make_embedder, pair
+from qrag_jax.models.embedder import make_embedder
 from qrag_jax.models.folder import ROUTER_FILES
-from qrag_jax.models.qwen3 import Qwen3Config
 from qrag_jax.models.registry import BACKBONES, BackboneConfig, backbone_of
-from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
-from tests.models.test_backbones import TINY, backbones, random_params, same_trees
-
-CONFIG = RunConfig(
-    data=DataConfig(question_tokens=12, chunk_tokens=16, state_chunk_tokens=8),
-    rl=RLConfig(budget=3),
-    eval=EvalConfig(budget=3),
-)
-ROWS = [{"benchmark": "babilong", "task": "qa2", "context_tokens": 4000, "fact_em": 0.9375, "ci95": [0.9, 0.97], "answer_em": None}]
-REFUSAL = Refusal(0.444, 0.0067, 0.88, 300, 3000)
-
-Run = Callable[..., tuple[int, list[str], list[str]]]
-
-
-def roberta_tokenizer() -> TextTokenizer:
-    """The special tokens of XLM-RoBERTa at their ids: its network counts positions by the tokens that are not padding."""
-    words = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "the", "milk", "apple", "sentence"]
-    tokenizer = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(words[:4])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    return TextTokenizer(tokenizer)
-
-
-def qwen_tokenizer() -> TextTokenizer:
-    """Like Qwen3-Embedding's tokenizer: no opening special token, and <|endoftext|> closes a text."""
-    words = ["<|endoftext|>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "the", "milk", "apple"]
-    tokenizer = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(words[:1])
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
-    return TextTokenizer(tokenizer)
-
-
-def tokenizer_for(config: BackboneConfig) -> TextTokenizer:
-    if backbone_of(config) in ("xlm-roberta", "new"):
-        return roberta_tokenizer()
-    return qwen_tokenizer() if isinstance(config, Qwen3Config) else train_wordpiece(SAMPLES, config.vocab_size)
-
-
-def export(out: Path, backbone: BackboneConfig, config: RunConfig = CONFIG, **options: Any) -> Export:
-    """An export of two different random encoders."""
-    state = random_params(backbone)
-    action = jax.tree.map(lambda leaf: leaf * np.float32(0.9), state)
-    params = pair(state, None if config.model.tied else action, config.model.tied)
-    given = {"pooling": BACKBONES[backbone_of(backbone)].pooling, "threshold": 0.25, "step": 70, "rows": ROWS, "refusal": REFUSAL} | options
-    write_export(out, Export(config, backbone, params, tokenizer_for(backbone), **given))
-    read = read_export(out)
-    assert same_trees(read.params, params), "the round trip must be bit-identical"
-    return read
+from tests.support.backbones import TINY, backbones, same_trees
+from tests.support.exports import CONFIG, REFUSAL, ROWS, export, tokenizer_for
 
 
 @pytest.fixture
@@ -279,76 +222,6 @@ def test_weights_of_another_shape_are_named(written: Export, tmp_path: Path) -> 
         path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 40}))
     with pytest.raises(ValueError, match=re.escape("encoder.layer.0.intermediate.dense.weight is (48, 32), config.json implies (40, 32)")):
         read_export(tmp_path / "export")
-
-
-class TestCommands:
-    """``qrag import | export`` and ``python -m qrag_jax.export import | to-torch``: exit codes and what is said."""
-
-    @pytest.fixture
-    def run(self, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Run:
-        """Runs a command, spelled as in ``qrag``: its exit code, what it said, and its lines on stderr."""
-
-        def run(name: str, *args: str | Path) -> tuple[int, list[str], list[str]]:
-            said: list[str] = []
-            if getattr(request, "param", "qrag") == "qrag":
-                code = qrag_main([name, *map(str, args)], said.append)
-            else:
-                code = module_main(["to-torch" if name == "export" else name, *map(str, args)], said.append)
-            shown = capsys.readouterr()
-            assert shown.out == "" or "--help" in (name, *args)
-            return code, said, shown.err.splitlines()
-
-        return run
-
-    def test_export(self, written: Export, tmp_path: Path, run: Run) -> None:
-        pytest.importorskip("torch")
-        (tmp_path / "run").mkdir()
-        (tmp_path / "export").rename(tmp_path / "run/export")
-        code, said, _ = run("export", tmp_path / "run", tmp_path / "out", "--format", "reference")
-        assert (code, said[0]) == (0, f"{tmp_path / 'out'}: written (reference)")
-        assert said[1].endswith("(allowed 0.0001): OK")
-
-    def test_without_pytorch_safetensors_are_written_and_not_compared(
-        self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
-    ) -> None:
-        monkeypatch.setitem(sys.modules, "torch", None)
-        code, said, _ = run("export", tmp_path / "export", tmp_path / "out")
-        assert (code, said[1]) == (0, "not compared with PyTorch, which is not installed (pip install 'qrag-jax[torch]')")
-        assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
-        code, said, errors = run("export", tmp_path / "export", tmp_path / "pickle", "--format", "reference")
-        assert (code, said, errors) == (64, [], ["error: this needs PyTorch: pip install 'qrag-jax[torch]'"])
-
-    def test_a_difference_keeps_the_files_and_exits_1(
-        self, written: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
-    ) -> None:
-        pytest.importorskip("torch")
-        monkeypatch.setattr("qrag_jax.export.commands.difference", lambda *_: 0.5)
-        code, said, _ = run("export", tmp_path / "export", tmp_path / "out")
-        assert code == 1
-        assert "5.0e-01" in said[1]
-        assert (tmp_path / "out/state_encoder/model.safetensors").is_file()
-
-    @pytest.mark.parametrize("run", ["qrag", "module"], indirect=True)
-    @pytest.mark.parametrize("command", ["export", "import"])
-    def test_bad_input_is_one_line_on_stderr_and_exits_64(self, command: str, tmp_path: Path, run: Run) -> None:
-        code, said, errors = run(command, tmp_path / "nowhere", tmp_path / "out")
-        assert (code, said, len(errors)) == (64, [], 1)
-        assert errors[0].startswith("error: ")
-        assert "nowhere" in errors[0]
-        assert not (tmp_path / "out").exists()
-
-    @pytest.mark.parametrize("run", ["qrag", "module"], indirect=True)
-    def test_a_spoiled_command_line_is_one_line_and_exits_64(self, run: Run) -> None:
-        for words, message in (
-            (("export",), ": needs RUN and OUT; see "),
-            (("export", "a", "b", "--format", "x"), "error: --format = 'x': unknown; known: hf, sentence-transformers, reference, adapter"),
-            (("import", "a", "b", "--base", "x"), "no such option; known: --base-model, --config"),
-            (("imprt", "a"), "did you mean import?"),
-        ):
-            code, said, errors = run(*words)
-            assert (code, said, len(errors)) == (64, [], 1)
-            assert message in errors[0]
-        assert run("--help") == (0, [], [])
 
 
 def test_token_rows_too_long_for_the_backbone_are_refused() -> None:

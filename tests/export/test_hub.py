@@ -18,7 +18,7 @@ from qrag_jax.export.folder import read_export
 from qrag_jax.export.hub import HubName, find_model, load_model
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.types import QAExample
-from tests.models.test_backbones import same_trees
+from tests.support.backbones import same_trees
 from tests.support.hub import Files, HubServer, files_of, hub_server, use
 from tests.support.index import CHUNKS, write_small_export
 from tests.support.reference import rename_base, write_small_reference

@@ -18,8 +18,8 @@ from qrag_jax.export.reference_layout import ACTION, STATE
 from qrag_jax.export.to_torch import NAMES, SAMPLES, difference, flax_embeddings, to_torch
 from qrag_jax.models.embedder import Embedder, normalized
 from qrag_jax.models.registry import encoder_tensors
-from tests.export.test_export import CONFIG, export, tokenizer_for
-from tests.models.test_backbones import TINY, random_params
+from tests.support.backbones import TINY, random_params
+from tests.support.exports import CONFIG, export, tokenizer_for
 from tests.support.reference import write_small_reference
 
 torch = pytest.importorskip("torch")

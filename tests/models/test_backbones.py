@@ -1,6 +1,7 @@
 """Every backbone of the registry against an independent implementation, at 1e-4 on the pooled embedding's scale.
 
-A new backbone is tested by adding a tiny configuration to TINY, and an oracle to ORACLES when transformers has no class for it.
+A new backbone is tested by adding a tiny configuration to TINY (tests/support/backbones.py), and an oracle to ORACLES when transformers has
+no class for it.
 """
 
 from __future__ import annotations
@@ -18,67 +19,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.embedder import Embedder, pool
 from qrag_jax.models.folder import read_folder, write_folder
-from qrag_jax.models.gte import GteConfig
 from qrag_jax.models.pretrained import load_pretrained, wheel_folder
-from qrag_jax.models.qwen3 import Qwen3Config
 from qrag_jax.models.registry import (
     BACKBONES,
     BackboneConfig,
     backbone_of,
     config_from_hf,
     encoder_params,
-    encoder_template,
     encoder_tensors,
 )
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
-from qrag_jax.models.xlm_roberta import XlmRobertaConfig
+from tests.support.backbones import TINY, VOCAB, WIDTH, backbones, random_params, same_trees
 from tests.support.oracles import gte_numpy
 
-VOCAB, WIDTH, LENGTH = 120, 32, 12
-SIZES = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-QWEN3 = Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16, max_position_embeddings=64)
-GTE = GteConfig(**SIZES, max_position_embeddings=64, rope_theta=20_000.0, rope_factor=8.0, pad_token_id=1)
-TINY: dict[str, BackboneConfig] = {
-    "bert": BertConfig(**SIZES, max_position_embeddings=64),
-    "xlm-roberta": XlmRobertaConfig(**SIZES, max_position_embeddings=64),
-    "new": GTE,
-    "new, no token types, no scaling": dataclasses.replace(GTE, type_vocab_size=0, rope_factor=1.0),
-    "qwen3": QWEN3,
-    "qwen3, biases": dataclasses.replace(QWEN3, attention_bias=True, num_key_value_heads=4, rope_theta=10_000.0),
-}
 # Hidden vectors of one text, where transformers has no class: (tensors, config.json, tokens) -> [len(tokens), width].
 ORACLES: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any], list[int]], np.ndarray]] = {"new": gte_numpy.hidden_vectors}
 
+LENGTH = 12
 PATTERNS = ("############", "#######.....", ".....#######", "..##.###..#.", "#...........", "...........#", ".###########")
 MASK = np.array([[mark == "#" for mark in pattern] for pattern in PATTERNS])
 # Never an id below 3, so that no real token is some model's padding id.
 IDS = np.where(MASK, np.random.default_rng(0).integers(3, VOCAB, MASK.shape), -1).astype(np.int32)
 
 
-def backbones(keep: Callable[[str], bool] = lambda name: True, *, variants: bool = False) -> pytest.MarkDecorator:
-    """One configuration of each backbone that is kept, or with its variants."""
-    chosen = {label: config for label, config in TINY.items() if keep(backbone_of(config)) and (variants or label in BACKBONES)}
-    return pytest.mark.parametrize("config", chosen.values(), ids=chosen.keys())
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
     return train_wordpiece(["the cat sat on the mat", "where is the apple?"], VOCAB)
-
-
-@cache
-def random_params(config: BackboneConfig) -> dict[str, Any]:
-    """No zeros and ones: a bias or a scale that is left out must show."""
-    rng = np.random.default_rng(1)
-
-    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        around = 1.0 if path[-1].key == "scale" else 0.0
-        return (around + rng.normal(0, 0.15, leaf.shape)).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, encoder_template(config))
 
 
 def hidden(config: BackboneConfig, params: Any, ids: np.ndarray, **options: Any) -> np.ndarray:
@@ -107,10 +75,6 @@ def torch_hidden(folder: Path, ids: np.ndarray, position_offset: int = 0) -> np.
         )
     model.save_pretrained(folder / "saved-by-torch")
     return np.asarray(output.last_hidden_state)
-
-
-def same_trees(a: Any, b: Any) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 def test_every_backbone_has_a_tiny_configuration() -> None:

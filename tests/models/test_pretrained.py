@@ -18,7 +18,7 @@ from qrag_jax.models.folder import read_folder, write_folder
 from qrag_jax.models.pretrained import find_folder, load_pretrained, scratch_backbone, wheel_folder
 from qrag_jax.models.registry import encoder_tensors
 from qrag_jax.models.tokenizer import train_wordpiece
-from tests.models.test_backbones import TINY, random_params, same_trees
+from tests.support.backbones import TINY, random_params, same_trees
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def test_a_budget_of_one_has_no_later_states(reference):
     learner, state = small_learner(changed(SMALL, rl={"budget": 1, "reference_lambda_return": reference}))
     state, metrics = jax.eval_shape(learner.update, state, small_batch())
     assert metrics["loss"].shape == ()
+    assert "soft_gap" not in metrics
 
 
 def test_q_and_targets_equal_the_oracle():
@@ -68,7 +69,7 @@ def test_q_and_targets_equal_the_oracle():
     batch = small_batch()
     episode = jax.jit(learner.collect)(state, batch)
     rewards = jax.vmap(support_reward)(episode.picked, batch.support)
-    found = jax.jit(learner.targets)(state, batch, episode, rewards)
+    found, gaps = jax.jit(learner.targets_and_gaps)(state, batch, episode, rewards)
     embed = lambda ids, what: np.asarray(learner.embedder.apply(other, jnp.asarray(ids), method=what))
     pool = embed(batch.chunk_pool_ids, "embed_actions")
     for row in range(2):
@@ -83,7 +84,9 @@ def test_q_and_targets_equal_the_oracle():
             q = np.array(
                 [(oracle.rotate(pool[batch.chunk_index[row, i]], at[i], 2, 10_000.0) * s).reshape(2, -1).sum(-1) for i in range(16)]
             )
-            values.append(oracle.soft_value(q, [i not in picks[:t] for i in range(16)], 0.05, 5))
+            left = [i not in picks[:t] for i in range(16)]
+            values.append(oracle.soft_value(q, left, 0.05, 5))
+            np.testing.assert_allclose(gaps[row, t - 1], values[-1] - q.sum(-1)[left].max(), atol=1e-5)
         reward = oracle.reward(picks, set(np.flatnonzero(batch.support[row])), False)
         expected = oracle.lambda_returns(reward, [0.99] * 3 + [0.0], values, 0.5)
         np.testing.assert_allclose(found[row], expected, atol=1e-5)

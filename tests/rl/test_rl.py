@@ -17,7 +17,7 @@ from qrag_jax.rl import policy
 from qrag_jax.rl.env import StateLayout, picked_mask, state_row
 from qrag_jax.rl.positions import chunk_positions, relative_positions
 from qrag_jax.rl.qhead import q_halves, rotate
-from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_value
+from qrag_jax.rl.returns import lambda_returns, reference_lambda_returns, soft_gap, soft_value
 from qrag_jax.rl.rewards import support_reward
 from qrag_jax.rl.rollout import state_rows
 from qrag_jax.types import PAD, TaskBatch
@@ -110,6 +110,13 @@ def test_soft_value_masks_before_it_takes_the_best():
     assert soft_value(q, available, 0.1, RLConfig(value_top_k=2, soft=False)) == pytest.approx(0.4, abs=1e-6)
     # Parity: the reference code takes 5.0 and 4.0 first and is left with nothing.
     assert soft_value(q, available, 0.1, RLConfig(value_top_k=2, reference_soft_value=True)) == 0.0
+
+
+def test_soft_gap_is_what_the_soft_value_adds_to_the_best_q():
+    # The best available Q is 0.2 + 0.1: the gap of V = 0.5 is 0.2. The halves' own best (0.2 and 0.15) belong to two actions.
+    q = jnp.array([[5.0, 5.0], [0.2, 0.1], [0.05, 0.15]])
+    assert soft_gap(q, jnp.array([False, True, True]), jnp.array(0.5)) == pytest.approx(0.2, abs=1e-6)
+    assert soft_gap(q, jnp.zeros(3, bool), jnp.array(0.0)) == 0.0
 
 
 @few

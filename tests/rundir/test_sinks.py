@@ -51,7 +51,7 @@ def test_tensorboard_shows_what_is_recorded_and_a_resumed_run_replaces_its_end(t
         assert log.tracked
         log.record("train", 10, loss=0.25, answer_em=None)
         log.record("train", 15, loss=9.0)  # after the last checkpoint
-        log.histogram("validation/q", 10, [0.1, 0.9, 0.9])
+        log.histogram("train/loss", 10, [0.1, 0.9, 0.9])
         log.table("validation/picks", 10, ["question", "Q"], [["Where | is it?", "0.9"]])
     assert shown(folder) == {("train/loss", 5): 0.5, ("train/loss", 10): 0.25, ("train/loss", 15): 9.0}
     with RunLog(tmp_path, ["tensorboard"]) as log:
@@ -59,7 +59,7 @@ def test_tensorboard_shows_what_is_recorded_and_a_resumed_run_replaces_its_end(t
         log.record("train", 15, loss=0.125)
     assert shown(folder) == {("train/loss", 5): 0.5, ("train/loss", 10): 0.25, ("train/loss", 15): 0.125}
     tags = {value.tag: value for event in events(folder) for value in event.summary.value}
-    assert tags["validation/q"].histo.num == 3
+    assert tags["train/loss_histogram"].histo.num == 3, "no tag is a number and a histogram"
     (text,) = tags["validation/picks/text_summary"].tensor.string_val
     assert text.decode() == "| question | Q |\n| --- | --- |\n| Where \\| is it? | 0.9 |"
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0.5, 0.25, 0.125]

@@ -131,7 +131,7 @@ def _quiet() -> Iterator[None]:
 
 def _copy_on_cpu(x: jax.Array) -> jax.Array:
     """A copy if the array is on a CPU: orbax would write from its buffers, which the next update overwrites."""
-    if next(iter(x.sharding.device_set)).platform != "cpu":
+    if x.addressable_shards[0].data.device.platform != "cpu":
         return x
     parts = [jax.device_put(np.array(shard.data), shard.device) for shard in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)

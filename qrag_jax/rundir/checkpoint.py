@@ -219,17 +219,17 @@ class Checkpoints:
             with opened:
                 try:
                     finish()
+                    self._check_there()  # what follows would make the folder again
                     write_json(new / f"{self._peers.index}.json", digests(files_of(own_parts(new / STATE)), new / STATE))
                 finally:
                     all_written()
                 if self._peers.index == 0:
                     self._complete(new, progress)
+            self._check_there()
             if self._peers.index == 0:
-                self._check_there()
                 self._written(step, progress)
         except Exception as error:
-            if self._peers.index == 0:
-                self._check_there(error)
+            self._check_there(error)
             raise
         finally:
             all_done()

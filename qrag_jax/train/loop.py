@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from qrag_jax.config import Objective, RunConfig, Stage
@@ -240,6 +241,12 @@ def first_state(learner: Learner, seed: int, params: Params) -> TrainState:
         return replace(jax.device_get(learner.init(key, params)), key=key)
 
 
+def placeholder(shapes: TrainState) -> TrainState:
+    """A state that takes no memory, for processes that receive process 0's."""
+    blank = lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape)
+    return replace(jax.tree.map(blank, replace(shapes, key=None)), key=jax.random.key(0))
+
+
 def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunLog, checkpoints: Checkpoints) -> Validation:
     questions = validation_set(config)
     examples = [example for group in questions for example in group]
@@ -254,7 +261,7 @@ def restore(checkpoints: Checkpoints, updates: Updates) -> tuple[int, TrainState
         found = checkpoints.latest(*updates.parallel.shapes((state, params)))
     else:
         found = run_on_all(lambda: checkpoints.latest(state, params) if is_leader() else None)
-    saved = found or Checkpoint(0, updates.start(), Progress())
+    saved = found or Checkpoint(0, updates.start() if is_leader() else placeholder(updates.shapes), Progress())
     step, progress = from_leader(lambda: (saved.step, saved.progress.to_json()))
     return step, updates.parallel.place(replace(saved.state, base=updates.base)), Progress.from_json(progress)
 

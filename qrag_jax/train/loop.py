@@ -245,7 +245,7 @@ def placeholder(shapes: TrainState) -> TrainState:
     """A state that takes no memory, for processes that receive process 0's."""
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     blank = lambda x: jax.random.key(0) if is_key(x) else np.broadcast_to(np.zeros((), x.dtype), x.shape)
-    return jax.tree.map(blank, shapes)  # type: ignore[no-any-return]
+    return jax.tree.map(blank, shapes)
 
 
 def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunLog, checkpoints: Checkpoints) -> Validation:

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of, config_from_hf, encoder_params, encoder_tensors
+from qrag_jax.models.registry import BACKBONES, BackboneConfig, Pooling, backbone_of, config_from_hf, encoder_params, write_encoder
 from qrag_jax.models.tokenizer import TextTokenizer
 from qrag_jax.rundir.files import read_json, write_json
 
@@ -215,7 +215,7 @@ def write_folder(
     """
     folder.mkdir(parents=True)
     write_json(folder / "config.json", backbone.to_hf())
-    save_file(encoder_tensors(backbone, params), folder / "model.safetensors", metadata={"format": "pt"})
+    write_encoder(backbone, params, folder / "model.safetensors")
     write_tokenizer(folder, tokenizer, backbone.max_tokens)
     if not sentence_transformers:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from qrag_jax.models.bert import BertConfig, BertEncoder, bert_weights
 from qrag_jax.models.gte import GteConfig, GteEncoder, gte_weights
 from qrag_jax.models.pickles import StoredTensor
 from qrag_jax.models.qwen3 import Qwen3Config, Qwen3Encoder, qwen3_weights
-from qrag_jax.models.weights import Weight, from_flax, strip_prefix, to_flax
+from qrag_jax.models.weights import Weight, from_flax, strip_prefix, to_flax, write_flax
 from qrag_jax.models.xlm_roberta import XlmRobertaConfig, XlmRobertaEncoder, xlm_roberta_weights
 
 BackboneConfig = BertConfig | XlmRobertaConfig | GteConfig | Qwen3Config
@@ -83,3 +84,8 @@ def encoder_params(config: BackboneConfig, tensors: Mapping[str, np.ndarray | St
 def encoder_tensors(config: BackboneConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of :func:`encoder_params`: float32 tensors under their Hugging Face names."""
     return from_flax(BACKBONES[backbone_of(config)].weights(config), params)
+
+
+def write_encoder(config: BackboneConfig, params: Mapping[str, Any], path: Path) -> None:
+    """Writes the tensors of :func:`encoder_tensors` as a safetensors file; holds one of them at a time."""
+    write_flax(path, BACKBONES[backbone_of(config)].weights(config), params)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -153,12 +155,36 @@ def to_flax(
 
 def from_flax(table: Iterable[Weight], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Flax parameters -> named float32 tensors: inverse of :func:`to_flax`. Raises ValueError, naming the tensor, on NaN and infinity."""
-    tensors = {}
-    for weight in table:
-        node: Any = params
-        for key in weight.flax:
-            node = node[key]
-        value = np.asarray(node, np.float32)
-        tensors[weight.hf] = np.ascontiguousarray(value.T if weight.transpose else value)
-        refuse_not_finite(weight.hf, tensors[weight.hf])
-    return tensors
+    return {weight.hf: _tensor(weight, params) for weight in table}
+
+
+def write_flax(path: Path, table: Iterable[Weight], params: Mapping[str, Any]) -> None:
+    """Writes the tensors of :func:`from_flax` as a safetensors file, one after the other: ``safetensors.save_file`` would copy them all."""
+    weights = sorted(table, key=lambda weight: weight.hf)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for weight in weights:
+        shape = _leaf(weight, params).shape
+        begin, end = end, end + 4 * math.prod(shape)
+        stored = shape[::-1] if weight.transpose else shape
+        header[weight.hf] = {"dtype": "F32", "shape": list(stored), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights:
+            file.write(_tensor(weight, params).astype("<f4", copy=False).data)
+
+
+def _leaf(weight: Weight, params: Mapping[str, Any]) -> Any:
+    node: Any = params
+    for key in weight.flax:
+        node = node[key]
+    return node
+
+
+def _tensor(weight: Weight, params: Mapping[str, Any]) -> np.ndarray:
+    value = np.asarray(_leaf(weight, params), np.float32)
+    value = np.ascontiguousarray(value.T if weight.transpose else value)
+    refuse_not_finite(weight.hf, value)
+    return value

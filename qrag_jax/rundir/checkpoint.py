@@ -3,6 +3,9 @@
 A thread writes each checkpoint into a folder with a temporary name, which is renamed when it is complete. So the loop does not wait, and a
 killed process leaves no incomplete checkpoint under a final name. Each checkpoint lists the digests of its files, so that a run never
 resumes from one that a broken disk or an interrupted copy has damaged.
+
+A state that is split over devices is written by all processes, each of which writes the parts of its own devices. Process 0 renames the
+folder when all have written theirs.
 """
 
 from __future__ import annotations
@@ -10,24 +13,24 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 
-from qrag_jax.rundir.files import is_unfinished, read_json, whole_folder, write_json
-from qrag_jax.rundir.log import say
+from qrag_jax.rundir.arrays import ArrayFiles, digests, files_of, is_split, on_host, own_parts
+from qrag_jax.rundir.files import is_unfinished, new_folder, read_json, whole_folder, write_json
+from qrag_jax.rundir.log import CannotWrite, say
+from qrag_jax.rundir.peers import ALONE, Peers
+from qrag_jax.rundir.progress import Progress
 
 FORMAT = {"format": "qrag-jax-checkpoint", "version": 2}
 STATE, CONTENTS = "state", "contents.json"  # in a checkpoint's folder: what orbax writes; progress or threshold, and digests
@@ -36,50 +39,8 @@ KEEP = 2  # checkpoints to resume from: if the newest cannot be read, the one be
 
 
 @dataclass(frozen=True)
-class SavedWindow:
-    """The updates since the last record: their metrics by name, one value per update; texts embedded; seconds."""
-
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-    texts: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of the training loop, apart from the train state. ``Progress()`` is that of a new run."""
-
-    seconds: float = 0.0
-    """Time spent in the loop."""
-    best: float = -1.0
-    """Highest validation score so far."""
-    best_step: int = 0
-    """The update with that score, which is the step of its checkpoint "best"."""
-    reached: int = 0
-    """How many validations in a row, up to the latest, have reached ``train.stop_at``."""
-    threshold: float | None = None
-    """Stop threshold of the latest validation; None with a budget of 1, where there is nothing to stop."""
-    window: SavedWindow = field(default_factory=SavedWindow)
-
-    def to_json(self) -> dict[str, Any]:
-        """The tree that :meth:`from_json` takes."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, tree: Any) -> Progress:
-        """Raises ValueError when ``tree`` does not have exactly these fields."""
-        names = [item.name for item in fields(cls)]
-        if not isinstance(tree, dict) or set(tree) != set(names):
-            found = sorted(tree) if isinstance(tree, dict) else tree
-            raise ValueError(f"its progress is {found}, expected the fields {sorted(names)}; another version wrote it")
-        try:
-            return cls(**{**tree, "window": SavedWindow(**tree["window"])})
-        except TypeError as error:
-            raise ValueError(f"its window of metrics cannot be read ({error}); another version has written it") from error
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint to resume from: the train state (host arrays) and progress after ``step`` updates."""
+    """A checkpoint to resume from: the train state (host arrays, or parts on devices) and progress after ``step`` updates."""
 
     step: int
     state: Any
@@ -101,9 +62,13 @@ class Checkpoints:
     Each last checkpoint names its best checkpoint, by ``progress.best_step``. A best checkpoint is kept as long as a last one names it.
     So if a run is killed after it saved a new best checkpoint, but before the next last one, the old best checkpoint is still there, and
     the resumed run writes the new one again.
+
+    ``peers``: the processes that have this folder in common, if they are to write and read split states together. Each then holds an object
+    of this class, and all call :meth:`save` and :meth:`latest` together when the state is split; process 0 alone does everything else.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, peers: Peers = ALONE) -> None:
+        self._peers = peers
         self._root = (run_dir / "checkpoints").resolve()
         self._marker = marker = self._root / "format.json"
         if marker.exists():
@@ -116,9 +81,7 @@ class Checkpoints:
             raise ValueError(f"{self._root}: holds files that are not checkpoints of qrag-jax; choose another run directory")
         else:
             write_json(marker, FORMAT)
-        # One process saves alone, even if others train with it (by default, orbax would wait for all of them).
-        alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
-        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+        self._files = ArrayFiles()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: list[tuple[int, Future[None]]] = []
         self._best_of: dict[int, int] = {}  # step of each complete last checkpoint -> step of its best one
@@ -133,12 +96,20 @@ class Checkpoints:
         if kind is None:
             self.wait()
 
+    def together(self) -> bool:
+        """Whether all processes of the run can write and read these checkpoints."""
+        return self._peers.count == jax.process_count()
+
     def save(self, step: int, state: Any, progress: Progress) -> None:
         """Saves a checkpoint to resume from after ``step`` updates. Returns when ``state`` is copied, before it is on disk.
 
-        Waits for checkpoints of earlier steps that are still being written, and raises their errors.
+        Waits for checkpoints of earlier steps that are still being written, and raises their errors. All peers call this if ``state`` is
+        split over devices; an error of one is raised on all.
         """
-        self._submit(step, state, partial(self._write_last, step, progress))
+        if is_split(state):
+            self._save_parts(step, state, progress)
+        else:
+            self._submit(step, state, partial(self._write_last, step, progress))
         self._saved_at = time.monotonic()
 
     def save_best(self, step: int, params: Any, threshold: float | None) -> None:
@@ -165,15 +136,16 @@ class Checkpoints:
     def latest(self, template: Any, params: Any) -> Checkpoint | None:
         """The newest checkpoint to resume from, in the shapes of ``template``; None if none was ever finished.
 
-        ``template`` and ``params`` are trees of arrays or of their shapes (``jax.ShapeDtypeStruct``). A checkpoint is skipped, with a
+        ``template`` and ``params`` are trees of arrays or of their shapes (``jax.ShapeDtypeStruct``). If these have shardings over several
+        devices, so has the state; all peers then call this, and each reads the parts of its own devices. A checkpoint is skipped, with a
         message, if it or its best checkpoint (in the shapes of ``params``) cannot be read. Raises ValueError if there are checkpoints but
         none can be read.
         """
-        steps = saved_steps(self._root.parent)
+        peers = self._peers if is_split(template) else ALONE
+        steps = peers.from_leader(lambda: saved_steps(self._root.parent))
         for step in steps:
             try:
-                found = self._read_last(step, template)
-                self._read_best(found.progress.best_step, params)
+                found = peers.on_all(partial(self._read_both, step, template, params))
             except ValueError as error:
                 say(f"skipping checkpoint {step}: {error}")
                 continue
@@ -207,14 +179,76 @@ class Checkpoints:
     def _submit(self, step: int, state: Any, write: Callable[[Any], None]) -> None:
         """Lets the thread ``write`` a copy of ``state``."""
         self.wait(before=step)
-        # A host array may be a view of a device buffer that the next update overwrites.
-        copy = jax.tree.map(np.array, _unkey(state))
-        self._writing.append((step, self._thread.submit(write, copy)))
+        self._writing.append((step, self._thread.submit(write, on_host(state))))
 
     def _write_last(self, step: int, progress: Progress, state: Any) -> None:
         self._write("last", step, progress.to_json(), state)
+        self._written(step, progress)
+
+    def _written(self, step: int, progress: Progress) -> None:
         self._best_of[step] = progress.best_step
         self._prune()
+
+    def _save_parts(self, step: int, state: Any, progress: Progress) -> None:
+        """Copies this process's parts of ``state``; a thread writes them."""
+        peers, folder = self._peers, self._root / "last" / str(step)
+        peers.on_all(lambda: self.wait(before=step))
+        with ExitStack() as leader:
+            peers.on_all(lambda: self._make_room(folder, state, leader) if peers.index == 0 else None)
+            finish = peers.on_all(lambda: self._files.begin_parts(new_folder(folder) / STATE, state))
+            opened = leader.pop_all()
+        write = partial(self._write_parts, step, progress, finish, opened, peers.barriers())
+        self._writing.append((step, self._thread.submit(write)))
+
+    def _make_room(self, folder: Path, state: Any, leader: ExitStack) -> None:
+        self._check_there()
+        new = leader.enter_context(whole_folder(folder))
+        _check_room(new, state)
+        (new / STATE).mkdir()
+
+    def _write_parts(
+        self, step: int, progress: Progress, finish: Callable[[], None], opened: ExitStack, barriers: tuple[Callable[[], None], ...]
+    ) -> None:
+        """Waits until this process's parts are on disk; process 0 waits for all and renames the folder, which ``opened`` holds open.
+
+        Every process reaches both barriers, whatever fails. So a process whose disk fails does not leave the others waiting.
+        """
+        folder, (all_written, all_done) = self._root / "last" / str(step), barriers
+        new = new_folder(folder)
+        try:
+            with opened:
+                try:
+                    finish()
+                    self._check_there()  # what follows would make the folder again
+                    write_json(new / f"{self._peers.index}.json", digests(files_of(own_parts(new / STATE)), new / STATE))
+                finally:
+                    all_written()
+                if self._peers.index == 0:
+                    self._complete(new, progress)
+            self._check_there()
+            if self._peers.index == 0:
+                self._written(step, progress)
+        except Exception as error:
+            self._check_there(error)
+            raise
+        finally:
+            all_done()
+        if not (folder / CONTENTS).exists():
+            raise CannotWrite(f"{folder}: process 0 could not complete this checkpoint; see what it says")
+
+    def _complete(self, new: Path, progress: Progress) -> None:
+        """Makes a checkpoint of the parts of all processes."""
+        found: dict[str, str] = {}
+        for process in range(self._peers.count):
+            path = new / f"{process}.json"
+            if not path.exists():
+                raise CannotWrite(f"{new.parent}: process {process} could not write its part of a checkpoint; see what it says")
+            found |= read_json(path)
+            path.unlink()
+        self._files.finish_parts(new / STATE)
+        rest = [path for path in files_of(new / STATE) if path.relative_to(new / STATE).as_posix() not in found]
+        self._check_there()  # what follows would make the folder again
+        _write_contents(new, progress.to_json(), found | digests(rest, new / STATE))
 
     def _result(self, future: Future[None]) -> None:
         """Waits for a checkpoint; raises the error of writing it, or FileNotFoundError if it does not end because its folder is gone."""
@@ -241,12 +275,10 @@ class Checkpoints:
 
     def _write_whole(self, name: str, step: int, info: dict[str, Any], state: Any) -> None:
         with whole_folder(self._root / name / str(step)) as new:
-            if shutil.disk_usage(new).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
-            with _quiet():
-                self._orbax.save(new / STATE, args=ocp.args.StandardSave(state))
+            _check_room(new, state)
+            self._files.write(new / STATE, state)
             self._check_there()  # what follows would make the folder again
-            write_json(new / CONTENTS, {"info": info, "info_sha256": _digest_of(info), "sha256": _digests(new / STATE)})
+            _write_contents(new, info, digests(files_of(new / STATE), new / STATE))
 
     def _prune(self) -> None:
         """Keeps the newest complete checkpoints and the best ones that they name; removes all others, also broken and unfinished ones."""
@@ -255,6 +287,12 @@ class Checkpoints:
             for path in (self._root / name).glob("*"):
                 if is_unfinished(path) or (path.name.isdigit() and path.name not in map(str, kept)):
                     shutil.rmtree(path)
+
+    def _read_both(self, step: int, template: Any, params: Any) -> Checkpoint:
+        """A last checkpoint; its best one is read, too, to see that it can be."""
+        found = self._read_last(step, template)
+        self._read_best(found.progress.best_step, params)
+        return found
 
     def _read_last(self, step: int, template: Any) -> Checkpoint:
         state, info = self._read("last", step, template)
@@ -273,27 +311,22 @@ class Checkpoints:
     def _read(self, name: str, step: int, template: Any) -> tuple[Any, Any]:
         """State and JSON. Raises ValueError, naming the folder, on a checkpoint that is damaged or has other shapes."""
         folder = self._root / name / str(step)
-        plain = jax.tree.map(_blank, template)
         contents = read_json(folder / CONTENTS)
         try:
             info, expected = contents["info"], contents["sha256"]
             if contents["info_sha256"] != _digest_of(info):
                 raise ValueError(f"the content of {CONTENTS} has changed since it was written")
+            names = sorted(expected)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: not a checkpoint of qrag-jax, or damaged ({error!r})") from error
-        found = _digests(folder / STATE)
-        if damaged := sorted(file for file in found.keys() | expected.keys() if found.get(file) != expected.get(file)):
+        files = {path.relative_to(folder / STATE).as_posix(): path for path in files_of(folder / STATE)}
+        # Processes that read the same checkpoint share this work.
+        own = names[self._peers.index :: self._peers.count] if is_split(template) else names
+        found = digests([files[name] for name in own if name in files], folder / STATE)
+        changed = {name for name in own if found.get(name) != expected[name]}
+        if damaged := sorted(changed | (files.keys() ^ expected.keys())):
             raise ValueError(f"{folder}: {damaged[0]} is damaged or missing")
-        try:
-            state = self._orbax.restore(folder / STATE, args=ocp.args.StandardRestore(plain))
-        except Exception as error:  # orbax raises many kinds; the files are undamaged, so each means that the model is another one
-            raise ValueError(f"{folder}: cannot be restored ({type(error).__name__}: {error})") from error
-        for (path, value), like in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(plain), strict=True):
-            if (value.shape, value.dtype) != (like.shape, like.dtype):
-                raise ValueError(
-                    f"{folder}: {jax.tree_util.keystr(path)} is {value.dtype}{list(value.shape)}, expected {like.dtype}{list(like.shape)}"
-                )
-        return _rekey(state, template), info
+        return self._files.read(folder / STATE, template), info
 
 
 def saved_steps(run_dir: Path) -> list[int]:
@@ -302,49 +335,15 @@ def saved_steps(run_dir: Path) -> list[int]:
     return sorted((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences orbax, which logs the tracebacks of its own threads for an error that it also raises.
-
-    After an error it stays silent, because its threads go on for a while.
-    """
-    loggers = [logging.getLogger(name) for name in ("absl", "concurrent.futures")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def _check_room(folder: Path, state: Any) -> None:
+    """Raises OSError unless the disk has room for the arrays of ``state``."""
+    if shutil.disk_usage(folder).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """Path below ``folder`` -> sha256, of every file."""
-    digests = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def _write_contents(folder: Path, info: dict[str, Any], sha256: dict[str, str]) -> None:
+    write_json(folder / CONTENTS, {"info": info, "info_sha256": _digest_of(info), "sha256": sha256})
 
 
 def _digest_of(info: Any) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
-
-
-def _is_key(x: Any) -> bool:
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _unkey(tree: Any) -> Any:
-    """Random keys as plain integers, the form in which files hold them."""
-    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if _is_key(x) else x, tree)
-
-
-def _blank(x: Any) -> np.ndarray:
-    """A host array of the shape and type in which files hold ``x``, an array or a shape; it takes no memory."""
-    like = jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x if hasattr(x, "dtype") else np.asarray(x)
-    return np.broadcast_to(np.zeros((), like.dtype), like.shape)
-
-
-def _rekey(tree: Any, template: Any) -> Any:
-    return jax.tree.map(lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x, tree, template)

@@ -45,7 +45,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     A failure leaves ``path`` as it was. Only one process at a time may write the folder. Its files may be read by whom the umask allows.
     """
     path = Path(path)
-    new, old = (path.with_name(f".{path.name}.{suffix}.tmp") for suffix in ("new", "old"))
+    new, old = new_folder(path), path.with_name(f".{path.name}.old.tmp")
     if old.exists() and not path.exists():
         old.rename(path)  # a process was killed between the two renames below
     for leftover in (new, old):
@@ -67,6 +67,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def new_folder(path: Path) -> Path:
+    """Where :func:`whole_folder` makes the folder ``path``."""
+    return path.with_name(f".{path.name}.new.tmp")
 
 
 def check_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import tempfile
 import threading
 import urllib.error
@@ -28,8 +29,9 @@ from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from qrag_jax.rundir.early import be_patient
-from qrag_jax.rundir.files import disk_error
+from qrag_jax.rundir.files import disk_error, write_text
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, Unreachable, say, silence
+from qrag_jax.rundir.peers import Peers
 from qrag_jax.rundir.stop import acknowledge
 
 T = TypeVar("T")
@@ -39,6 +41,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
 LEAVE = 60  # and at the end: all reach it together, so a longer wait means that one has failed
 PATIENCE = 7 * 24 * 3600  # seconds that the others wait while process 0 evaluates
+MARK = ".common.tmp"  # an unfinished file (rundir/files.py), so nothing takes it for the content of a folder
 SOON = 5  # seconds after which the wait at the start is said
 _barriers = itertools.count()
 _claimed: list[FileLock] = []
@@ -230,6 +233,27 @@ def agree(**texts: str) -> None:
                 f"{name.replace('_', ' ')}: differs between process {others[0]} and process 0; "
                 "start all processes with the same command, code and data"
             )
+
+
+def peers() -> Peers:
+    """All processes of this run."""
+    return Peers(jax.process_index(), jax.process_count(), run_on_all, from_leader)
+
+
+def have_in_common(folder: Path) -> bool:
+    """Whether all processes see the same folder, which process 0 has made: each looks for a mark that process 0 leaves there."""
+    if not is_multiprocess():
+        return True
+    mark = folder / MARK
+    text = from_leader(lambda: write_text(mark, secrets.token_hex()).read_text())
+    try:
+        seen = mark.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        seen = False
+    missing = on_any(not seen)
+    if is_leader():
+        mark.unlink(missing_ok=True)
+    return not missing
 
 
 def barrier() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from qrag_jax.config import Objective, RunConfig, Stage
@@ -21,16 +22,17 @@ from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, Metrics, Params, TrainState
 from qrag_jax.rl.rewards import Reward
 from qrag_jax.rl.supervised import make_learner
-from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress
+from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints
 from qrag_jax.rundir.compilations import compilations
 from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
 from qrag_jax.rundir.log import progress as progress_bar
+from qrag_jax.rundir.progress import Progress
 from qrag_jax.rundir.stop import StopRequest
 from qrag_jax.train import describe
 from qrag_jax.train.answer_update import AnswerUpdate
 from qrag_jax.train.batches import Batches
 from qrag_jax.train.clock import Leg, TimeLeft
-from qrag_jax.train.hosts import from_leader, leader_only, on_any, run_on_all
+from qrag_jax.train.hosts import from_leader, is_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import Parallel, make_parallel, make_phases, on_host
 from qrag_jax.train.plan import Plan, check_state, plan_update
@@ -61,6 +63,8 @@ def train(
     """Trains, and returns the step of the checkpoint "best": the parameters that are best on validation, with their stop threshold."""
     settings, steps = config.train, config.train.steps
     updates = make_updates(config, run_dir, model, stages, devices, reward)
+    if updates.parallel.parts > 1 and not checkpoints.together():
+        say(f"{run_dir}: is not common to all processes, so process 0 collects the whole state for each checkpoint, and reads it alone")
     validate = make_validation(config, model, updates, log, checkpoints)
     for line in describe.questions_lines(config, stages, validate.questions):
         say(line)
@@ -82,7 +86,7 @@ def train(
             recorded = step % settings.log_every == 0 or step == steps
             if recorded:
                 refuse_nan(window, step, state, updates, checkpoints, run_dir)
-                checkpoints.check()
+                run_on_all(checkpoints.check)
                 record(window, step, time.perf_counter() - began, config.optim.batch * config.rl.budget, log, bar, clock.left(step))
                 if step % settings.eval_every == 0 or step == steps:
                     with clock.validating():
@@ -99,7 +103,7 @@ def train(
                 progress = replace(progress, seconds=time.perf_counter() - began, window=window.saved())
                 save(checkpoints, updates.parallel, step, state, progress)
             if asked or pruned:
-                from_leader(checkpoints.wait)
+                run_on_all(checkpoints.wait)
                 raise stop.kind(f"saved at update {step}; run the same command again to resume") if asked else Pruned(step)
             clock.updated(step)
             if ended:
@@ -168,8 +172,9 @@ class Updates:
         say(f"compiled in {describe.duration(time.perf_counter() - began)}")
 
     def params(self, state: TrainState) -> Params:
-        """The parameters of a state's embedder, whole on this process's first device, until the next update."""
-        return self.merged(*self.parallel.whole((state.params, state.base)))
+        """The parameters of a state's embedder, whole on process 0's first device, until the next update; None on other processes."""
+        whole = self.parallel.whole((state.params, state.base))
+        return self.merged(*whole) if is_leader() else None
 
     def of_stage(self, step: int) -> Parallel | None:
         """What makes update ``step``; None if it needs a reader's answers."""
@@ -237,6 +242,13 @@ def first_state(learner: Learner, seed: int, params: Params) -> TrainState:
         return replace(jax.device_get(learner.init(key, params)), key=key)
 
 
+def placeholder(shapes: TrainState) -> TrainState:
+    """A state that takes no memory, for processes that receive process 0's."""
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    blank = lambda x: jax.random.key(0) if is_key(x) else np.broadcast_to(np.zeros((), x.dtype), x.shape)
+    return jax.tree.map(blank, shapes)
+
+
 def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunLog, checkpoints: Checkpoints) -> Validation:
     questions = validation_set(config)
     examples = [example for group in questions for example in group]
@@ -246,16 +258,28 @@ def make_validation(config: RunConfig, model: Model, updates: Updates, log: RunL
 
 def restore(checkpoints: Checkpoints, updates: Updates) -> tuple[int, TrainState, Progress]:
     """The newest checkpoint's step, state (on the devices) and progress; without a checkpoint, those of a new run."""
-    params = jax.eval_shape(updates.merged, updates.shapes.params, updates.shapes.base)
-    found = run_on_all(lambda: checkpoints.latest(replace(updates.shapes, base=None), params))
-    saved = found or Checkpoint(0, updates.start(), Progress())
+    state, params = replace(updates.shapes, base=None), jax.eval_shape(updates.merged, updates.shapes.params, updates.shapes.base)
+    if in_parts(checkpoints, updates.parallel):
+        found = checkpoints.latest(*updates.parallel.shapes((state, params)))
+    else:
+        found = run_on_all(lambda: checkpoints.latest(state, params) if is_leader() else None)
+    saved = found or Checkpoint(0, updates.start() if is_leader() else placeholder(updates.shapes), Progress())
     step, progress = from_leader(lambda: (saved.step, saved.progress.to_json()))
     return step, updates.parallel.place(replace(saved.state, base=updates.base)), Progress.from_json(progress)
 
 
 def save(checkpoints: Checkpoints, parallel: Parallel, step: int, state: TrainState, progress: Progress) -> None:
-    held = parallel.fetch(replace(state, base=None))
-    from_leader(lambda: checkpoints.save(step, held, progress))
+    own = replace(state, base=None)
+    if in_parts(checkpoints, parallel):
+        checkpoints.save(step, own, progress)
+    else:
+        held = parallel.fetch(own)
+        from_leader(lambda: checkpoints.save(step, held, progress))
+
+
+def in_parts(checkpoints: Checkpoints, parallel: Parallel) -> bool:
+    """Whether each process writes and reads the parts of its own devices in checkpoints; otherwise process 0 does so with whole arrays."""
+    return parallel.parts > 1 and checkpoints.together()
 
 
 def refuse_nan(window: Window, step: int, state: TrainState, updates: Updates, checkpoints: Checkpoints, run_dir: Path) -> None:
@@ -269,7 +293,7 @@ def refuse_nan(window: Window, step: int, state: TrainState, updates: Updates, c
     bad = step - len(window) + 1 + index
     for leaf in jax.tree.leaves((state.params, state.target_params, state.opt_state, state.base)):
         leaf.delete()
-    checkpoints.wait()
+    run_on_all(checkpoints.wait)
     at, before, _ = restore(checkpoints, updates)
     for i in range(at + 1, bad):
         before, _ = updates(before, updates.batches[i - 1], i)

@@ -35,7 +35,7 @@ class Parallel:
     """How a run uses its devices. ``place`` puts a host state on them, ``update`` updates it, ``fetch`` copies it back to the host.
 
     With several processes, all call these functions together. Each passes its own ``share`` of the batch to ``update``, and ``place`` gives
-    all of them process 0's state.
+    all of them process 0's state. ``fetch`` copies a split state to process 0 only.
     """
 
     kind: str
@@ -45,14 +45,16 @@ class Parallel:
     update: Update
     fetch: Callable[[Any], Any]
     whole: Callable[[Any], Any]
-    """A tree of a state, such as its parameters, whole on this process's first device, until the next update: the copy there, if it
-    holds one."""
+    """A tree of a state, such as its parameters, whole on process 0's first device, until the next update: the copy there, if it holds one.
+    If the state is split, the other processes get None for each array."""
     lower: Callable[[Any, Any], jax.stages.Lowered]
     """The update for a state and a whole batch of these shapes (``jax.eval_shape``), ready to compile. Nothing is allocated, and with jit
     or shard_map the devices need not be attached: those of ``jax.experimental.topologies`` will do. (pmap lowers for attached ones.)
     On attached devices, a later ``update`` of these shapes uses what was compiled."""
     parts: int = 1
     """Into how many parts the state is split over the devices; 1: every device holds all of it."""
+    shapes: Callable[[Any], Any] = lambda tree: tree
+    """Shapes of a tree of a state; with where its arrays lie, if the state is split."""
 
 
 def on_host() -> AbstractContextManager[Any]:
@@ -128,7 +130,8 @@ def make_parallel(function: Update, kind: str, devices: tuple[jax.Device, ...], 
     if shard_state == "full":
         lower = _lower(step, partial(sharding.shardings, mesh=mesh), split)
         whole = lambda tree: jax.device_put(sharding.fetch(tree))
-        return Parallel("shard_map", devices, share, partial(sharding.place, mesh), call, sharding.fetch, whole, lower, count)
+        place, shapes = partial(sharding.place, mesh), partial(sharding.placed_shapes, mesh)
+        return Parallel("shard_map", devices, share, place, call, sharding.fetch, whole, lower, count, shapes)
     lower = _lower(step, lambda tree: jax.tree.map(lambda _: everywhere, tree), split)
     return Parallel("shard_map", devices, share, partial(_place, everywhere), call, _fetch, _first_copy, lower)
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qrag_jax.config import TrainConfig
 from qrag_jax.rl.learner import TrainState
 from qrag_jax.rl.shards import Shard, is_shard
+from qrag_jax.train.hosts import is_leader
 
 AXIS = "episodes"
 SHARE = 0.5  # "auto" splits the state if a copy of it would take more than this share of a device's memory
@@ -48,6 +49,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh.size))
 
 
+def placed_shapes(mesh: Mesh, tree: Any) -> Any:
+    """Shapes of a state, with where its arrays lie."""
+    put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(put, tree, shardings(tree, mesh))
+
+
 def on_shards(function: Callable[..., Any], where: Any, returns_state: bool) -> Callable[..., Any]:
     """``function(state, ...)`` on a tree with shards, for a device's plain parts of a state; ``where``: the state's :func:`specs`.
 
@@ -67,9 +74,12 @@ def place(mesh: Mesh, state: TrainState) -> TrainState:
     """A host state on the devices of ``mesh``, each of which receives its part only. With several processes, process 0's state.
 
     Arrays are placed one after the other, so that processes, which exchange whole arrays, never hold more than one of them on a device.
+    Those that lie in their place already, read from a checkpoint, stay there.
     """
 
     def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
         # On a CPU, an array on a device may be a view of the host's, which the next update would overwrite: so copy.
         whole = np.array(multihost_utils.broadcast_one_to_all(leaf) if jax.process_count() > 1 else leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index].copy())
@@ -80,15 +90,18 @@ def place(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def fetch(tree: Any) -> Any:
-    """A copy on the host, put together from the parts there, so that no device holds the whole. All processes call it together.
+    """A copy on the host of process 0, put together from the parts, so that no device holds the whole. All processes call it together.
 
-    With several processes, one whole array after the other is on each device for a moment.
+    The others get None for each array. With several processes, one whole array after the other is on each device for a moment.
     """
 
     def one(leaf: Any) -> Any:
-        if jax.process_count() == 1 or leaf.is_fully_replicated:
-            return jax.device_get(leaf.addressable_data(0) if leaf.is_fully_replicated else leaf)
-        return multihost_utils.process_allgather(leaf, tiled=True)
+        if leaf.is_fully_replicated:
+            return jax.device_get(leaf.addressable_data(0)) if is_leader() else None
+        if jax.process_count() == 1:
+            return jax.device_get(leaf)
+        whole = multihost_utils.process_allgather(leaf, tiled=True)
+        return whole if is_leader() else None
 
     return jax.tree.map(one, tree)
 

@@ -35,7 +35,7 @@ from qrag_jax.rundir.sinks import check_trackers
 from qrag_jax.rundir.stop import StopRequest, stop_requests
 from qrag_jax.train import describe
 from qrag_jax.train.batches import stage_examples
-from qrag_jax.train.hosts import agree, from_leader, leader_only, run_on_all
+from qrag_jax.train.hosts import agree, from_leader, have_in_common, is_leader, leader_only, peers, run_on_all
 from qrag_jax.train.loop import Prune, train
 from qrag_jax.train.model import Model, build_model
 from qrag_jax.train.objective import check_objectives
@@ -131,9 +131,17 @@ def _run(
         for line in (describe.devices_line(devices), describe.model_line(config, model)):
             say(line)
         with leader_only(lambda: RunLog(run_dir, watch.track)) as log:
-            with leader_only(lambda: Checkpoints(run_dir)) as checkpoints:
+            with open_checkpoints(run_dir) as checkpoints:
                 best_step = train(config, run_dir, model, stages, devices, checkpoints, stop, log, watch, prune, reward)
             return from_leader(lambda: finish(config, run_dir, model, best_step, tests, log))
+
+
+def open_checkpoints(run_dir: Path) -> Checkpoints:
+    """The checkpoints of a run: on all processes if they have its folder in common; otherwise only process 0 writes and reads them."""
+    if not have_in_common(run_dir):
+        return leader_only(lambda: Checkpoints(run_dir))
+    first = leader_only(lambda: Checkpoints(run_dir, peers()))
+    return run_on_all(lambda: first if is_leader() else Checkpoints(run_dir, peers()))
 
 
 def check_watch(config: RunConfig, watch: Watch) -> None:

@@ -13,8 +13,9 @@ from qrag_jax.evaluate.sets import EvaluationSet
 from qrag_jax.reader.protocol import Reader
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.rl.learner import Params
-from qrag_jax.rundir.checkpoint import Checkpoints, Progress
+from qrag_jax.rundir.checkpoint import Checkpoints
 from qrag_jax.rundir.log import RunLog, say
+from qrag_jax.rundir.progress import Progress
 from qrag_jax.train.model import Model
 from qrag_jax.types import QAExample
 

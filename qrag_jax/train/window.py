@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from qrag_jax.rundir.checkpoint import SavedWindow
 from qrag_jax.rundir.files import write_bytes, write_json
+from qrag_jax.rundir.progress import SavedWindow
 from qrag_jax.types import QAExample, TaskBatch
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pydoc_data.topics
 import re
+import tracemalloc
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qrag_jax.models.embedder import Embedder, pool
 from qrag_jax.models.folder import read_folder, write_folder
@@ -29,6 +31,7 @@ from qrag_jax.models.registry import (
     config_from_hf,
     encoder_params,
     encoder_tensors,
+    write_encoder,
 )
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
 from tests.support.backbones import TINY, VOCAB, WIDTH, backbones, random_params, same_trees
@@ -218,6 +221,28 @@ def test_every_weight_problem_is_named_at_once() -> None:
         encoder_params(config, tensors)
     for part in ("missing: embeddings.LayerNorm.bias", "unexpected: encoder.layer.7", "(3, 5), config.json implies (32, 48)", "int8"):
         assert part in str(error.value)
+
+
+@backbones(variants=True)
+def test_a_file_of_weights_is_that_of_safetensors(config: BackboneConfig, tmp_path: Path) -> None:
+    params = random_params(config)
+    write_encoder(config, params, tmp_path / "ours")
+    save_file(encoder_tensors(config, params), tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_weights_are_written_one_after_the_other(tmp_path: Path) -> None:
+    config = BertConfig(**SIZES | {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 1024}, max_position_embeddings=64)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), encoder_template(config))
+    tracemalloc.start()
+    try:
+        write_encoder(config, params, tmp_path / "model.safetensors")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+    assert sum(sizes) > 10 * max(sizes)
+    assert peak < 3 * max(sizes)
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("bert", "bert."), ("xlm-roberta", "roberta."), ("new", "new."), ("qwen3", "model.")])

@@ -12,10 +12,14 @@ from threading import Event
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qrag_jax.rundir import checkpoint
-from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, Progress, SavedWindow, saved_steps
+from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints, saved_steps
 from qrag_jax.rundir.files import disk_error, is_unfinished, write_text
+from qrag_jax.rundir.log import CannotWrite
+from qrag_jax.rundir.peers import Peers
+from qrag_jax.rundir.progress import Progress, SavedWindow
 from tests.support.moments import moments_of
 from tests.support.runs import half_saved
 
@@ -25,6 +29,13 @@ PROGRESS = Progress(best_step=0, threshold=0.3, window=SavedWindow({"loss": [0.1
 def state_at(step: int):
     """A state whose numbers show its step."""
     return {"params": {"w": np.arange(4000, dtype=np.float32) + step}, "key": jax.random.key(step)}
+
+
+def parts_at(step: int):
+    """The same in parts on four devices."""
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("parts",))
+    key, w = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("parts",)))
+    return jax.device_put(state_at(step), {"params": {"w": w}, "key": key})
 
 
 def save(run_dir: Path, *steps: int, best: tuple[int, ...] = (0,)) -> None:
@@ -77,7 +88,8 @@ def test_two_are_kept_with_the_best_ones_that_they_name(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints" / "best").iterdir()} == {"20", "40"}
 
 
-def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path, capsys):
+@pytest.mark.parametrize("state_at", [state_at, parts_at], ids=["whole", "parts"])
+def test_a_kill_at_any_moment_of_a_save_loses_nothing(state_at, tmp_path, capsys):
     run_dir = tmp_path / "run"
     save(run_dir, 0, 10)
     with moments_of(run_dir, tmp_path / "moments") as moments, Checkpoints(run_dir) as checkpoints:
@@ -104,6 +116,24 @@ def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path, capsys):
     assert {10, 20} == set(newest)
     assert halves >= 6  # of both saves: their folder, what orbax writes into it, and their list of contents
     assert "skipping" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("index", "told"), [(0, "process 1 could not write its part"), (1, "process 0 could not complete this checkpoint")]
+)
+def test_a_checkpoint_is_complete_only_with_the_parts_of_all(index, told, tmp_path):
+    """Here the other process is missing. (In one process there is nothing to wait for at barriers.)"""
+    save(tmp_path, 0, 10)
+    with Checkpoints(tmp_path, Peers(index, 2)) as checkpoints:
+        last = tmp_path / "checkpoints" / "last"
+        if index == 1:
+            (last / ".20.new.tmp" / "state").mkdir(parents=True)  # process 0 makes it, before the others write
+        checkpoints.save(20, parts_at(20), PROGRESS)
+        with pytest.raises(CannotWrite, match=told):
+            checkpoints.wait()
+        checkpoints._writing.clear()
+    assert saved_steps(tmp_path) == [10, 0]
+    assert same(latest(tmp_path), 10)
 
 
 def cut(share: float) -> Callable[[Path], None]:
@@ -224,7 +254,7 @@ def test_another_programs_folder_is_refused(tmp_path):
 
 def test_what_goes_wrong_in_the_background_is_raised(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
-    monkeypatch.setattr(checkpoint, "_digests", lambda folder: 1 / 0)
+    monkeypatch.setattr(checkpoint, "digests", lambda *_: 1 / 0)
     checkpoints.save_best(5, {"w": np.zeros(3)}, None)
     with pytest.raises(ZeroDivisionError):
         checkpoints.wait()
@@ -258,7 +288,7 @@ def test_a_folder_that_is_removed_is_named_and_not_made_again(tmp_path, monkeypa
         if moment is None:
             shutil.rmtree(run_dir)
         else:
-            monkeypatch.setattr(saved._orbax, "save", removes(run_dir, moment))
+            monkeypatch.setattr(saved._files, "write", removes(run_dir, moment))
         saved.save(1, state_at(1), PROGRESS)
         with pytest.raises(FileNotFoundError, match=rf"No such file or directory: '{run_dir}/checkpoints'"), saved:
             pass

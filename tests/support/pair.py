@@ -28,9 +28,12 @@ from experiments.sweep.__main__ import main as sweep
 from qrag_jax.config import RunConfig
 from qrag_jax.rl.rewards import support_reward
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
+from qrag_jax.rundir.progress import Progress
 from qrag_jax.train import hosts, window
 from qrag_jax.train.batches import Batches, stage_examples
-from qrag_jax.train.parallel import choose_devices, make_parallel
+from qrag_jax.train.loop import save
+from qrag_jax.train.parallel import Parallel, choose_devices, make_parallel
+from qrag_jax.train.training import open_checkpoints
 from tests.support import sharded
 from tests.support.runs import command
 from tests.support.small import SMALL, changed, dotted, options, small_learner, small_tokenizer
@@ -97,13 +100,30 @@ def play_sharded(folder: Path) -> int:
         found |= {f"{optimizer} {name}": value for name, value in values.items()} | {f"bytes {optimizer}": np.array(held)}
     if hosts.is_leader():
         np.savez(folder / "sharded.npz", **found)
+    save_split(folder, make)
     return 0
 
 
+def save_split(folder: Path, make: Callable[..., Parallel]) -> None:
+    """Writes a checkpoint of a split state in parts, and one that process 0 collects because the others do not see its folder."""
+    learner, state = sharded.numbered_state(CONFIG)
+    parallel = make(learner.update)
+    for name in ("parts", "collected"):
+        own = folder / (name if name == "parts" or hosts.is_leader() else "unused")
+        if hosts.is_leader():
+            own.mkdir()
+        with open_checkpoints(own) as checkpoints:
+            placed = parallel.place(state)
+            whole = parallel.whole(placed.params)
+            hosts.from_leader(lambda whole=whole: checkpoints.save_best(7, whole, 0.5))
+            save(checkpoints, parallel, 7, placed, Progress(best_step=7))
+
+
 def play_split(folder: Path) -> int:
-    """A run from beginning to end with a state that is split over all devices."""
-    name = "split" if hosts.is_leader() else "unused split"
-    return command(*TRAIN, "--run-dir", str(folder / name), "--train.shard-state", "full")
+    """A run in a common folder with a state that is split over all devices; it is stopped at update 7, and resumed."""
+    words = (*TRAIN, "--run-dir", str(folder / "split"), "--train.shard-state", "full")
+    assert stopped_at_7(*words) == 75
+    return command(*words)
 
 
 def play_endings(folder: Path) -> int:
@@ -136,7 +156,12 @@ def play_whole(folder: Path) -> int:
 
 
 def play_stopped(folder: Path) -> int:
-    """SIGTERM on the process that does not lead, while update 7 is made."""
+    """A run in a folder that both processes see, as on a common disk."""
+    return stopped_at_7(*TRAIN, "--run-dir", str(folder / "stopped"))
+
+
+def stopped_at_7(*words: str) -> int:
+    """A run with SIGTERM on the process that does not lead, while update 7 is made."""
     add, seen = window.Window.add, []
 
     def add_and_stop(self: window.Window, *given: Any) -> None:
@@ -147,7 +172,7 @@ def play_stopped(folder: Path) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window.Window, "add", add_and_stop)
-        return command(*TRAIN, "--run-dir", str(folder / "stopped"))
+        return command(*words)
 
 
 def play_sweep(folder: Path) -> int:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+import tensorstore as ts
 
 from qrag_jax.config import RunConfig
+from qrag_jax.rl.learner import Learner, TrainState
 from qrag_jax.rl.rewards import support_reward
+from qrag_jax.train import sharding
 from qrag_jax.train.parallel import Parallel
 from tests.support.small import small_learner
 
@@ -30,6 +34,35 @@ def device_bytes(state: Any) -> list[int]:
 
 def named(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def numbered_state(config: RunConfig) -> tuple[Learner, TrainState]:
+    """A state of the small model in which all numbers differ, as no compression can make them fewer."""
+    learner, state = small_learner(config)
+    numbers = np.random.default_rng(0)
+    some = lambda x: numbers.standard_normal(x.shape).astype(x.dtype) if x.dtype == np.float32 else np.asarray(x)
+    moved = jax.tree.map(some, state.replace(key=jax.random.key_data(state.key)))
+    return learner, moved.replace(step=np.int32(7), key=state.key)
+
+
+def assert_parts_written(run_dir: Path, state: Any, devices: int, processes: int) -> None:
+    """Each process has written, into files of its own, the parts of its devices; and the first one the arrays that are not split."""
+    folder = run_dir / "checkpoints" / "last" / "7" / "state"
+    axes = [sharding.split_axis(x.shape, devices) for x in jax.tree.leaves(state)]
+    split, whole = sum(axis is not None for axis in axes), sum(axis is None for axis in axes)
+    assert split > 8
+    assert whole > 8
+    found: set[bytes] = set()
+    for process in range(processes):
+        base = f"file://{folder / f'ocdbt.process_{process}'}/"
+        files = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        keys = {key for key in files.list().result() if not key.endswith(b".zarray")}
+        assert len(keys) == split * devices // processes + (whole if process == 0 else 0)
+        assert not found & keys
+        found |= keys
+        size = sum(len(read.result().value) for read in [files.read(key) for key in keys])
+        assert size < sharding.state_bytes(state, devices) * devices / processes
+    assert len(list(folder.glob("ocdbt.process_*"))) == processes
 
 
 def first_gradients(config: RunConfig, make: Callable[..., Parallel], batches: Callable[[Parallel], Any]) -> dict[str, np.ndarray]:

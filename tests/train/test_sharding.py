@@ -15,9 +15,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from qrag_jax.config import RunConfig, TrainConfig
-from qrag_jax.rundir.checkpoint import Checkpoints, Progress, saved_steps
+from qrag_jax.rundir import checkpoint
+from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
 from qrag_jax.rundir.compilations import compilations
-from qrag_jax.train import sharding
+from qrag_jax.rundir.progress import Progress
+from qrag_jax.train import loop, sharding
 from qrag_jax.train.loop import first_state
 from qrag_jax.train.parallel import Parallel, make_parallel
 from qrag_jax.train.sharding import choose_shard_state, split_axis, state_bytes
@@ -79,23 +81,45 @@ def test_a_device_holds_its_part_of_everything():
 
 @pytest.mark.parametrize("written", MODES)
 def test_a_checkpoint_of_one_mode_is_restored_in_every_other(written, tmp_path):
-    learner, state = small_learner(CONFIG)
-    state = state.replace(step=state.step + 7, target_params=jax.tree.map(lambda x: x + 1, state.params))
-    shapes = jax.eval_shape(lambda: state)
+    learner, state = sharded.numbered_state(CONFIG)
     of = parallel_of(learner.update, written)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_best(7, of.whole(of.place(state).params), 0.5)
-        checkpoints.save(7, of.fetch(of.place(state)), Progress(best_step=7))
+        loop.save(checkpoints, of, 7, of.place(state), Progress(best_step=7))
         checkpoints.wait()
-        found = checkpoints.latest(shapes, shapes.params)
+        best = checkpoints.best(7, jax.eval_shape(lambda: state).params)
+    jax.tree.map(np.testing.assert_array_equal, best.params, state.params)
+    assert_restored_everywhere(tmp_path, learner, state)
+
+
+def assert_restored_everywhere(run_dir, learner, state):
+    """On one device, and on two and four with a whole and with a split state; a split one is never whole on the host."""
+    shapes = jax.eval_shape(lambda: state)
+    expected = sharded.named(state.replace(key=jax.random.key_data(state.key)))
+    for mode, count in (("jit", 1), ("pmap", 4), ("shard_map", 2), ("full", 2), ("full", 4)):
+        of = parallel_of(learner.update, mode, count)
+        with Checkpoints(run_dir) as checkpoints:
+            found = checkpoints.latest(*of.shapes((shapes, shapes.params)))
         assert found is not None
-        best = checkpoints.best(7, shapes.params)
-    same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
-    same(best.params, state.params)
-    for read in MODES:
-        other = parallel_of(learner.update, read, 2 if read == "full" else None)
-        back = other.fetch(other.place(found.state))
-        same(back.replace(key=jax.random.key_data(back.key)), state.replace(key=jax.random.key_data(state.key)))
+        if mode == "full":
+            assert sharded.device_bytes(found.state) == [state_bytes(state, count)] * count
+        back = of.fetch(of.place(found.state))
+        back = sharded.named(back.replace(key=jax.random.key_data(back.key)))
+        assert back.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(back[name], value, err_msg=f"{mode} {count} {name}")
+
+
+def test_each_part_is_written_once_and_never_put_together(tmp_path, monkeypatch):
+    learner, state = sharded.numbered_state(CONFIG)
+    of = parallel_of(learner.update, "full")
+    placed = of.place(state)
+    monkeypatch.setattr(sharding, "fetch", lambda _: pytest.fail("the state was put together"))
+    monkeypatch.setattr(checkpoint, "on_host", lambda _: pytest.fail("the state was put together"))
+    with Checkpoints(tmp_path) as checkpoints:
+        loop.save(checkpoints, of, 7, placed, Progress(best_step=7))
+        jax.tree.map(lambda x: x.delete(), placed)  # as an update may do as soon as the call returns
+    sharded.assert_parts_written(tmp_path, state, devices=4, processes=1)
 
 
 def test_the_state_of_a_run_is_on_the_host_until_it_is_placed():
@@ -190,6 +214,15 @@ def test_eight_devices_compute_what_one_does(tmp_path):
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     finish_all([start_python("-m", "tests.support.pair", str(tmp_path), "sharded", **eight)])
     assert_those_of_one_device(tmp_path / "sharded.npz", 8)
+    assert_checkpoints_of(tmp_path, devices=8, processes=1)
+
+
+def assert_checkpoints_of(folder, devices, processes):
+    """Those of ``play_sharded`` in tests/support/pair.py."""
+    learner, state = sharded.numbered_state(CONFIG)
+    sharded.assert_parts_written(folder / "parts", state, devices, processes)
+    for name in ("parts", "collected"):
+        assert_restored_everywhere(folder / name, learner, state)
 
 
 @pytest.mark.slow
@@ -200,9 +233,11 @@ def test_two_processes_of_two_devices_compute_and_train_as_one(tmp_path, capsys)
     with processes(*[("-m", "tests.support.pair", str(tmp_path), "sharded", "split")] * 2) as started:
         finish_all(started)
     assert_those_of_one_device(tmp_path / "sharded.npz", 4)
+    assert_checkpoints_of(tmp_path, devices=4, processes=2)
     codes, said = scene(tmp_path, "split")
     assert codes == [0, 0]
     assert "train.shard_state = full: " in said[0]
+    assert f"resuming {tmp_path / 'split'} at update 10 of 20" in said[0]
     assert "train.shard_state" not in said[1]
     assert here(tmp_path / "one", "--train.shard-state", "full", small=TRAIN) == 0
     assert_same_records(records(tmp_path / "split"), records(tmp_path / "one"))

@@ -19,10 +19,11 @@ import pytest
 
 from experiments import evaluate
 from qrag_jax.export.folder import read_export
-from qrag_jax.rundir.checkpoint import Progress, saved_steps
+from qrag_jax.rundir.checkpoint import saved_steps
 from qrag_jax.rundir.files import read_json
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import RunLog
+from qrag_jax.rundir.progress import Progress
 from qrag_jax.train import training, window
 from tests.support.runs import assert_same_records, assert_same_run, finish, half_saved, here, records, start, wait_until
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrag_jax.rundir.checkpoint import Progress
 from qrag_jax.rundir.log import Preempted, RunLog
+from qrag_jax.rundir.progress import Progress
 from qrag_jax.rundir.stop import stop_requests
 from qrag_jax.train.window import Window
 

@@ -89,9 +89,9 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int], watch: Watch = W
     """
     import jax
 
+    from qrag_jax.rundir.hosts import from_leader
     from qrag_jax.rundir.stop import stop_requests
     from qrag_jax.train import training
-    from qrag_jax.train.hosts import from_leader
 
     def one_seed(config: RunConfig, folder: Path) -> None:
         rows = from_leader(lambda: finished(config, folder))

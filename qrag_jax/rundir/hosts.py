@@ -1,8 +1,8 @@
-"""The processes of a run, one per host: how they start, agree, and follow the first.
+"""The processes of a command, one per host: how they start, agree, and follow the first.
 
-Process 0 is the leader. It alone reads and writes the run directory, prints, validates and evaluates; the others only train, and receive
-its results. So the processes need no common folder. With one process, each function here just makes the call. All processes must call
-these functions in the same order, except :func:`is_leader`.
+Process 0 is the leader. In a training, it alone reads and writes the run directory, prints, validates and evaluates; the others only train,
+and receive its results. So the processes need no common folder. With one process, each function here just makes the call. All processes
+must call these functions in the same order, except :func:`is_leader`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
@@ -155,6 +154,15 @@ def is_multiprocess() -> bool:
     return jax.distributed.is_initialized()
 
 
+def leave() -> tuple[int, int]:
+    """Parts from the other processes: from now on, this one neither waits for them nor ends with them. Returns its number and how many
+    processes there were. Call it on all of them."""
+    place = (jax.process_index(), jax.process_count())
+    if is_multiprocess():
+        jax.distributed.shutdown()
+    return place
+
+
 def is_leader() -> bool:
     """Whether this is process 0. With one process, uses no device."""
     return not is_multiprocess() or jax.process_index() == 0
@@ -233,6 +241,8 @@ def barrier() -> None:
     """Waits for all processes, for as long as it takes; collectives of devices would give up after half a minute."""
     if not is_multiprocess():
         return
+    import orbax.checkpoint as ocp  # its import takes seconds, which a command without other processes does not need
+
     ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_barriers)}", timeout_ms=1000 * PATIENCE)
 
 

@@ -30,7 +30,6 @@ from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.hub import is_named
 from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
 from qrag_jax.retrieve.chunks import Chunk
-from qrag_jax.retrieve.coded_rows import stored_rows
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.encoders import PREFIX
 from qrag_jax.retrieve.meta import FOLDER, JOURNAL, META, IndexModel, Meta, Positions, check_positions
@@ -38,6 +37,7 @@ from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.sources import ChunkStream, Text
 from qrag_jax.retrieve.storage import TEMPORARY, Dtype, check_dtype
 from qrag_jax.retrieve.store_scan import check_constant
+from qrag_jax.retrieve.stored_rows import stored_rows
 from qrag_jax.retrieve.stores.held import HeldVectors, StoreRef
 from qrag_jax.retrieve.types import others
 from qrag_jax.retrieve.words import WordIndex, kept_words

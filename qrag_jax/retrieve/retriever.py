@@ -40,7 +40,7 @@ class Retriever(TextEmbedder):
 
     ``threshold``: stop when the best Q is below it (None: not calibrated). ``step``: number of updates that trained the parameters.
     ``encoder``: the name of the pretrained encoder, which no training has changed; None: it is trained. ``refusal``: when the answer is
-    "not in the documents" (None: not calibrated). ``devices``: those that hold the rows of an index; None: of this process, where that pays.
+    "not in the documents" (None: not calibrated). ``devices``: those that hold the rows of an index; None: this process's, where that pays.
     Set to ``jax.devices()`` in each of several processes, an index is searched by all of them, and all must make the same calls.
     """
 

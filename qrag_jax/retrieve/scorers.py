@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 
 from qrag_jax.config import QHeadConfig
-from qrag_jax.retrieve.coded_rows import CodedRows
 from qrag_jax.retrieve.coded_scan import CodedScorer
 from qrag_jax.retrieve.device_rows import DeviceRows
 from qrag_jax.retrieve.device_scan import DeviceScorer
@@ -15,6 +14,7 @@ from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.scan import Hidden, HostScorer
 from qrag_jax.retrieve.search import Scorer
 from qrag_jax.retrieve.store_scan import StoreScorer
+from qrag_jax.retrieve.stored_rows import CodedRows
 from qrag_jax.retrieve.types import Document
 
 HOST_ROWS = 2**14  # documents of up to so many chunks are scored on the host, where their vectors are

@@ -24,7 +24,8 @@ from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder
 from qrag_jax.retrieve.meta import JOURNAL, META, Meta
 from qrag_jax.retrieve.records import SourceRecord
-from qrag_jax.retrieve.storage import TEMPORARY, WORDS, Shard, StoredRows, merge, record, shard_number, text_key
+from qrag_jax.retrieve.storage import TEMPORARY, WORDS, Shard, record, shard_number, text_key
+from qrag_jax.retrieve.stored_rows import StoredRows, merge
 from qrag_jax.rundir.lock import LOCK, WRITER
 from qrag_jax.rundir.log import progress
 

@@ -57,7 +57,8 @@ class DeviceRows:
         return [self._placed(begin, (), np.dtype(bool), lambda start, end: allowed[start:end]) for begin in self.begins]
 
     def _placed(self, begin: int, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[int, int], np.ndarray]) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             first = (index[0].start or 0) // self.block * self.share
             start, end = (min(first + at, first + self.share, len(self.rows)) for at in (begin, begin + self.block))
             if end - start == self.block:

@@ -1,4 +1,4 @@
-"""The vectors of an index as rows across its shards: read in blocks, with their int8 codes where it has them, and merged into a new shard."""
+"""The vectors of an index as rows across its shards: read in blocks, with int8 codes where it has them, and merged into new shards."""
 
 from __future__ import annotations
 

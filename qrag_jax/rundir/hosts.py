@@ -16,7 +16,9 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -32,7 +34,7 @@ from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted, Unreachable, 
 from qrag_jax.rundir.stop import acknowledge
 
 T = TypeVar("T")
-ENDS: dict[str, type[BaseException]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
+ENDS: dict[str, type[BaseException]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite, Unreachable)}
 """Errors with an exit code of their own. If one process ends with such an error, all do."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
@@ -41,6 +43,18 @@ PATIENCE = 7 * 24 * 3600  # seconds that the others wait while process 0 evaluat
 SOON = 5  # seconds after which the wait at the start is said
 _barriers = itertools.count()
 _claimed: list[FileLock] = []
+
+
+@dataclass(frozen=True)
+class Place:
+    """Process ``number`` of ``count`` that do one thing together. ``run``: a text that is the same on all of them, and on no others."""
+
+    number: int = 0
+    count: int = 1
+    run: str = ""
+
+
+ALONE = Place()
 
 
 def start() -> None:
@@ -154,13 +168,21 @@ def is_multiprocess() -> bool:
     return jax.distributed.is_initialized()
 
 
-def leave() -> tuple[int, int]:
-    """Parts from the other processes: from now on, this one neither waits for them nor ends with them. Returns its number and how many
-    processes there were. Call it on all of them."""
-    place = (jax.process_index(), jax.process_count())
-    if is_multiprocess():
-        jax.distributed.shutdown()
+def leave() -> Place:
+    """Parts from the other processes: from now on, this one neither waits for them nor ends with them. Call it on all of them."""
+    if not is_multiprocess():
+        return ALONE
+    run = from_leader(lambda: uuid.uuid4().hex)
+    place = Place(jax.process_index(), jax.process_count(), run)
+    jax.distributed.shutdown()
     return place
+
+
+def alone(command: str) -> None:
+    """Raises ValueError if ``VARIABLES`` ask for several processes, which ``command`` cannot use."""
+    given = _variables()
+    if given is not None and given[1] > 1:
+        raise ValueError(f"{command}: runs in one process; run it on one host, without {VARIABLES[1]}")
 
 
 def is_leader() -> bool:
@@ -178,17 +200,22 @@ def run_on_all(make: Callable[[], T]) -> T:
     except (Exception, Preempted) as error:
         failure = error
         acknowledge()  # the others must learn of it first
-    kind = "" if failure is None else _kind(failure)
+    kind = "" if failure is None else kind_of(failure)
     reports = [json.loads(report) for report in _gather(json.dumps([kind, str(failure)]))]
     if failure is not None:
         raise failure
     for process, (kind, text) in enumerate(reports):
         if kind:
-            raise ENDS[kind](text) if kind in ENDS else RuntimeError(f"process {process} failed: {kind}: {text}")
+            raise told(kind, text, process)
     return made
 
 
-def _kind(error: BaseException) -> str:
+def told(kind: str, text: str, process: int) -> BaseException:
+    """The error to raise for one of ``process``: of its ``kind`` (:func:`kind_of`), if that has an exit code of its own."""
+    return ENDS[kind](text) if kind in ENDS else RuntimeError(f"process {process} failed: {kind}: {text}")
+
+
+def kind_of(error: BaseException) -> str:
     """The name of the error of ``ENDS`` that ``error`` is, or will be reported as; else the name of its own class."""
     if disk_error(error) is not None:
         return CannotWrite.__name__

@@ -44,7 +44,8 @@ class TextEmbedder:
         self.params = params
         self.tokenizer = tokenizer
         self.embeds_on: Sequence[jax.Device] | None = None
-        self._copies: tuple[Any, list[Any]] = (None, [])  # the parameters that were copied, and their copies
+        self._copied: tuple[Any, tuple[jax.Device, ...]] = (None, ())
+        self._copies: list[Any] = []  # of these parameters, on these devices
         self._told: set[str] = set()  # what the user was told already
 
     def document(self, source: Source, *, label: str | None = None) -> Document:
@@ -77,12 +78,12 @@ class TextEmbedder:
 
     def _on_devices(self) -> list[Any]:
         """The parameters on each device that embeds chunks."""
-        devices = self.embeds_on or (jax.local_devices() if jax.default_backend() != "cpu" else ())
+        devices = tuple(self.embeds_on or (jax.local_devices() if jax.default_backend() != "cpu" else ()))
         if len(devices) < 2:
             return [self.params]
-        if self._copies[0] is not self.params:
-            self._copies = self.params, [jax.device_put(self.params, device) for device in devices]
-        return self._copies[1]
+        if self._copied[0] is not self.params or self._copied[1] != devices:
+            self._copied, self._copies = (self.params, devices), [jax.device_put(self.params, device) for device in devices]
+        return self._copies
 
     def embed_states(
         self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int, *, label: str | None = None

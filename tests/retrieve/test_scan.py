@@ -182,20 +182,40 @@ def test_a_document_stays_on_the_devices_while_there_is_room(monkeypatch: pytest
         assert (DeviceRows(rows, jax.devices()[:1]).kept is not None) == resident
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_devices_find_what_the_host_finds_with_a_filter(resident: bool) -> None:
+@pytest.mark.parametrize(("resident", "devices"), [(True, 1), (False, 1), (True, 4)])
+def test_devices_find_what_the_host_finds_with_a_filter(resident: bool, devices: int) -> None:
     rows = PoolRows(np.random.default_rng(5).standard_normal((300, 16)).astype(np.float32), np.arange(300, dtype=np.int32))
     allowed = np.isin(np.arange(300), [5, 40, 41, 130, 260, 299])  # blocks of 64: none in the fourth
     hidden = Hidden(allowed, lambda chunk: {41: (5, 42)}.get(chunk, ()))
     states = np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)
     picked = [[], [41]]
-    placed = DeviceRows(rows, jax.devices()[:1], block=64, resident=resident)
+    placed = DeviceRows(rows, jax.devices()[:devices], block=64, resident=resident)
     found = DeviceScorer(placed, QHeadConfig(), hidden)(states, picked, 9, 6)
     assert [set(look.chunks) for look in found] == [{5, 40, 41, 130, 260, 299}, {40, 130, 260, 299}]
     for mine, wanted in zip(found, HostScorer(rows, QHeadConfig(), hidden)(states, picked, 9, 6), strict=True):
         assert mine.chunks == wanted.chunks
         np.testing.assert_allclose(mine.q, wanted.q, atol=1e-5)
         np.testing.assert_allclose(mine.curve, wanted.curve, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(3, 4), (13, 4), (301, 3)])
+def test_of_equal_chunks_on_several_devices_the_first_is_picked(count: int, devices: int) -> None:
+    """Also of more devices than rows, and of rows that do not divide evenly. Blocks of 8 rows: a later one of the first device is equal to
+    the first one of the next."""
+    pool = np.random.default_rng(5).standard_normal((3, 16)).astype(np.float32)
+    rows = PoolRows(pool, np.arange(count, dtype=np.int32) % 3)
+    states = np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)
+    placed = DeviceRows(rows, jax.devices()[:devices], block=8)
+    picked, top = [[], [count - 1]], count - 1
+    found = DeviceScorer(placed, VARIANTS["none"])(states, picked, top)
+    for mine, state, picks in zip(found, states, picked, strict=True):
+        q = naive(pool[rows.index], state, [], VARIANTS["none"])
+        q[picks] = -np.inf
+        assert list(mine.chunks) == sorted(range(count), key=lambda i: (-q[i], i))[:top]
+    parts = [part for block in placed.blocks() for part in block.addressable_shards]
+    held = [sum(len(part.data) for part in parts if part.device == device) for device in jax.devices()[:devices]]
+    assert placed.share == -(-count // devices)
+    assert held == [-(-placed.share // 8) * 8] * devices, "rows of each, filled up to whole blocks"
 
 
 def test_look_leaves_picks_out() -> None:

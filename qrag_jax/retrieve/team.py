@@ -135,8 +135,7 @@ class Team:
 
     def begun(self, meta: Meta) -> list[Shard]:
         """The shards of an unfinished change that process 0 has found sound, for the others."""
-        now = self.look()[0]
-        assert now is not None
+        now = self.wait(0, lambda now: now)
         return list(self.written(0, now, meta).values())[: now.begun]
 
     def written(self, number: int, now: Told | None, meta: Meta) -> dict[int, Shard]:

@@ -34,8 +34,8 @@ def retriever() -> Retriever:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signs of life in milliseconds; those that miss are missed after a few seconds."""
-    for name, seconds in {"BEAT": 0.05, "LOOK": 0.005, "LOST": 3, "JOIN": 3}.items():
+    """Signs of life in milliseconds."""
+    for name, seconds in {"BEAT": 0.05, "LOOK": 0.005}.items():
         monkeypatch.setattr(team, name, seconds)
 
 
@@ -111,22 +111,19 @@ def test_a_process_that_is_stopped_stops_all_and_others_take_up_its_share(
 def test_a_process_that_does_not_come_or_dies_is_missed(retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "LOST", 0.4)
     monkeypatch.setattr(team, "JOIN", 0.2)
-    place = lambda number: Place(number, 2, "this run")
-    build = lambda number: Index.build(retriever, CHUNKS, tmp_path / "index", shard_chunks=SHARD, place=place(number))
+    path, tell = tmp_path / "index", team.Team.tell
+    build = lambda number: Index.build(retriever, CHUNKS, path, shard_chunks=SHARD, place=Place(number, 2, f"run {number}"))
     for alone in (0, 1):
         with pytest.raises(Unreachable, match=rf"index: process {1 - alone} of 2 has given no sign of life for 0\.2 s"):
             build(alone)
-    monkeypatch.setattr(team, "JOIN", 5)
-    dead = team.Team(tmp_path / "index", place(1))
-    dead.tell(stage="working")
-    (tmp_path / "index" / ".process-1.tmp").rename(tmp_path / "told")
-    clean, _ = team.Team.tell, (tmp_path / "told")
 
-    def tell(self: team.Team, **changes: Any) -> None:
-        clean(self, **changes)
-        (tmp_path / "index" / ".process-1.tmp").write_bytes((tmp_path / "told").read_bytes())
+    def tell_with_a_dead_one(self: team.Team, **changes: Any) -> None:
+        """Process 1 has spoken once, and never again."""
+        tell(self, **changes)
+        tell(team.Team(path, Place(1, 2, "run 0")), stage="working")
 
-    monkeypatch.setattr(team.Team, "tell", tell)  # process 1 has spoken once, and never again
+    monkeypatch.setattr(team, "JOIN", 30)
+    monkeypatch.setattr(team.Team, "tell", tell_with_a_dead_one)
     with pytest.raises(Unreachable, match=r"process 1 of 2 has given no sign of life for 0\.4 s"):
         build(0)
 

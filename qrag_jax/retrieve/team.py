@@ -38,8 +38,8 @@ JOURNALS = "building-*.json"
 @dataclass(frozen=True)
 class Told:
     """What a process tells the others: its ``stage``, how many ``shards`` its journal has, how many texts it has ``embedded``. Process 0
-    also tells how many shards, the first of its journal, an unfinished change had ``begun``. One that failed tells ``kind`` and ``text``
-    of its error."""
+    also tells how many shards, the first of its journal, an unfinished change had ``begun``. One that is done tells a hash of the ``texts``
+    of all shards; one that failed ``kind`` and ``text`` of its error."""
 
     run: str
     stage: Literal["starting", "working", "done", "failed"] = "starting"
@@ -47,6 +47,7 @@ class Told:
     shards: int = 0
     embedded: int = 0
     begun: int = 0
+    texts: str = ""
     kind: str = ""
     text: str = ""
 
@@ -148,6 +149,10 @@ class Team:
             known = self._journals[number] = {shard.number: shard for shard in found.shards}
         return known
 
+    def differs(self, number: int) -> ValueError:
+        """The error when process ``number`` has cut other chunks than this one."""
+        return ValueError(f"{self.folder}: process {number} reads another source; give all processes the same files")
+
     def _file(self, number: int) -> Path:
         return self.folder / f".process-{number}.tmp"
 
@@ -192,7 +197,7 @@ class Awaited(Shard):
         if found is None and not (now is not None and now.stage == "done"):
             return None
         if found is None or found.files["texts"].sha256 != self._texts:
-            raise ValueError(f"{self.folder}: process {self._owner} reads another source; give all processes the same files")
+            raise self._team.differs(self._owner)
         return found.files
 
 

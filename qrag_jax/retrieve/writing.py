@@ -104,6 +104,7 @@ class _Writer:
         self.old = StoredRows(meta.shards, meta.width)
         self.number = meta.written
         self.dealt = self.embedded = 0
+        self.texts = hashlib.sha256()
         self.made: list[Shard] = []
         self.shards: list[Shard] = []
         self.sources: list[SourceRecord] = []
@@ -179,6 +180,7 @@ class _Writer:
             self.team.look()
         lines = [entry.line for entry in entries]
         texts = hashlib.sha256(b"".join(lines)).hexdigest()
+        self.texts.update(texts.encode())
         done = self.begun.pop(texts, None)
         if done is not None:
             self.shards.append(done)
@@ -248,11 +250,14 @@ class _Writer:
         if not self.shards:
             raise ValueError(f"{self.path}: nothing to search would be left; an index holds at least one chunk")
         if not self.team.leads:
-            self.team.tell(stage="done")
+            self.team.tell(stage="done", texts=self.texts.hexdigest())
             self.team.wait(0, lambda _: True if stamp(self.path) != self.before else None)
             return Meta.read(self.path / META)
         for number in range(1, self.team.place.count):
-            self.embedded += self.team.wait(number, lambda now: now if now is not None and now.stage == "done" else None).embedded
+            done = self.team.wait(number, lambda now: now if now is not None and now.stage == "done" else None)
+            if done.texts != self.texts.hexdigest():
+                raise self.team.differs(number)
+            self.embedded += done.embedded
         written = max(self.number, *(number + 1 for number in self.used), 0)
         held = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=written)
         made = replace(held, unread=dict(unread))

@@ -30,7 +30,7 @@ def test_processes_search_and_build_as_one_does(count: int, tmp_path: Path) -> N
     assert [process.returncode for process in started] == killed, "\n".join(outputs)
     found: list[dict[str, Any]] = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(count)]
 
-    wanted = searches(index, retriever)
+    wanted = searches(index, retriever, count)
     assert [one["searches"] for one in found] == [wanted] * count
     share = -(-len(index) // 4)  # four devices in all
     assert sum(one["rows"] for one in found) == len(index)

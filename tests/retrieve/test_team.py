@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from qrag_jax.retrieve import embedding, team
+from qrag_jax.retrieve import embed, embedding, team
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.sources import Text
@@ -168,14 +168,14 @@ def test_a_store_is_filled_by_one_process(retriever: Retriever, tmp_path: Path) 
 
 
 def test_several_devices_embed_to_the_bytes_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"{i} {text}" for i in range(12) for text in CHUNKS[:60]]  # three blocks
+    monkeypatch.setattr(embed, "SIZES", (8,))  # three blocks
     one, many = small_retriever(), small_retriever()
-    many.embeds_on, used, embed = jax.devices()[:2], [], embedding.embed_action_rows
+    many.embeds_on, used, original = jax.devices()[:2], [], embedding.embed_action_rows
 
     def embed_and_note(params: Any, ids: np.ndarray, **more: Any) -> jax.Array:
         used.append(next(iter(jax.tree.leaves(params)[0].devices())))
-        return embed(params, ids, **more)
+        return original(params, ids, **more)
 
     monkeypatch.setattr(embedding, "embed_action_rows", embed_and_note)
-    np.testing.assert_array_equal(many.embed_chunks(texts), one.embed_chunks(texts))
+    np.testing.assert_array_equal(many.embed_chunks(CHUNKS[:20]), one.embed_chunks(CHUNKS[:20]))
     assert used[:3] == [*jax.devices()[:2], jax.devices()[0]]

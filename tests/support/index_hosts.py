@@ -40,14 +40,15 @@ def captured(run: Callable[[], int]) -> dict[str, Any]:
     return {"code": code, "said": said.getvalue()}
 
 
-def searches(index: Index, retriever: Retriever) -> dict[str, Any]:
-    """The picks of several searches, with their Q."""
+def searches(index: Index, retriever: Retriever, count: int) -> dict[str, Any]:
+    """The picks of several searches, with their Q; of one search if more than two processes search."""
     asked: dict[str, dict[str, Any]] = {
         "multi": {"budget": 3},
         "beam and filter": {"budget": 2, "beam": 2, "filter": ["source=*.txt"]},
         "hybrid": {"budget": 3, "mode": "hybrid"},
     }
-    found = {name: retriever.search(QUESTION, index, **options) for name, options in asked.items()}
+    names = list(asked)[: 3 if count == 2 else 1]
+    found = {name: retriever.search(QUESTION, index, **asked[name]) for name in names}
     return {name: [[pick.chunk, round(pick.q, 4)] for pick in picks] for name, picks in found.items()}
 
 
@@ -77,7 +78,7 @@ def play(folder: Path) -> None:
     place = hosts.Place(jax.process_index(), jax.process_count(), "the killed build")
     index, retriever = Index.open(folder / "index"), Retriever.from_pretrained(folder / "export")
     retriever.devices = jax.devices()
-    found: dict[str, Any] = {"searches": searches(index, retriever), "rows": rows_held(index, retriever)}
+    found: dict[str, Any] = {"searches": searches(index, retriever, place.count), "rows": rows_held(index, retriever)}
     qrag = lambda *words: captured(lambda: main(words))
     if place.count == 2:
         found["ask"] = qrag("ask", str(folder / "index"), QUESTION, "--json", "--budget", "3")

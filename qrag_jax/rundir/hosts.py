@@ -219,6 +219,8 @@ def kind_of(error: BaseException) -> str:
     """The name of the error of ``ENDS`` that ``error`` is, or will be reported as; else the name of its own class."""
     if disk_error(error) is not None:
         return CannotWrite.__name__
+    if isinstance(error, OSError) and error.filename is not None:  # a place that cannot be read or written
+        return ValueError.__name__
     return next((name for name, kind in ENDS.items() if isinstance(error, kind)), type(error).__name__)
 
 

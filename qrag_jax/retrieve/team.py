@@ -113,7 +113,8 @@ class Team:
         if number not in self._seen or found != before:
             self._seen[number] = found, now
         elif now - since > (limit := JOIN if found is None else LOST):
-            raise Unreachable(f"{self.folder}: process {number} of {self.place.count} has given no sign of life for {limit:g} s")
+            shared = "" if found is not None else "; all need this folder, on a disk that they share"
+            raise Unreachable(f"{self.folder}: process {number} of {self.place.count} has given no sign of life for {limit:g} s{shared}")
         if found is not None and found.stage == "failed":
             raise told(found.kind, found.text, number)
         return found

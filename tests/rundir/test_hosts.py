@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 from experiments.cli import main
 from qrag_jax.rundir import hosts
 from qrag_jax.rundir.ending import execute
-from qrag_jax.rundir.log import Unreachable
+from qrag_jax.rundir.log import Interrupted, Unreachable
 
 
 def test_a_second_process_with_a_number_is_refused(monkeypatch):
@@ -69,6 +70,32 @@ def test_half_a_start_is_refused(given, message, monkeypatch, capsys, tmp_path):
             monkeypatch.setenv(name, value)
     assert main("babilong", "", ["--run-dir", str(tmp_path / "run")]) == 64
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "refused"), [("2", True), ("1", False), (None, False)])
+def test_a_command_of_one_process_is_refused_in_several(count, refused, monkeypatch):
+    for name, value in zip(hosts.VARIABLES, ("localhost:1", count, "0"), strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if count is not None:
+            monkeypatch.setenv(name, value)
+    message = r"qrag serve: runs in one process; run it on one host, without JAX_NUM_PROCESSES"
+    with pytest.raises(ValueError, match=message) if refused else nullcontext():
+        hosts.alone("qrag serve")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Unreachable("the reader"), "Unreachable"),
+        (Interrupted("Ctrl-C"), "Preempted"),
+        (PermissionError(13, "denied", "docs"), "ValueError"),
+        (OSError(28, "full", "index"), "CannotWrite"),
+        (KeyError("a fault"), "KeyError"),
+    ],
+)
+def test_what_ends_one_process_is_told_to_the_others(error, kind):
+    assert hosts.kind_of(error) == kind
+    assert type(hosts.told(kind, "text", 1)) is hosts.ENDS.get(kind, RuntimeError)
 
 
 class Metadata(BaseHTTPRequestHandler):

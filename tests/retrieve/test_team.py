@@ -117,7 +117,9 @@ def test_a_process_that_does_not_come_or_dies_is_missed(retriever: Retriever, tm
     path, tell = tmp_path / "index", team.Team.tell
     build = lambda number: Index.build(retriever, CHUNKS, path, shard_chunks=SHARD, place=Place(number, 2, f"run {number}"))
     for alone in (0, 1):
-        with pytest.raises(Unreachable, match=rf"index: process {1 - alone} of 2 has given no sign of life for 0\.2 s; all need this folder"):
+        with pytest.raises(
+            Unreachable, match=rf"index: process {1 - alone} of 2 has given no sign of life for 0\.2 s; all need this folder"
+        ):
             build(alone)
 
     def tell_with_a_dead_one(self: team.Team, **changes: Any) -> None:

@@ -86,7 +86,7 @@ def clean(path: Path, shards: Iterable[Shard]) -> None:
         leftover = file.match(TEMPORARY) and file.name not in (LOCK, WRITER)
         if leftover or (shard_number(file.name) is not None and file.name not in named):
             with suppress(PermissionError):
-                file.unlink()
+                file.unlink(missing_ok=True)  # another process may remove its own
 
 
 class _Writer:

@@ -287,7 +287,9 @@ def unfinished(path: Path, meta: Meta) -> tuple[list[Shard], set[int]]:
             begun = Meta.read(journal)
             if settings(begun) == settings(meta):
                 listed |= {shard.number: shard for shard in begun.shards if shard.number not in ours}
-    found = []
+    found: list[Shard] = []
+    if not listed:
+        return found, set()
     for shard in progress([listed[number] for number in sorted(listed)], desc="resuming", leave=False):
         with suppress(ValueError):
             shard.verify_files()

@@ -48,7 +48,7 @@ def test_processes_search_and_build_as_one_does(count: int, tmp_path: Path) -> N
             assert one["another question"]["code"] == 64
             assert "error: question: differs between process 1 and process 0" in one["another question"]["said"]
         assert found[0]["killed"]["code"] == 75
-        told = "killed: process 1 of 2 has given no sign of life for 3 s; nothing is lost: run the same command again to go on"
+        told = "killed: process 1 of 2 has given no sign of life for 5 s; nothing is lost: run the same command again to go on"
         assert told in found[0]["killed"]["said"]
         resumed = Index.build(retriever, docs, tmp_path / "killed", shard_chunks=SHARD, retriever_path=export)
         assert resumed.changes is not None

@@ -154,7 +154,8 @@ def main(
     def run() -> int | None:
         command = parse(benchmark, description, argv, kind, default)
         from experiments.paper.plots import draw_context
-        from qrag_jax.train import hosts, training
+        from qrag_jax.rundir import hosts
+        from qrag_jax.train import training
 
         if command.dry_run:
             _show_dry_run(command)
@@ -180,7 +181,7 @@ def main(
 
 
 def _show_dry_run(command: Command) -> None:
-    from qrag_jax.train import hosts
+    from qrag_jax.rundir import hosts
     from qrag_jax.train.dry_run import dry_run
 
     with aside():  # all else that is said, so that the output is a preset
@@ -198,9 +199,8 @@ def working_folder(run_dir: str) -> Iterator[Path]:
 
     Called by all processes. Raises what :class:`qrag_jax.rundir.bucket.Mirror` raises.
     """
-    from qrag_jax.rundir import bucket
+    from qrag_jax.rundir import bucket, hosts
     from qrag_jax.rundir.stop import stop_requests
-    from qrag_jax.train import hosts
 
     if not bucket.is_url(run_dir):
         yield Path(run_dir)

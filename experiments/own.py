@@ -53,7 +53,7 @@ def prepare(command: Own, folder: Path) -> RunConfig | None:
     if command.documents is None:
         return command.config
     from experiments.writing.command import Wish, written
-    from qrag_jax.train import hosts
+    from qrag_jax.rundir import hosts
 
     config = command.config
     if config.data.data_dir is not None:

@@ -46,7 +46,7 @@ def run(config: RunConfig, run_dir: Path, of_run: Sequence[int], watch: Watch, p
     ValueError on what :func:`experiments.seeds.check_folder` refuses, on too few devices and on several hosts; Preempted after SIGTERM or
     Ctrl-C, once all seeds have saved.
     """
-    from qrag_jax.train import hosts
+    from qrag_jax.rundir import hosts
 
     if hosts.is_multiprocess():
         raise ValueError(f"parallel = {parallel}: must be 1 when several processes train a run together")

@@ -90,8 +90,8 @@ def run(config: RunConfig, run_dir: Path, seeds: Sequence[int], watch: Watch = W
     """
     import jax
 
+    from qrag_jax.rundir.hosts import from_leader
     from qrag_jax.rundir.stop import stop_requests
-    from qrag_jax.train.hosts import from_leader
 
     with stop_requests():
         from_leader(lambda: check_folder(config, run_dir, seeds))
@@ -117,8 +117,8 @@ def has_ended(config: RunConfig, folder: Path) -> bool:
 
 def train_seed(config: RunConfig, folder: Path, watch: Watch) -> None:
     """Starts or resumes the run of a seed; called by all processes."""
+    from qrag_jax.rundir.hosts import from_leader
     from qrag_jax.train import training
-    from qrag_jax.train.hosts import from_leader
 
     from_leader(lambda: forget(folder))
     rows = training.run(config, folder, watch=watch)

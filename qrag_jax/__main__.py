@@ -28,6 +28,7 @@ from qrag_jax.retrieve.meta import Positions
 from qrag_jax.retrieve.report import coverage, index_lines, index_tree
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.storage import Dtype
+from qrag_jax.rundir import hosts
 from qrag_jax.rundir.compilations import prepare_compiling
 from qrag_jax.rundir.ending import execute
 from qrag_jax.rundir.log import say as say_line
@@ -187,6 +188,10 @@ def _is_retriever(place: str) -> bool:
 
 
 def _run(command: Command, say: Callable[[str], None]) -> int:
+    if isinstance(command, Build | Add | Sync | Ask):
+        hosts.start()
+    elif isinstance(command, Remove | Serve):
+        hosts.alone("qrag serve" if isinstance(command, Serve) else "qrag index remove")
     if isinstance(command, ToTorch):
         _export_unfinished(command.run, say)
     if isinstance(command, Exchange):
@@ -207,19 +212,25 @@ def _run(command: Command, say: Callable[[str], None]) -> int:
 
 
 def _change(command: Add | Sync | Remove, say: Callable[[str], None]) -> None:
-    index = Index.open(command.index)
     if isinstance(command, Remove):
+        index = Index.open(command.index)
         if not command.names:
             raise ValueError(f"NAME is missing: give the names of the documents to remove; `qrag index info {command.index}` lists them")
         index = index.remove(command.names)
     else:
-        retriever = Retriever.of_index(index, command.retriever)
+        index, retriever = hosts.run_on_all(lambda: _opened_index(command))
+        place = hosts.leave()
         if isinstance(command, Add):
-            index = index.add(retriever, command.source, replace=command.replace)
+            index = index.add(retriever, command.source, replace=command.replace, place=place)
         else:
-            index = index.sync(retriever, command.source)
+            index = index.sync(retriever, command.source, place=place)
     say(f"{index.path}: {len(index):,} chunks; {index.changes}")
     say(coverage(index))
+
+
+def _opened_index(command: Add | Sync) -> tuple[Index, Retriever]:
+    index = Index.open(command.index)
+    return index, Retriever.of_index(index, command.retriever)
 
 
 def _export_unfinished(run: str, say: Callable[[str], None]) -> None:
@@ -232,7 +243,7 @@ def _export_unfinished(run: str, say: Callable[[str], None]) -> None:
 
 
 def _build(command: Build, say: Callable[[str], None]) -> None:
-    retriever, home = _opened(command)
+    retriever, home = hosts.run_on_all(lambda: _opened(command))
     index = Index.build(
         retriever,
         command.source,
@@ -242,6 +253,7 @@ def _build(command: Build, say: Callable[[str], None]) -> None:
         positions=command.positions,
         retriever_path=home,
         store=command.store,
+        place=hosts.leave(),
     )
     say(f'{index.path}: {len(index):,} chunks; ask it: qrag ask {shlex.quote(str(index.path))} "question"')
     say(coverage(index))

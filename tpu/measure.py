@@ -24,10 +24,10 @@ from qrag_jax.models.registry import BackboneConfig
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.rl.learner import Learner, TrainState
 from qrag_jax.rl.supervised import make_learner
+from qrag_jax.rundir import hosts
 from qrag_jax.rundir.compilations import leave_products_to_cublas
 from qrag_jax.rundir.files import write_json
 from qrag_jax.rundir.log import say
-from qrag_jax.train import hosts
 from qrag_jax.train.batches import Batches, stage_examples
 from qrag_jax.train.model import Model, build_model, random_model, train_vocabulary
 from qrag_jax.train.parallel import choose_devices

@@ -33,6 +33,7 @@ from sizes import Sizes, sizes, speed_config, training_config
 from qrag_jax.data.text.haystack import load_haystack
 from qrag_jax.evaluate import plots
 from qrag_jax.models.tokenizer import train_wordpiece
+from qrag_jax.retrieve.device_rows import DeviceRows
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
@@ -159,7 +160,7 @@ def index(job: Job) -> Iterator[Values]:
     config, width, chunks = retriever.config, retriever.embedder.config.width, job.sizes.search_chunks
     vectors = np.random.default_rng(0).standard_normal((chunks, width), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    scorer = DeviceScorer(PoolRows(vectors, np.arange(chunks)), config.qhead)
+    scorer = DeviceScorer(DeviceRows(PoolRows(vectors, np.arange(chunks))), config.qhead)
     yield {"search_chunks": chunks, "search_width": width, "search_vectors": "random unit vectors"}
     texts = texts[:3]
     state = fastest(lambda: retriever.embed_states(["Where is the milk?"], [texts], 4))

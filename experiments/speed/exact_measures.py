@@ -21,7 +21,6 @@ from experiments.speed.memory import STATUS, resident
 from experiments.speed.naive import INTEGER, plain_dot
 from experiments.speed.timing import alternate, describe_machine, ratio
 from qrag_jax.config import QHeadConfig
-from qrag_jax.retrieve.coded_rows import CodedRows
 from qrag_jax.retrieve.coded_scan import CodedScorer
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.meta import META, IndexModel, Meta
@@ -30,6 +29,7 @@ from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.scan import HostScorer
 from qrag_jax.retrieve.search import Scorer
 from qrag_jax.retrieve.storage import Dtype, Shard, pack
+from qrag_jax.retrieve.stored_rows import CodedRows
 from qrag_jax.retrieve.types import Look
 from qrag_jax.rundir.log import progress, say
 

@@ -20,7 +20,8 @@ from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.scan import HostScorer, look, scan
-from qrag_jax.retrieve.storage import Dtype, Shard, StoredRows, pack
+from qrag_jax.retrieve.storage import Dtype, Shard, pack
+from qrag_jax.retrieve.stored_rows import StoredRows
 from qrag_jax.retrieve.types import Look, Rows
 
 BUDGET, TOP = 4, 10

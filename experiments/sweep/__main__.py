@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command) -> None:
-    from qrag_jax.train import hosts
+    from qrag_jax.rundir import hosts
 
     hosts.start()
 

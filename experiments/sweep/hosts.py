@@ -1,7 +1,7 @@
 """A sweep on several hosts: one process per host, all started with the same command, train each trial together.
 
 Process 0 has the study and the folder. It chooses a trial, sends its configuration to the others, and decides when to prune it; all
-processes train it as one run (qrag_jax/train/hosts.py). A trial has no process of its own: if one process crashes, all end, and the same
+processes train it as one run (qrag_jax/rundir/hosts.py). A trial has no process of its own: if one process crashes, all end, and the same
 command resumes the trial.
 """
 
@@ -16,9 +16,9 @@ from experiments.sweep.spec import Spec
 from experiments.sweep.study import Claim, Sweep
 from qrag_jax.config import RunConfig
 from qrag_jax.rundir.compilations import prepare_compiling
+from qrag_jax.rundir.hosts import from_leader, leader_only
 from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
 from qrag_jax.train import training
-from qrag_jax.train.hosts import from_leader, leader_only
 
 
 def run(spec: Spec, run_dir: Path, retry_failed: bool) -> None:

@@ -1,16 +1,17 @@
-"""The command ``qrag ask``."""
+"""The command ``qrag ask``. In several processes, all search together; process 0 asks the reader, prints and writes."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
 from qrag_jax.config.command_line import RARE
@@ -25,6 +26,7 @@ from qrag_jax.retrieve.report import answer_lines, search_tree, step_lines, stop
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.trace import write_trace
 from qrag_jax.retrieve.types import Step
+from qrag_jax.rundir import hosts
 from qrag_jax.rundir.log import aside
 from qrag_jax.rundir.log import say as say_line
 from qrag_jax.rundir.printable import printable
@@ -87,21 +89,21 @@ def run_ask(command: Ask, say: Callable[[str], None]) -> None:
     if command.json:
         with aside():  # what is said on the way must not be in the object
             tree = _ask(command, lambda line: None)
-        sys.stdout.write(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
+        if hosts.is_leader():
+            sys.stdout.write(json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         _ask(command, say)
 
 
 def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
     note = partial(say_line, dim=True) if say is say_line else say
-    index = Index.open(command.index)
-    support = _support(command, index)
-    reader = _reader(command)
-    retriever = Retriever.of_index(index, command.retriever)
+    index, retriever, reader, support = hosts.run_on_all(lambda: _opened(command))
+    _join(command, index, retriever)
     mode = command.mode or retriever.usual_mode
     least = least_to_fit(mode, retriever.least_q, command.least_q)
     if mode in ("bm25", "hybrid"):
-        index.words()  # made here, since it is no part of the time of the search
+        hosts.from_leader(lambda: index.words().chunks)  # made here, since it is no part of the time of the search
+        index.words()
     steps: list[Step] = []
     with SearchClock() as clock:
         found = retriever.stream(
@@ -117,7 +119,8 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
         for step in found:
             steps.append(step)
             say(step_lines(step, mode, step.pick.chunk in support))
-    _note_fewer(command, index, mode, steps)
+    if hosts.is_leader():
+        _note_fewer(command, index, mode, steps)
     compiling = f", after {clock.compiling:.1f} s of compiling" if clock.compiling >= 0.05 else ""
     what = f"{len(steps)} steps" if mode == "multi" else f"{len(steps)} picks by one look"
     note(f"{what} in {sum(step.seconds for step in steps):.3f} s over {len(index):,} chunks{compiling}")
@@ -125,27 +128,47 @@ def _ask(command: Ask, say: Callable[[str], None]) -> dict[str, object]:
     if command.trace and not steps:
         note(f"{command.trace}: not written, since nothing was picked")
     elif command.trace:
-        note(f"{_write_trace(command, retriever, index, mode, steps, support)}: trace written")
+        written = hosts.from_leader(lambda: str(_write_trace(command, retriever, index, mode, steps, support)))
+        note(f"{written}: trace written")
     tree = search_tree(command.question, index, mode, steps, retriever.threshold, least, clock)
-    if reader is not None:
-        tree["answer"] = _answer(command, steps, reader, mode, least, say).tree()
+    if command.reader is not None:
+        tree["answer"] = hosts.from_leader(lambda: _answer(command, steps, reader, mode, least, say).tree())
     return tree
 
 
+def _opened(command: Ask) -> tuple[Index, Retriever, Reader | None, tuple[int, ...]]:
+    index = Index.open(command.index)
+    support = _support(command, index)
+    reader = _reader(command)
+    return index, Retriever.of_index(index, command.retriever), reader, support
+
+
+def _join(command: Ask, index: Index, retriever: Retriever) -> None:
+    """Lets the devices of all processes hold the rows. Raises ValueError when the processes do not ask the same index the same question."""
+    if hosts.is_multiprocess():
+        asked = replace(command, index=Path(), reader=None, trace=None, retriever=None, json=False)
+        hosts.agree(index=index.version, question=f"{asked} {command.trace is not None} {command.reader is not None}")
+        retriever.devices = jax.devices()
+
+
 def _reader(command: Ask) -> Reader | None:
+    """On process 0 only."""
     for name in ("reader_tokens", "reader_timeout"):
         value = getattr(command, name)
         require(0 < value < float("inf"), name, value, "above 0")
     if command.reader is None:
         require(command.least_q is None, "least_q", command.least_q, "left out without --reader; it decides whether the reader is asked")
         return None
+    if not hosts.is_leader():
+        return None
     return open_reader(command.reader, max_new_tokens=command.reader_tokens, timeout=command.reader_timeout)
 
 
 def _answer(
-    command: Ask, steps: Sequence[Step], reader: Reader, mode: Mode, least_q: float | None, say: Callable[[str], None]
+    command: Ask, steps: Sequence[Step], reader: Reader | None, mode: Mode, least_q: float | None, say: Callable[[str], None]
 ) -> CitedAnswer:
     """Shows the answer, on a terminal as it is written."""
+    assert reader is not None
     live = sys.stdout.isatty() and not command.json
 
     def hear(piece: str) -> None:

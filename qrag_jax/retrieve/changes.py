@@ -15,7 +15,8 @@ from pathlib import Path
 from qrag_jax.retrieve.meta import Meta
 from qrag_jax.retrieve.records import SourceRecord
 from qrag_jax.retrieve.sources import ChunkStream, Reading
-from qrag_jax.retrieve.storage import StoredRows, record
+from qrag_jax.retrieve.storage import record
+from qrag_jax.retrieve.stored_rows import StoredRows
 from qrag_jax.retrieve.writing import Kept, New
 
 

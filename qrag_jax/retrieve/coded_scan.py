@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int8
 
 from qrag_jax.config import QHeadConfig
-from qrag_jax.retrieve.coded_rows import CodedRows
 from qrag_jax.retrieve.codes import CodedQueries
 from qrag_jax.retrieve.scan import NOT_FINITE, SHORT, Hidden, HostScorer, Runs, look, rotate_state, runs, stretches
+from qrag_jax.retrieve.stored_rows import CodedRows
 from qrag_jax.retrieve.types import Look
 
 BLOCK = 8192  # rows read at once

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,15 +55,15 @@ def _embed_state_rows(params: Any, ids: Int[Array, "R Ls"], *, embedder: Embedde
 
 
 def embed_texts(
-    embed_rows: EmbedRows, tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, *, label: str | None = None
+    embed_rows: EmbedRows, tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, *, ahead: int = 1, label: str | None = None
 ) -> Float[np.ndarray, "U D"]:
-    """One embedding per text, in order. ``embed_rows`` is a jitted [R, L] -> [R, D]. ``label`` shows a progress bar."""
+    """One embedding per text, in order. ``embed_rows`` and ``ahead``: see :func:`embed_by_length`. ``label`` shows a progress bar."""
     if not texts:
         raise ValueError("texts is empty: nothing to embed")
     extra = len(tokenizer.prefix) + len(tokenizer.suffix)
     lengths = np.minimum([len(ids) + extra for ids in tokenizer.lookup(texts)], max_tokens)
     rows = lambda block, width: tokenizer.rows([texts[i] for i in block], width)
-    return embed_by_length(embed_rows, rows, lengths, max_tokens, SIZES, label=label)
+    return embed_by_length(embed_rows, rows, lengths, max_tokens, SIZES, ahead=ahead, label=label)
 
 
 @dataclass(frozen=True)
@@ -108,25 +109,37 @@ def embed_by_length(
     longest: int,
     sizes: Sequence[int],
     *,
+    ahead: int = 1,
     label: str | None = None,
     unit: str = "chunk",
 ) -> Float[np.ndarray, "U D"]:
-    """The embeddings of U token rows of ``lengths``, up to ``longest``. ``rows`` makes those of the given numbers, of a given width.
+    """The embeddings of U token rows of ``lengths``, up to ``longest``. ``rows`` makes those of the given numbers, of a given width;
+    ``embed_rows`` is a jitted [R, L] -> [R, D], of which ``ahead`` calls may be under way.
 
     Rows of similar length are embedded together, so that short ones need little padding. ``label`` shows a progress bar.
     """
     order = np.argsort(lengths, kind="stable")
-    out: np.ndarray | None = None
+    found: list[np.ndarray] = []
+    waiting: deque[tuple[jax.Array, int]] = deque()
     bar = progress(total=len(lengths), unit=unit, desc=label, disable=label is None, leave=False)
+
+    def collect() -> None:
+        vectors, count = waiting.popleft()
+        found.append(np.asarray(vectors)[:count])
+        bar.update(count)
+
     for start in range(0, len(order), sizes[-1]):
         block = order[start : start + sizes[-1]]
         width = next((w for w in WIDTHS if lengths[block[-1]] <= w <= longest), longest)
-        vectors = in_blocks(embed_rows, sizes, rows(block, width))
-        out = np.empty((len(lengths), vectors.shape[1]), np.float32) if out is None else out
-        out[block] = vectors
-        bar.update(len(block))
+        waiting.append((embed_rows(*_filled(sizes, [rows(block, width)])), len(block)))
+        if len(waiting) == ahead:
+            collect()
+    while waiting:
+        collect()
     bar.close()
-    assert out is not None
+    vectors = np.concatenate(found)
+    out = np.empty((len(lengths), vectors.shape[1]), np.float32)
+    out[order] = vectors
     return out
 
 
@@ -135,11 +148,15 @@ def in_blocks(function: Callable[..., jax.Array], sizes: Sequence[int], *arrays:
     found = []
     for start in range(0, len(arrays[0]), sizes[-1]):
         parts = [array[start : start + sizes[-1]] for array in arrays]
-        count = len(parts[0])
-        missing = next(size for size in sizes if size >= count) - count
-        empty = [np.full((missing, *part.shape[1:]), False if part.dtype == bool else PAD, part.dtype) for part in parts]
-        found.append(np.asarray(function(*map(np.concatenate, zip(parts, empty, strict=True))))[:count])
+        found.append(np.asarray(function(*_filled(sizes, parts)))[: len(parts[0])])
     return np.concatenate(found)
+
+
+def _filled(sizes: Sequence[int], parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Arrays of equally many rows, filled up to one of ``sizes``."""
+    missing = next(size for size in sizes if size >= len(parts[0])) - len(parts[0])
+    empty = [np.full((missing, *part.shape[1:]), False if part.dtype == bool else PAD, part.dtype) for part in parts]
+    return [np.concatenate(both) for both in zip(parts, empty, strict=True)]
 
 
 @runtime_checkable

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -26,14 +28,24 @@ Source = str | Path | Iterable[Any] | Document
 documents of LangChain, LlamaIndex or Haystack), or an index."""
 
 
+AHEAD = 2  # blocks of texts under way on a device: one is sent while another one is embedded
+
+
 class TextEmbedder:
-    """A pair of encoders with its tokenizer. What it cannot read in full it says, once."""
+    """A pair of encoders with its tokenizer. What it cannot read in full it says, once.
+
+    ``embeds_on``: the devices that embed chunks, each a block in turn; None: all accelerators of this process, or one CPU device. A block
+    has the same shape on whichever device it is embedded, so vectors do not depend on how many there are.
+    """
 
     def __init__(self, config: RunConfig, embedder: Embedder, params: Any, tokenizer: TextTokenizer) -> None:
         self.config = config
         self.embedder = embedder
         self.params = params
         self.tokenizer = tokenizer
+        self.embeds_on: Sequence[jax.Device] | None = None
+        self._copied: tuple[Any, tuple[jax.Device, ...]] = (None, ())
+        self._copies: list[Any] = []  # of these parameters, on these devices
         self._told: set[str] = set()  # what the user was told already
 
     def document(self, source: Source, *, label: str | None = None) -> Document:
@@ -59,8 +71,19 @@ class TextEmbedder:
 
     def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
         """Un-rotated action embeddings, one per text."""
-        embed = lambda rows: embed_action_rows(self.params, rows, embedder=self.embedder)
-        return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, label=label)
+        copies = self._on_devices()
+        turn = cycle(copies)
+        embed = lambda rows: embed_action_rows(next(turn), rows, embedder=self.embedder)
+        return embed_texts(embed, self.tokenizer, texts, self.config.data.chunk_tokens, ahead=AHEAD * len(copies), label=label)
+
+    def _on_devices(self) -> list[Any]:
+        """The parameters on each device that embeds chunks."""
+        devices = tuple(self.embeds_on or (jax.local_devices() if jax.default_backend() != "cpu" else ()))
+        if len(devices) < 2:
+            return [self.params]
+        if self._copied[0] is not self.params or self._copied[1] != devices:
+            self._copied, self._copies = (self.params, devices), [jax.device_put(self.params, device) for device in devices]
+        return self._copies
 
     def embed_states(
         self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int, *, label: str | None = None

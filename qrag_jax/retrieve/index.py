@@ -28,21 +28,23 @@ import numpy as np
 from qrag_jax.config.parse import require
 from qrag_jax.data.text.chunker import ChunkBy
 from qrag_jax.export.hub import is_named
-from qrag_jax.retrieve.changes import Changes, Documents, adding, building, is_index_of, removing, syncing
+from qrag_jax.retrieve.changes import Changes, Documents, adding, building, removing, syncing
+from qrag_jax.retrieve.checks import begun_in, check_model, check_place, check_unchanged, tidy
 from qrag_jax.retrieve.chunks import Chunk
-from qrag_jax.retrieve.coded_rows import stored_rows
 from qrag_jax.retrieve.embed import ChunkEmbedder, model_hash
 from qrag_jax.retrieve.encoders import PREFIX
-from qrag_jax.retrieve.meta import FOLDER, JOURNAL, META, IndexModel, Meta, Positions, check_positions
+from qrag_jax.retrieve.meta import JOURNAL, META, IndexModel, Meta, Positions, check_positions, stamp
 from qrag_jax.retrieve.records import SourceRecord, notices
 from qrag_jax.retrieve.sources import ChunkStream, Text
-from qrag_jax.retrieve.storage import TEMPORARY, Dtype, check_dtype
+from qrag_jax.retrieve.storage import Dtype, check_dtype
 from qrag_jax.retrieve.store_scan import check_constant
+from qrag_jax.retrieve.stored_rows import stored_rows
 from qrag_jax.retrieve.stores.held import HeldVectors, StoreRef
+from qrag_jax.retrieve.team import Team, writers
 from qrag_jax.retrieve.types import others
 from qrag_jax.retrieve.words import WordIndex, kept_words
-from qrag_jax.retrieve.writing import Kept, New, clean, rewrite
-from qrag_jax.rundir.lock import only_writer
+from qrag_jax.retrieve.writing import Kept, New, rewrite
+from qrag_jax.rundir.hosts import ALONE, Place
 from qrag_jax.rundir.log import progress, say
 
 SHORT = 0.1  # seconds before a progress bar is shown: a change that is refused at once shows none
@@ -105,6 +107,7 @@ class Index:
         positions: Positions = "index",
         retriever_path: str | Path | None = None,
         store: str | None = None,
+        place: Place = ALONE,
     ) -> Index:
         """Cuts a source into chunks, embeds each distinct chunk once, and writes an index.
 
@@ -124,20 +127,24 @@ class Index:
                 has the positions that it would have alone.
             retriever_path: written to meta.json, so that later commands find the retriever.
             store: the vector database for the vectors (:mod:`~qrag_jax.retrieve.stores.places`); None: the folder. It holds float32.
+            place: of this process among several that make the same call and share the folder (:mod:`~qrag_jax.retrieve.team`). Each cuts
+                the whole source, and embeds its part of the chunks.
 
         Raises ValueError on a source that cannot be read, when ``path`` holds something else, and when it holds a finished index of another
-        source, model or settings; Busy when another process is writing to the folder; Unreachable when the store cannot be reached.
+        source, model or settings; Busy when another process is writing to the folder; Unreachable when the store cannot be reached, or
+        another process of ``place`` does not come or dies.
         """
         check_dtype(dtype)
         check_positions(positions)
         ref = None if store is None else StoreRef.new(store)
         if ref is not None:
+            require(place.count == 1, "store", store, "left out with several processes: a database is filled by one")
             require(dtype == "float32", "dtype", dtype, "float32 with a store")
             check_constant(retriever.config.qhead)
         if shard_chunks < 1:
             raise ValueError(f"shard_chunks = {shard_chunks}: must be 1 or more")
         path, data = Path(path), retriever.config.data
-        _check_place(path)
+        check_place(path)
         home = None
         if retriever_path is not None:
             here = Path(retriever_path).expanduser()
@@ -146,42 +153,47 @@ class Index:
         model = IndexModel(model_hash(retriever), data.chunk_tokens, by, home)
         width = retriever.embedder.config.width
         stream, changes = ChunkStream(source, retriever.tokenizer, data.chunk_tokens, by), Changes()
-        with only_writer(path):
-            _check_place(path)
-            ref = _begun_in(path, ref)
-            held = None if ref is None else HeldVectors(ref, width, shard_chunks)
-            meta = Meta(model, dtype, width, shard_chunks, positions=positions, store=held)
+        meta = Meta(model, dtype, width, shard_chunks, positions=positions)
+        if place.number > 0 and (path / META).is_file():
+            return _as_it_is(path, check_unchanged(path, meta, stream))
+        with writers(path, place) as team:
+            check_place(path)
+            ref = begun_in(path, ref)
+            meta = replace(meta, store=None if ref is None else HeldVectors(ref, width, shard_chunks))
             if (path / META).is_file():
-                return _unchanged(path, meta, stream)
-            return _carry_out(path, meta, building(stream, changes), retriever, changes, stream, stream.skipped, stream.unread)
+                found = check_unchanged(path, meta, stream)
+                tidy(path, found)
+                return _as_it_is(path, found)
+            return _carry_out(team, meta, building(stream, changes), retriever, changes, stream, stream.skipped, stream.unread)
 
-    def add(self, retriever: ChunkEmbedder, source: Source, *, replace: bool = False) -> Index:
+    def add(self, retriever: ChunkEmbedder, source: Source, *, replace: bool = False, place: Place = ALONE) -> Index:
         """Adds the documents of a source (as for :meth:`build`) after the others, and returns the new index. This object does not change.
 
         A document that the index has already, with the same text and metadata, is not added again. With ``replace``, one that has changed
         takes the place of the old one, at the end; without, it raises ValueError. If the addition is killed at any moment, the old index
-        stays valid, and the same call resumes it. Raises ValueError as :meth:`build` does.
+        stays valid, and the same call resumes it. ``place`` and what is raised: as for :meth:`build`.
         """
-        with only_writer(self.path):
+        self._check_share(place)
+        with writers(self.path, place) as team:
             documents, stream, changes = *self._now(retriever, source), Changes()
             plan, before = adding(documents, stream, changes, replacing=replace), documents.meta.skipped
             skipped = {**before, **stream.skipped} if replace else Counter(before) + Counter(stream.skipped)
             others = {name: why for name, why in documents.meta.unread.items() if name not in {file.name for file in stream.files}}
             unread = ChainMap(stream.unread, others)
-            return _carry_out(self.path, documents.meta, plan, retriever, changes, stream, skipped, unread)
+            return _carry_out(team, documents.meta, plan, retriever, changes, stream, skipped, unread)
 
-    def sync(self, retriever: ChunkEmbedder, source: Source) -> Index:
+    def sync(self, retriever: ChunkEmbedder, source: Source, *, place: Place = ALONE) -> Index:
         """Makes the index hold exactly the documents of a source, in its order, and returns the new index. This object stays as it is.
 
         New documents are added, changed ones replaced, and those that are gone removed; only texts that the index does not have are
-        embedded. If the call is killed at any moment, the old index stays valid, and the same call resumes it. Raises ValueError as
-        :meth:`build` does, and when a document has no name.
+        embedded. If the call is killed at any moment, the old index stays valid, and the same call resumes it. ``place`` and what is
+        raised: as for :meth:`build`; also ValueError when a document has no name.
         """
-        with only_writer(self.path):
+        self._check_share(place)
+        with writers(self.path, place) as team:
             documents, stream, changes = *self._now(retriever, source), Changes()
-            return _carry_out(
-                self.path, documents.meta, syncing(documents, stream, changes), retriever, changes, stream, stream.skipped, stream.unread
-            )
+            plan = syncing(documents, stream, changes)
+            return _carry_out(team, documents.meta, plan, retriever, changes, stream, stream.skipped, stream.unread)
 
     def remove(self, names: Sequence[str]) -> Index:
         """Removes documents by their names, and returns the new index; needs no model. This object stays as it is.
@@ -191,15 +203,19 @@ class Index:
         """
         if isinstance(names, str):
             raise ValueError(f"names = {names!r}: must be a list of names")
-        with only_writer(self.path):
+        with writers(self.path, ALONE) as team:
             meta, changes = Meta.read(self.path / META), Changes()
             plan = removing(Documents(self.path, meta), names, changes)
-            return _carry_out(self.path, meta, plan, None, changes, None, meta.skipped, meta.unread)
+            return _carry_out(team, meta, plan, None, changes, None, meta.skipped, meta.unread)
+
+    def _check_share(self, place: Place) -> None:
+        if self.meta.store is not None and place.count > 1:
+            raise ValueError(f"{self.path}: its vectors are in {self.meta.place}, which one process fills; run it on one host")
 
     def _now(self, retriever: ChunkEmbedder, source: Source) -> tuple[Documents, ChunkStream]:
         """The documents in the folder, which another process may have changed since it was opened, and those of a source."""
         meta = Meta.read(self.path / META)
-        _check_model(self.path, meta.model.hash, model_hash(retriever))
+        check_model(self.path, meta.model.hash, model_hash(retriever))
         source = list(source) if isinstance(source, Iterator) else source  # it is read more than once
         return Documents(self.path, meta), ChunkStream(source, retriever.tokenizer, meta.model.chunk_tokens, meta.model.chunk_by)
 
@@ -274,7 +290,7 @@ class Index:
         """Raises ValueError, naming both models, unless the retriever has the model that embedded this index's chunks."""
         now = (retriever, retriever.params)
         if any(a is not b for a, b in zip(now, self._checked, strict=True)):  # hashing a large model takes seconds
-            _check_model(self.path, self.meta.model.hash, model_hash(retriever))
+            check_model(self.path, self.meta.model.hash, model_hash(retriever))
             self._checked = now
 
     def verify(self) -> None:
@@ -284,7 +300,7 @@ class Index:
 
 
 def _carry_out(
-    path: Path,
+    team: Team,
     meta: Meta,
     plan: Iterable[Kept | New],
     retriever: ChunkEmbedder | None,
@@ -297,73 +313,12 @@ def _carry_out(
     if meta.store is not None:
         meta.store.begin(meta.checksum if meta.shards else "")
     with progress(unit="chunk", desc="index", delay=SHORT) as bar:
-        made, changes.embedded = rewrite(path, replace(meta, skipped=skipped), plan, retriever, unread, bar)
+        made, changes.embedded = rewrite(team, replace(meta, skipped=skipped), plan, retriever, unread, bar)
     if stream is not None:
         for notice in notices(stream.read, stream.skipped, stream.unread):
             say(notice)
-    return Index(path, made, changes)
+    return Index(team.folder, made, changes)
 
 
-def _unchanged(path: Path, meta: Meta, stream: ChunkStream) -> Index:
-    """The finished index at ``path``, if it is one of this source, model and settings. Raises ValueError otherwise."""
-    index = Index.open(path)
-    found = index.meta
-    _check_model(path, found.model.hash, meta.model.hash)
-    pairs = [(name, getattr(found, name), getattr(meta, name)) for name in ("dtype", "shard_chunks", "positions")]
-    pairs += [(name, getattr(found.model, name), getattr(meta.model, name)) for name in ("chunk_by", "chunk_tokens")]
-    for name, old, new in pairs:
-        if old != new:
-            raise ValueError(f"{path}: was built with {name} = {old}, now {new}; build with {old}, or into another folder")
-    if found.place != meta.place:
-        given = f"give --store {found.place}" if found.store else "leave --store out"
-        raise ValueError(f"{path}: has its vectors in {found.place}, not in {meta.place}; {given}, or build into another folder")
-    if not is_index_of(Documents(path, found), stream):
-        raise ValueError(
-            f"{path}: holds an index of another source; `qrag index sync SOURCE {path}` brings it up to date, and `index add` adds to it"
-        )
-    (path / JOURNAL).unlink(missing_ok=True)
-    clean(path, found.shards)
-    if found.store is not None:
-        found.store.begin(found.checksum)
-        found.store.commit(found.checksum, found.held)
-    return Index(path, found, Changes(unchanged=len({record.name or i for i, record in enumerate(found.sources)})))
-
-
-def _begun_in(path: Path, ref: StoreRef | None) -> StoreRef | None:
-    """The store of a build into ``path``: what an unfinished one has begun, else ``ref``. Raises ValueError when the unfinished build has
-    its vectors elsewhere."""
-    if (path / META).is_file() or not (path / JOURNAL).is_file():
-        return ref
-    try:
-        begun = Meta.read(path / JOURNAL)
-    except ValueError:  # a damaged journal, or one of another version: nothing of it is used
-        return ref
-    if begun.place != (FOLDER if ref is None else ref.place):
-        how = f"with --store {begun.place}" if begun.store else "without --store"
-        raise ValueError(f"{path}: the unfinished build there was begun {how}; resume it so, or build into another folder")
-    return None if begun.store is None else begun.store.ref
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """What differs between the index in a folder and the one that a change makes of it; None if there is none."""
-    try:
-        found = (path / META).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _check_place(path: Path) -> None:
-    """Raises ValueError if the folder holds something else than an index, finished or not."""
-    if (path / META).is_file() or (path / JOURNAL).is_file():
-        return
-    if path.exists() and not (path.is_dir() and all(file.match(TEMPORARY) for file in path.iterdir())):
-        raise ValueError(f"{path}: exists and is not an index; choose another folder")
-
-
-def _check_model(path: Path, index: str, retriever: str) -> None:
-    if index != retriever:
-        raise ValueError(
-            f"{path}: was built with model {index[:12]}, but this retriever is model {retriever[:12]}; "
-            "vectors of two models cannot be mixed: use the retriever it was built with, or build another index"
-        )
+def _as_it_is(path: Path, meta: Meta) -> Index:
+    return Index(path, meta, Changes(unchanged=len({record.name or i for i, record in enumerate(meta.sources)})))

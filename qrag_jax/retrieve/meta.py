@@ -144,6 +144,15 @@ class Meta:
         return cls(model, *settings, shards, sources, tree.get("skipped", {}), written, *said, store)
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What differs between the index in a folder and the one that a change makes of it; None if there is none."""
+    try:
+        found = (path / META).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def checksum(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 

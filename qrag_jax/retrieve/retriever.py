@@ -20,9 +20,6 @@ from qrag_jax.reader.protocol import Reader
 from qrag_jax.retrieve.answering import CitedAnswer, kept_steps, least_to_fit, read_answer
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.clock import SearchClock
-from qrag_jax.retrieve.coded_rows import CodedRows
-from qrag_jax.retrieve.coded_scan import CodedScorer
-from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.embedding import Source, TextEmbedder
 from qrag_jax.retrieve.encoders import CHUNK_TOKENS, PREFIX, load_encoder
 from qrag_jax.retrieve.filters import Filter, allowed_chunks
@@ -30,14 +27,12 @@ from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.picks import as_pick, as_step, position
 from qrag_jax.retrieve.questions import check_questions
 from qrag_jax.retrieve.ranking import Mode, as_path, check_options, look_once
-from qrag_jax.retrieve.scan import Hidden, HostScorer
+from qrag_jax.retrieve.scan import Hidden
+from qrag_jax.retrieve.scorers import Scorers
 from qrag_jax.retrieve.search import Scorer, SearchPath, check_budget, search, stopped
-from qrag_jax.retrieve.store_scan import StoreScorer
 from qrag_jax.retrieve.types import Document, Pick, Step, Trajectory
 from qrag_jax.rl.env import StateLayout
 from qrag_jax.types import QAExample
-
-HOST_ROWS = 2**14  # documents of up to so many chunks are scored on the host, where their vectors are
 
 
 class Retriever(TextEmbedder):
@@ -45,7 +40,8 @@ class Retriever(TextEmbedder):
 
     ``threshold``: stop when the best Q is below it (None: not calibrated). ``step``: number of updates that trained the parameters.
     ``encoder``: the name of the pretrained encoder, which no training has changed; None: it is trained. ``refusal``: when the answer is
-    "not in the documents" (None: not calibrated).
+    "not in the documents" (None: not calibrated). ``devices``: those that hold the rows of an index; None: this process's, where that pays.
+    Set to ``jax.devices()`` in each of several processes, an index is searched by all of them, and all must make the same calls.
     """
 
     def __init__(
@@ -64,6 +60,8 @@ class Retriever(TextEmbedder):
         self.step = step
         self.encoder = encoder
         self.refusal = refusal
+        self.devices: Sequence[jax.Device] | None = None
+        self._scorers = Scorers()
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Retriever:
@@ -330,18 +328,9 @@ class Retriever(TextEmbedder):
         return any(pick.q >= least for pick in picks)
 
     def scorer(self, document: Document, allowed: Bool[np.ndarray, " N"] | None = None, qhead: QHeadConfig | None = None) -> Scorer:
-        """The scorer of a document: if its vectors are in a store, the store is asked; without an accelerator, or if the document is
-        small, the host reads the rows in place; otherwise rows are split over the local devices. ``qhead`` None: the retriever's own
+        """What :meth:`~qrag_jax.retrieve.scorers.Scorers.of` makes for a document, on :attr:`devices`. ``qhead`` None: the retriever's own
         positions."""
-        hidden, qhead = Hidden(allowed, document.equals), qhead or self.config.qhead
-        if isinstance(document, Index) and document.meta.store is not None:
-            return StoreScorer(document.meta.store, document.rows, qhead, hidden, document.restarts)
-        if jax.default_backend() == "cpu" or len(document) <= HOST_ROWS:
-            rows = document.rows
-            if isinstance(rows, CodedRows):
-                return CodedScorer(rows, qhead, hidden, document.restarts)
-            return HostScorer(rows, qhead, hidden, document.restarts)
-        return DeviceScorer(document.rows, qhead, hidden=hidden, restarts=document.restarts)
+        return self._scorers.of(document, qhead or self.config.qhead, Hidden(allowed, document.equals), self.devices)
 
     def qhead(self, mode: Mode) -> QHeadConfig:
         """The positions of a mode: those of the retriever, or none."""

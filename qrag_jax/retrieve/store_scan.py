@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.scan import Hidden, Runs, rotate_state, runs, stretches
-from qrag_jax.retrieve.storage import StoredRows
+from qrag_jax.retrieve.stored_rows import StoredRows
 from qrag_jax.retrieve.stores.held import HeldVectors
 from qrag_jax.retrieve.stores.protocol import Best, Query
 from qrag_jax.retrieve.types import Look

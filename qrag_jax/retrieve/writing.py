@@ -5,6 +5,9 @@ replaced, and the files that it no longer names are removed. Vectors of texts th
 
 building.json lists the shards that an unfinished change has written. They are only a store of vectors and whole shards for the next change,
 so what a killed change leaves behind can neither be wrong nor in the way.
+
+Several processes (:mod:`qrag_jax.retrieve.team`) carry out the same plan. Each writes every n-th of the new shards, so a text is embedded
+by whoever writes the first shard that has it, among the same texts as by one process alone: the bytes are the same.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from jaxtyping import Float
 
 from qrag_jax.retrieve.chunks import Chunk
 from qrag_jax.retrieve.embed import ChunkEmbedder
-from qrag_jax.retrieve.meta import JOURNAL, META, Meta
+from qrag_jax.retrieve.meta import JOURNAL, META, Meta, stamp
 from qrag_jax.retrieve.records import SourceRecord
-from qrag_jax.retrieve.storage import TEMPORARY, WORDS, Shard, StoredRows, merge, record, shard_number, text_key
+from qrag_jax.retrieve.storage import TEMPORARY, WORDS, Shard, record, shard_number, text_key
+from qrag_jax.retrieve.stored_rows import StoredRows, merge
+from qrag_jax.retrieve.team import JOURNALS, Awaited, Team, settings
 from qrag_jax.rundir.lock import LOCK, WRITER
 from qrag_jax.rundir.log import progress
 
@@ -59,15 +64,15 @@ class _Entry(NamedTuple):
 
 
 def rewrite(
-    path: Path, meta: Meta, plan: Iterable[Kept | New], retriever: ChunkEmbedder | None, unread: Mapping[str, str], bar: Any
+    team: Team, meta: Meta, plan: Iterable[Kept | New], retriever: ChunkEmbedder | None, unread: Mapping[str, str], bar: Any
 ) -> tuple[Meta, int]:
     """Writes the documents of ``plan`` into the folder, in order, as the index that follows ``meta``: the new meta.json, and the number of
-    texts that were embedded. ``retriever`` may be None if the plan has no :class:`New`. ``unread`` may grow while the plan is carried out.
-    The caller holds the lock.
+    texts that were embedded (by this process, but by all as process 0 knows it). ``retriever`` may be None if the plan has no
+    :class:`New`. ``unread`` may grow while the plan is carried out. The caller is one of the :func:`~qrag_jax.retrieve.team.writers`.
 
-    Raises ValueError when nothing is left, or a vector is not finite.
+    Raises ValueError when nothing is left, or a vector is not finite; and as :meth:`~qrag_jax.retrieve.team.Team.wait` does.
     """
-    writer = _Writer(path, meta, retriever, bar)
+    writer = _Writer(team, meta, retriever, bar)
     for part in plan:
         writer.take(part)
     return writer.finish(unread), writer.embedded
@@ -81,27 +86,45 @@ def clean(path: Path, shards: Iterable[Shard]) -> None:
         leftover = file.match(TEMPORARY) and file.name not in (LOCK, WRITER)
         if leftover or (shard_number(file.name) is not None and file.name not in named):
             with suppress(PermissionError):
-                file.unlink()
+                file.unlink(missing_ok=True)  # another process may remove its own
 
 
 class _Writer:
-    """``pool``: all shards whose vectors can be copied: of the index, of an unfinished change, and those written here."""
+    """``pool``: all shards whose vectors can be copied: of the index, of an unfinished change, and those written here or elsewhere now."""
 
-    def __init__(self, path: Path, meta: Meta, retriever: ChunkEmbedder | None, bar: Any) -> None:
-        self.path, self.meta, self.retriever, self.bar = path, meta, retriever, bar
-        begun = unfinished(path, meta)
-        clean(path, (*meta.shards, *begun))
-        self.begun = {shard.files["texts"].sha256: shard for shard in begun}
-        self.pool = [*meta.shards, *begun]
+    def __init__(self, team: Team, meta: Meta, retriever: ChunkEmbedder | None, bar: Any) -> None:
+        self.path, self.team, self.meta, self.retriever, self.bar = team.folder, team, meta, retriever, bar
+        self.before = stamp(self.path)
+        self.unfinished, self.used = self._take_over() if team.leads else (team.begun(meta), set())
+        self.used |= {shard.number for shard in self.unfinished}
+        self.begun = {shard.files["texts"].sha256: shard for shard in self.unfinished}
+        self.pool = [*meta.shards, *self.unfinished]
         for shard in self.pool:
             shard.map()
         self.old = StoredRows(meta.shards, meta.width)
-        self.number = max([meta.written, *(shard.number + 1 for shard in begun)])
-        self.embedded = 0
+        self.number = meta.written
+        self.dealt = self.embedded = 0
+        self.texts = hashlib.sha256()
+        self.made: list[Shard] = []
         self.shards: list[Shard] = []
         self.sources: list[SourceRecord] = []
         self.entries: list[_Entry] = []
         self.run = (0, 0)  # kept chunks that are not yet in ``entries`` or ``shards``
+        self.several = team.place.count > 1
+        if self.several:
+            self.known  # noqa: B018 (made now, since the keys of shards that others write are not read)
+
+    def _take_over(self) -> tuple[list[Shard], set[int]]:
+        """The sound shards of an unfinished change, now in one journal, and the numbers that no new shard may have."""
+        begun, listed = unfinished(self.path, self.meta)
+        clean(self.path, (*self.meta.shards, *begun))
+        others = list(self.path.glob(JOURNALS))
+        if others or self.team.place.count > 1:
+            _list_shards(self.meta, begun, self.path / JOURNAL)
+        for journal in others:
+            journal.unlink()
+        self.team.tell(stage="working", shards=len(begun), begun=len(begun))
+        return begun, listed if self.meta.store else set()  # a store never gets other rows of the same number
 
     @cached_property
     def known(self) -> dict[bytes, int]:
@@ -149,17 +172,45 @@ class _Writer:
             self._flush()
 
     def _flush(self) -> None:
-        """Makes a shard of the waiting entries, or takes the one that an unfinished change has made of the same entries."""
+        """Makes a shard of the waiting entries, takes the one that an unfinished change has made of them, or leaves it to its process."""
         entries, self.entries = self.entries, []
         if not entries:
             return
+        if self.several:
+            self.team.look()
         lines = [entry.line for entry in entries]
-        done = self.begun.pop(hashlib.sha256(b"".join(lines)).hexdigest(), None)
+        texts = hashlib.sha256(b"".join(lines)).hexdigest()
+        self.texts.update(texts.encode())
+        done = self.begun.pop(texts, None)
         if done is not None:
             self.shards.append(done)
             self.bar.update(len(entries))
             return
-        if not (self.path / JOURNAL).is_file():
+        number, owner = self._next_number(), self.dealt % self.team.place.count
+        self.dealt += 1
+        if owner == self.team.place.number:
+            shard = self._write(entries, lines, number)
+        else:
+            shard = Awaited(self.team, self.meta, owner, number, len(entries), texts)
+            self.bar.update(len(entries))
+        if self.several or any(entry.row is None for entry in entries):
+            first = sum(shard.chunks for shard in self.pool)
+            for row, entry in enumerate(entries, first):
+                self.known.setdefault(entry.key, row)
+        self.pool.append(shard)
+        self.shards.append(shard)
+        if owner == self.team.place.number:
+            self.made.append(shard)
+            self._write_journal()
+
+    def _next_number(self) -> int:
+        while self.number in self.used:
+            self.number += 1
+        self.number += 1
+        return self.number - 1
+
+    def _write(self, entries: Sequence[_Entry], lines: Sequence[bytes], number: int) -> Shard:
+        if not self.team.journal.is_file():
             self._write_journal()
         old = {i: entry.row for i, entry in enumerate(entries) if entry.row is not None}
         waiting = {i: entry for i, entry in enumerate(entries) if entry.row is None}
@@ -172,21 +223,14 @@ class _Writer:
         new = {i: place[entry.key] for i, entry in waiting.items() if i not in old}
         raw, scales = merge(StoredRows(self.pool, self.meta.width), old, vectors, new, len(entries), self.meta.dtype)
         keys = [entry.key for entry in entries]
-        shard = Shard.write(self.path, self.number, lines, keys, raw, scales, self.meta.dtype, self.meta.store)
+        shard = Shard.write(self.path, number, lines, keys, raw, scales, self.meta.dtype, self.meta.store)
         shard.map()
-        if waiting:
-            first = sum(shard.chunks for shard in self.pool)
-            for row, entry in enumerate(entries, first):
-                self.known.setdefault(entry.key, row)
-        self.pool.append(shard)
-        self.shards.append(shard)
-        self.number += 1
-        self._write_journal()
+        return shard
 
     def _write_journal(self) -> None:
-        ours = {shard.number for shard in self.meta.shards}
-        made = [shard for shard in self.shards if shard.number not in ours]
-        replace(self.meta, shards=(*made, *self.begun.values()), sources=()).write(self.path / JOURNAL)
+        shards = [*(self.unfinished if self.team.leads else ()), *self.made]
+        _list_shards(self.meta, shards, self.team.journal)
+        self.team.tell(shards=len(shards), embedded=self.embedded)
 
     def _embed(self, texts: list[str]) -> Iterator[Float[np.ndarray, "U D"]]:
         for start in range(0, len(texts), PIECE):
@@ -205,35 +249,52 @@ class _Writer:
         self._flush()
         if not self.shards:
             raise ValueError(f"{self.path}: nothing to search would be left; an index holds at least one chunk")
-        held = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=self.number)
+        if not self.team.leads:
+            self.team.tell(stage="done", texts=self.texts.hexdigest())
+            self.team.wait(0, lambda _: True if stamp(self.path) != self.before else None)
+            return Meta.read(self.path / META)
+        for number in range(1, self.team.place.count):
+            done = self.team.wait(number, lambda now: now if now is not None and now.stage == "done" else None)
+            if done.texts != self.texts.hexdigest():
+                raise self.team.differs(number)
+            self.embedded += done.embedded
+        written = max(self.number, *(number + 1 for number in self.used), 0)
+        held = replace(self.meta, shards=tuple(self.shards), sources=tuple(self.sources), written=written)
         made = replace(held, unread=dict(unread))
         if made.store is not None:
             made.store.announce(made.checksum)
         made.write(self.path / META)
         for name in (JOURNAL, WORDS):  # the words are those of the texts before
             (self.path / name).unlink(missing_ok=True)
+        for journal in self.path.glob(JOURNALS):
+            journal.unlink()
         clean(self.path, made.shards)
         if made.store is not None:
             made.store.commit(made.checksum, made.held, [shard.number for shard in self.meta.shards])
         return made
 
 
-def unfinished(path: Path, meta: Meta) -> list[Shard]:
-    """The sound shards of an unfinished change that hold vectors of the same model and type."""
-    journal = path / JOURNAL
-    if not journal.is_file():
-        return []
+def _list_shards(meta: Meta, shards: Iterable[Shard], journal: Path) -> None:
+    replace(meta, shards=tuple(shards), sources=()).write(journal)
+
+
+def unfinished(path: Path, meta: Meta) -> tuple[list[Shard], set[int]]:
+    """The sound shards of an unfinished change that hold vectors of the same model and type; and the numbers of all its shards."""
     ours = {shard.number for shard in meta.shards}
-    found = []
-    with suppress(ValueError):  # a damaged journal, or one of another version: its shards are written again
-        begun = Meta.read(journal)
-        settings = lambda one: (one.model.hash, one.dtype, one.width, one.store and one.store.ref)
-        if settings(begun) == settings(meta):
-            for shard in progress([shard for shard in begun.shards if shard.number not in ours], desc="resuming", leave=False):
-                with suppress(ValueError):
-                    shard.verify_files()
-                    if meta.store is not None and shard.held is not None:
-                        shard.store = meta.store
-                        shard.store.check([shard.held])
-                    found.append(shard)
-    return found
+    listed: dict[int, Shard] = {}
+    for journal in sorted((*path.glob(JOURNAL), *path.glob(JOURNALS))):
+        with suppress(ValueError):  # a damaged journal, or one of another version: its shards are written again
+            begun = Meta.read(journal)
+            if settings(begun) == settings(meta):
+                listed |= {shard.number: shard for shard in begun.shards if shard.number not in ours}
+    found: list[Shard] = []
+    if not listed:
+        return found, set()
+    for shard in progress([listed[number] for number in sorted(listed)], desc="resuming", leave=False):
+        with suppress(ValueError):
+            shard.verify_files()
+            if meta.store is not None and shard.held is not None:
+                shard.store = meta.store
+                shard.store.check([shard.held])
+            found.append(shard)
+    return found, set(listed)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from qrag_jax.retrieve.batching import Batcher
-from qrag_jax.retrieve.index import Index, stamp
+from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.meta import stamp
 from qrag_jax.rundir.log import say
 
 EVERY = 1.0  # seconds between two looks at the folder

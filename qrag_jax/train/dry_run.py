@@ -15,9 +15,9 @@ from qrag_jax.config import RunConfig
 from qrag_jax.evaluate.sets import validation_set
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.checkpoint import saved_steps
+from qrag_jax.rundir.hosts import from_leader, run_on_all
 from qrag_jax.rundir.log import say
 from qrag_jax.train import describe
-from qrag_jax.train.hosts import from_leader, run_on_all
 from qrag_jax.train.loop import Updates, make_updates
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import choose_devices

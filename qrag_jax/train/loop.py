@@ -24,6 +24,7 @@ from qrag_jax.rl.rewards import Reward
 from qrag_jax.rl.supervised import make_learner
 from qrag_jax.rundir.checkpoint import Checkpoint, Checkpoints
 from qrag_jax.rundir.compilations import compilations
+from qrag_jax.rundir.hosts import from_leader, is_leader, leader_only, on_any, run_on_all
 from qrag_jax.rundir.log import NotFinite, Pruned, RunLog, say
 from qrag_jax.rundir.log import progress as progress_bar
 from qrag_jax.rundir.progress import Progress
@@ -32,7 +33,6 @@ from qrag_jax.train import describe
 from qrag_jax.train.answer_update import AnswerUpdate
 from qrag_jax.train.batches import Batches
 from qrag_jax.train.clock import Leg, TimeLeft
-from qrag_jax.train.hosts import from_leader, is_leader, leader_only, on_any, run_on_all
 from qrag_jax.train.model import Model
 from qrag_jax.train.parallel import Parallel, make_parallel, make_phases, on_host
 from qrag_jax.train.plan import Plan, check_state, plan_update

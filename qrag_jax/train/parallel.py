@@ -22,8 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from qrag_jax.config import TrainConfig
 from qrag_jax.rl.learner import Metrics, TrainState
+from qrag_jax.rundir.hosts import barrier
 from qrag_jax.train import sharding
-from qrag_jax.train.hosts import barrier
 from qrag_jax.train.sharding import AXIS, ShardState
 from qrag_jax.types import WHOLE, Episode, Share, TaskBatch
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qrag_jax.config import TrainConfig
 from qrag_jax.rl.learner import TrainState
 from qrag_jax.rl.shards import Shard, is_shard
-from qrag_jax.train.hosts import is_leader
+from qrag_jax.rundir.hosts import is_leader
 
 AXIS = "episodes"
 SHARE = 0.5  # "auto" splits the state if a copy of it would take more than this share of a device's memory

@@ -1,7 +1,7 @@
 """The training run, top to bottom: folder, data, model, devices, loop, final evaluation, export.
 
 The same call on the same folder resumes a run. The result is the same bit for bit, because batches and randomness depend only on the seed
-and the update. Several processes make the same call; only process 0 uses the folder, validates and evaluates (qrag_jax/train/hosts.py).
+and the update. Several processes make the same call; only process 0 uses the folder, validates and evaluates (qrag_jax/rundir/hosts.py).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from qrag_jax.rl.rewards import Reward
 from qrag_jax.rundir.bucket import is_url
 from qrag_jax.rundir.checkpoint import Checkpoints, saved_steps
 from qrag_jax.rundir.files import check_folder, disk_error, is_unfinished, write_text
+from qrag_jax.rundir.hosts import agree, from_leader, have_in_common, is_leader, leader_only, peers, run_on_all
 from qrag_jax.rundir.lock import only_writer
 from qrag_jax.rundir.log import CannotWrite, RunLog, say, write_manifest
 from qrag_jax.rundir.sinks import check_trackers
 from qrag_jax.rundir.stop import StopRequest, stop_requests
 from qrag_jax.train import describe
 from qrag_jax.train.batches import stage_examples
-from qrag_jax.train.hosts import agree, from_leader, have_in_common, is_leader, leader_only, peers, run_on_all
 from qrag_jax.train.loop import Prune, train
 from qrag_jax.train.model import Model, build_model
 from qrag_jax.train.objective import check_objectives

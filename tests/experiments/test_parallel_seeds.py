@@ -17,8 +17,8 @@ import pytest
 
 from experiments import child, parallel_seeds, slots
 from experiments.cli import main
+from qrag_jax.rundir import hosts
 from qrag_jax.rundir.log import RunLog
-from qrag_jax.train import hosts
 from tests.support import runs
 from tests.support.processes import start_python
 from tests.support.small import options

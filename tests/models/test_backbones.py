@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from qrag_jax.models.bert import BertConfig
 from qrag_jax.models.embedder import Embedder, pool
 from qrag_jax.models.folder import read_folder, write_folder
 from qrag_jax.models.pretrained import load_pretrained, wheel_folder
@@ -30,11 +31,12 @@ from qrag_jax.models.registry import (
     backbone_of,
     config_from_hf,
     encoder_params,
+    encoder_template,
     encoder_tensors,
     write_encoder,
 )
 from qrag_jax.models.tokenizer import TextTokenizer, train_wordpiece
-from tests.support.backbones import TINY, VOCAB, WIDTH, backbones, random_params, same_trees
+from tests.support.backbones import SIZES, TINY, VOCAB, WIDTH, backbones, random_params, same_trees
 from tests.support.oracles import gte_numpy
 
 # Hidden vectors of one text, where transformers has no class: (tensors, config.json, tokens) -> [len(tokens), width].

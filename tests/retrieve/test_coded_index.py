@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from qrag_jax.__main__ import main
-from qrag_jax.retrieve.coded_rows import CodedRows
 from qrag_jax.retrieve.codes import Codes
 from qrag_jax.retrieve.index import Index, Text
 from qrag_jax.retrieve.meta import checksum
 from qrag_jax.retrieve.report import index_lines, index_tree
 from qrag_jax.retrieve.retriever import Retriever
+from qrag_jax.retrieve.stored_rows import CodedRows
 from tests.support.index import CHUNKS, content, small_retriever, write_small_export
 
 QUESTIONS = ["Where is Mary?", "Who went to the garden?", "Where did John move?"]

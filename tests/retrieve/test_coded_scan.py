@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve import coded_scan
-from qrag_jax.retrieve.coded_rows import CodedRows
 from qrag_jax.retrieve.coded_scan import CodedScorer
 from qrag_jax.retrieve.codes import CodedQueries, Codes
 from qrag_jax.retrieve.scan import Hidden, HostScorer, rotate_state, runs, stretches
 from qrag_jax.retrieve.storage import Shard
+from qrag_jax.retrieve.stored_rows import CodedRows
 
 POSITIONS = {
     "integer": QHeadConfig(),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrag_jax.config import QHeadConfig
+from qrag_jax.retrieve.device_rows import DeviceRows
 from qrag_jax.retrieve.device_scan import DeviceScorer
 from qrag_jax.retrieve.scan import Hidden, HostScorer, look, runs, scan, stretches
 from qrag_jax.retrieve.types import PoolRows
@@ -140,7 +141,7 @@ def test_devices_restart_positions_as_the_host_does(name: str, lengths: tuple[in
     rows = PoolRows(np.random.default_rng(5).standard_normal((1500, 16)).astype(np.float32), np.arange(1500, dtype=np.int32))  # no ties
     states = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
     picked = [[], [700], [3, 1499, 20]]
-    scorer = DeviceScorer(rows, config, jax.devices()[:1], block=512, restarts=starts)
+    scorer = DeviceScorer(DeviceRows(rows, jax.devices()[:1], block=512), config, restarts=starts)
     wanted = HostScorer(rows, config, restarts=starts)(states, picked, 7, 40)
     for found, other in zip(scorer(states, picked, 7, 40), wanted, strict=True):
         assert found.chunks == other.chunks
@@ -156,7 +157,7 @@ def test_devices_find_what_the_host_finds(name: str, resident: bool, devices: in
     rows = PoolRows(np.random.default_rng(5).standard_normal((1500, 16)).astype(np.float32), np.arange(1500, dtype=np.int32))  # no ties
     states = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
     picked = [[], [700], [3, 1499, 20]]
-    scorer = DeviceScorer(rows, config, jax.devices()[:devices], block=128, resident=resident)
+    scorer = DeviceScorer(DeviceRows(rows, jax.devices()[:devices], block=128, resident=resident), config)
     for found, wanted in zip(scorer(states, picked, 7, 40), HostScorer(rows, config)(states, picked, 7, 40), strict=True):
         assert found.chunks == wanted.chunks
         np.testing.assert_allclose(found.q, wanted.q, atol=1e-5)
@@ -165,7 +166,8 @@ def test_devices_find_what_the_host_finds(name: str, resident: bool, devices: in
 
 def test_the_steps_of_a_search_and_small_documents_share_one_program() -> None:
     rows, _ = document(300)
-    first, other = (DeviceScorer(PoolRows(rows.pool, rows.index[:count]), VARIANTS["integer"], jax.devices()[:1]) for count in (300, 70))
+    placed = [DeviceRows(PoolRows(rows.pool, rows.index[:count]), jax.devices()[:1]) for count in (300, 70)]
+    first, other = (DeviceScorer(one, VARIANTS["integer"]) for one in placed)
     before = first._step._cache_size()
     for scorer in (first, other):
         for picks in ([], [7], [7, 60], [7, 60, 40]):
@@ -176,23 +178,44 @@ def test_the_steps_of_a_search_and_small_documents_share_one_program() -> None:
 def test_a_document_stays_on_the_devices_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = document(300)  # 19,200 bytes
     for free, resident in ((40_000, True), (30_000, False)):
-        monkeypatch.setattr("qrag_jax.retrieve.device_scan._free", lambda device, free=free: free)
-        assert (DeviceScorer(rows, VARIANTS["integer"], jax.devices()[:1])._kept is not None) == resident
+        monkeypatch.setattr("qrag_jax.retrieve.device_rows._free", lambda device, free=free: free)
+        assert (DeviceRows(rows, jax.devices()[:1]).kept is not None) == resident
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_devices_find_what_the_host_finds_with_a_filter(resident: bool) -> None:
+@pytest.mark.parametrize(("resident", "devices"), [(True, 1), (False, 1), (True, 4)])
+def test_devices_find_what_the_host_finds_with_a_filter(resident: bool, devices: int) -> None:
     rows = PoolRows(np.random.default_rng(5).standard_normal((300, 16)).astype(np.float32), np.arange(300, dtype=np.int32))
     allowed = np.isin(np.arange(300), [5, 40, 41, 130, 260, 299])  # blocks of 64: none in the fourth
     hidden = Hidden(allowed, lambda chunk: {41: (5, 42)}.get(chunk, ()))
     states = np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)
     picked = [[], [41]]
-    found = DeviceScorer(rows, QHeadConfig(), jax.devices()[:1], block=64, resident=resident, hidden=hidden)(states, picked, 9, 6)
+    placed = DeviceRows(rows, jax.devices()[:devices], block=64, resident=resident)
+    found = DeviceScorer(placed, QHeadConfig(), hidden)(states, picked, 9, 6)
     assert [set(look.chunks) for look in found] == [{5, 40, 41, 130, 260, 299}, {40, 130, 260, 299}]
     for mine, wanted in zip(found, HostScorer(rows, QHeadConfig(), hidden)(states, picked, 9, 6), strict=True):
         assert mine.chunks == wanted.chunks
         np.testing.assert_allclose(mine.q, wanted.q, atol=1e-5)
         np.testing.assert_allclose(mine.curve, wanted.curve, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(3, 4), (13, 4), (301, 3)])
+def test_of_equal_chunks_on_several_devices_the_first_is_picked(count: int, devices: int) -> None:
+    """Also of more devices than rows, and of rows that do not divide evenly. Blocks of 8 rows: a later one of the first device is equal to
+    the first one of the next."""
+    pool = np.random.default_rng(5).standard_normal((3, 16)).astype(np.float32)
+    rows = PoolRows(pool, np.arange(count, dtype=np.int32) % 3)
+    states = np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)
+    placed = DeviceRows(rows, jax.devices()[:devices], block=8)
+    picked, top = [[], [count - 1]], count - 1
+    found = DeviceScorer(placed, VARIANTS["none"])(states, picked, top)
+    for mine, state, picks in zip(found, states, picked, strict=True):
+        q = naive(pool[rows.index], state, [], VARIANTS["none"])
+        q[picks] = -np.inf
+        assert list(mine.chunks) == sorted(range(count), key=lambda i: (-q[i], i))[:top]
+    parts = [part for block in placed.blocks() for part in block.addressable_shards]
+    held = [sum(len(part.data) for part in parts if part.device == device) for device in jax.devices()[:devices]]
+    assert placed.share == -(-count // devices)
+    assert held == [-(-placed.share // 8) * 8] * devices, "rows of each, filled up to whole blocks"
 
 
 def test_look_leaves_picks_out() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.scan import Hidden, HostScorer
-from qrag_jax.retrieve.storage import Shard, StoredRows
+from qrag_jax.retrieve.storage import Shard
 from qrag_jax.retrieve.store_scan import StoreScorer
+from qrag_jax.retrieve.stored_rows import StoredRows
 from qrag_jax.retrieve.stores import places
 from qrag_jax.retrieve.stores.held import HeldShard, HeldVectors, StoreRef
 from tests.support.stores import MemoryStore

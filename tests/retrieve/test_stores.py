@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +14,22 @@ from qrag_jax.__main__ import main
 from qrag_jax.config import QHeadConfig
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
-from qrag_jax.retrieve.stores import held, places
 from qrag_jax.retrieve.stores.places import checked_place, open_store
 from qrag_jax.retrieve.stores.protocol import Query
-from qrag_jax.rundir.log import Unreachable
-from tests.support.index import CHUNKS, small_retriever, write_files, write_small_export
+from tests.support.index import CHUNKS, small_retriever, write_small_export
 from tests.support.small import changed
-from tests.support.stores import MemoryStore, postgres
+from tests.support.stores import MEMORY, QUESTION, MemoryStore, postgres, same, write_text
 
 NAME = "qrag_0123456789abcdef"
-QUESTION = "Where is Mary?"
 PACKAGES = {"memory": "numpy", "lancedb": "lancedb", "duckdb": "duckdb", "qdrant": "qdrant_edge", "postgresql": "psycopg"}
 KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind == "postgresql" else ()) for kind in PACKAGES]
 POSITIONS = ["relative", pytest.param("none", marks=pytest.mark.slow)]
+pytestmark = pytest.mark.usefixtures("memory")
 
 
 @pytest.fixture(scope="module")
 def retriever() -> Retriever:
     return small_retriever()
-
-
-@pytest.fixture(autouse=True)
-def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(places.STORES, "memory", MemoryStore)
-    yield
-    MemoryStore.kept.clear()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +46,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 every_store = pytest.mark.parametrize("place", KINDS, indirect=True)
-MEMORY = "memory:/nowhere"
 
 
 @every_store
@@ -126,25 +114,6 @@ def test_an_index_in_a_store_is_the_index_in_a_folder(
     same(retriever, [Index.open(index.path, verify=True) for index in both])
 
 
-def write_text(folder: Path) -> Path:
-    """Files in which no sentence stands twice: of equal chunks of one document, any may be picked."""
-    write_files(folder)
-    (folder / "c.TXT").write_text(" ".join(CHUNKS[20:29]))
-    return folder
-
-
-def same(retriever: Retriever, both: list[Index]) -> None:
-    one, other = both
-    assert one.sources == other.sources
-    assert [one.chunk(i) for i in range(len(one))] == [other.chunk(i) for i in range(len(other))]
-    np.testing.assert_array_equal(one.rows.block(0, len(one)), other.rows.block(0, len(other)))
-    asked: list[dict[str, Any]] = [{}, {"filter": ["source=a/*"]}, {"beam": 2}, {"mode": "single"}, {"mode": "hybrid"}]
-    for options in asked:
-        found, wanted = (retriever.search(QUESTION, index, 4, **options) for index in (other, one))
-        assert [pick.chunk for pick in found] == [pick.chunk for pick in wanted], options
-        np.testing.assert_allclose([pick.q for pick in found], [pick.q for pick in wanted], atol=1e-5)
-
-
 def write_more(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "new.md").write_text(" ".join(CHUNKS[:12]))
@@ -171,81 +140,6 @@ def test_a_reader_keeps_its_state_through_one_change(retriever: Retriever, tmp_p
     again = newest.sync(retriever, tmp_path / "text").sync(retriever, tmp_path / "text")
     rows = MemoryStore.kept["/nowhere", again.meta.store.ref.name]["rows"]
     assert len(rows) == len(again), "a change that changes nothing removes what is left of earlier states"
-
-
-@pytest.mark.parametrize("after", [one if one % 3 == 1 else pytest.param(one, marks=pytest.mark.slow) for one in range(12)])
-def test_a_build_that_dies_at_any_call_resumes(after: int, retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store fails at its n-th change, before or after it was made; then the same build ends with the same index."""
-    left = [after]
-
-    def dying(name: str, late: bool) -> None:
-        original = getattr(MemoryStore, name)
-
-        def call(self: MemoryStore, *args: Any) -> None:
-            left[0] -= 1
-            if left[0] < 0 and not late:
-                raise KeyboardInterrupt
-            original(self, *args)
-            if left[0] < 0:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(MemoryStore, name, call)
-
-    for name in ("write_record", "put", "keep"):
-        dying(name, late=bool(after % 2))
-    folder = write_text(tmp_path / "text")
-    build = lambda: Index.build(retriever, folder, tmp_path / "index", shard_chunks=8, store=MEMORY)
-    with suppress(KeyboardInterrupt):
-        build()
-        build().remove(["b.txt"])
-    assert left[0] < 0, "it was killed"
-    left[0] = 10**6
-    index = Index.open(tmp_path / "index") if (tmp_path / "index" / "meta.json").is_file() else build()
-    both = [Index.build(retriever, folder, tmp_path / "files", shard_chunks=8), index.sync(retriever, folder).sync(retriever, folder)]
-    same(retriever, both)
-    (table,) = MemoryStore.kept.values()
-    assert len(table["rows"]) == len(both[0]), "and nothing is left of what was killed"
-
-
-def test_a_copy_that_was_left_behind_is_refused(retriever: Retriever, tmp_path: Path) -> None:
-    folder = write_text(tmp_path / "text")
-    index = Index.build(retriever, folder, tmp_path / "index", shard_chunks=8, store=MEMORY)
-    shutil.copytree(index.path, tmp_path / "copy")
-    index.remove(["b.txt"])
-    copy = Index.open(tmp_path / "copy")  # its vectors are still there
-    with pytest.raises(ValueError, match="changed through another copy of this folder"):
-        copy.remove(["c.TXT"])
-    Index.open(index.path).remove(["c.TXT"])
-    with pytest.raises(ValueError, match=r"does not have the vectors of .* shards"):
-        Index.open(tmp_path / "copy")
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        (None, "is not there"),
-        ("{", "its record .* is damaged"),
-        ('{"format": "other"}', "is not of the format"),
-        ("other index", "holds the vectors of qrag_ffffffffffffffff"),
-    ],
-)
-def test_a_store_of_something_else_is_refused(record: str | None, message: str, retriever: Retriever, tmp_path: Path) -> None:
-    index = Index.build(retriever, CHUNKS[:8], tmp_path / "index", store=MEMORY)
-    (at,) = MemoryStore.kept.values()
-    at["record"] = at["record"].replace(index.meta.store.ref.name, "qrag_" + "f" * 16) if record == "other index" else record
-    with pytest.raises(ValueError, match=message):
-        Index.open(index.path)
-
-
-def test_vectors_that_were_altered_or_lost_are_found(retriever: Retriever, tmp_path: Path) -> None:
-    index = Index.build(retriever, CHUNKS[:8], tmp_path / "index", store=MEMORY)
-    (at,) = MemoryStore.kept.values()
-    at["rows"][3] = at["rows"][3] + 1
-    with pytest.raises(ValueError, match="the vectors of shard 0 are not those that were written"):
-        Index.open(index.path, verify=True)
-    del at["rows"][3]
-    with pytest.raises(ValueError, match="has 7 of 8 vectors of shard 0"):
-        index.verify()
 
 
 @pytest.mark.parametrize(
@@ -277,23 +171,6 @@ def test_places_are_recorded_as_they_are_found_again(tmp_path: Path, monkeypatch
     assert checked_place("qdrant:http://host:6333") == "qdrant:http://host:6333"
 
 
-def test_another_store_than_that_of_the_index_is_refused(retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = lambda **more: Index.build(retriever, CHUNKS[:20], tmp_path / "index", shard_chunks=8, **more)
-    with pytest.raises(ValueError, match="dtype = 'int8': must be float32 with a store"):
-        build(store=MEMORY, dtype="int8")
-    monkeypatch.setattr(held.HeldVectors, "announce", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        build(store=MEMORY)
-    for other in ({}, {"store": "memory:/elsewhere"}):
-        with pytest.raises(ValueError, match="was begun with --store memory:/nowhere; resume it so"):
-            build(**other)
-    monkeypatch.undo()
-    monkeypatch.setitem(places.STORES, "memory", MemoryStore)
-    build(store=MEMORY)
-    with pytest.raises(ValueError, match="has its vectors in memory:/nowhere, not in the folder; give --store memory:/nowhere"):
-        build()
-
-
 def test_continuous_positions_are_refused_before_anything_is_embedded(
     retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,59 +195,6 @@ def test_the_client_of_a_qdrant_server_does_the_same(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_qdrant_server_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, retriever: Retriever, tmp_path: Path) -> None:
-    pytest.importorskip("qdrant_client")
-    with pytest.raises(Unreachable, match=r"collection qrag_.* of qdrant:http://127.0.0.1:9: cannot be reached"):
-        Index.build(retriever, CHUNKS[:8], tmp_path / "index", store="qdrant:http://127.0.0.1:9")
-
-
-@pytest.mark.slow
-def test_a_postgres_that_is_killed_in_a_build_and_in_a_search(
-    retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A build and a search say so in one line. When the server is back, the build resumes and the open index goes on."""
-    store = pytest.importorskip("qrag_jax.retrieve.stores.postgres")
-    folder = write_text(tmp_path / "text")
-    build = lambda: Index.build(retriever, folder, tmp_path / "index", shard_chunks=4, store=server.url)
-    with postgres() as server:
-        original, sent = store.Vector, []
-
-        def dying(vector: np.ndarray) -> Any:
-            sent.append(vector)
-            if len(sent) == 11:  # within the third shard
-                server.kill()
-            return original(vector)
-
-        monkeypatch.setattr(store, "Vector", dying)
-        with pytest.raises(Unreachable, match=r"table qrag_.* cannot be reached"):
-            build()
-        monkeypatch.undo()
-        with pytest.raises(Unreachable, match="cannot be reached"):
-            build()
-        server.start()
-        index = build()
-        plain = Index.build(retriever, folder, tmp_path / "plain", shard_chunks=4)
-        same(retriever, [plain, index])
-        found = retriever.stream(QUESTION, index, 4)
-        first = next(found)
-        server.kill()
-        with pytest.raises(Unreachable, match="cannot be reached"):
-            next(found)
-        server.start()
-        assert [pick.chunk for pick in retriever.search(QUESTION, index, 4)] == sorted({first.pick.chunk} | set(picks_of(retriever, plain)))
-        server.kill()
-        with pytest.raises(Unreachable, match="cannot be reached"):
-            index.remove(["b.txt"])
-        server.start()
-        both = [one.remove(["b.txt"]) for one in (plain, index)]
-        same(retriever, [Index.open(one.path, verify=True) for one in both])
-
-
-def picks_of(retriever: Retriever, index: Index) -> list[int]:
-    return [pick.chunk for pick in retriever.search(QUESTION, index, 4)]
-
-
-@pytest.mark.slow
 def test_postgres_takes_no_approximate_index(server: str) -> None:
     """An administrator's HNSW index on the table, which would give other rows, is not used."""
     pytest.importorskip("psycopg")
@@ -387,17 +211,6 @@ def test_postgres_takes_no_approximate_index(server: str) -> None:
         (best,) = store.best([Query(vector, np.array([[0, 3000]]))], 3)
         assert best.rows.tolist() == np.argsort(-(vectors @ vector))[:3].tolist()
     store.close()
-
-
-def test_duckdb_is_written_by_one_process_at_a_time(tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    duck = pytest.importorskip("qrag_jax.retrieve.stores.duck")
-
-    def locked(*_: object, **__: object) -> None:
-        raise duck.duckdb.IOException('IO Error: Could not set lock on file "x": Conflicting lock is held in /usr/bin/python (PID 1)')
-
-    monkeypatch.setattr(duck.duckdb, "connect", locked)
-    with pytest.raises(Unreachable, match="another process has the file open"):
-        Index.build(retriever, CHUNKS[:8], tmp_path / "index", store=f"duckdb:{tmp_path / 'x.db'}")
 
 
 def test_the_commands_take_a_store(tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ from experiments.cli import execute
 from experiments.sweep.__main__ import main as sweep
 from qrag_jax.config import RunConfig
 from qrag_jax.rl.rewards import support_reward
+from qrag_jax.rundir import hosts
 from qrag_jax.rundir.log import CannotWrite, NotFinite, Preempted
 from qrag_jax.rundir.progress import Progress
-from qrag_jax.train import hosts, window
+from qrag_jax.train import window
 from qrag_jax.train.batches import Batches, stage_examples
 from qrag_jax.train.loop import save
 from qrag_jax.train.parallel import Parallel, choose_devices, make_parallel

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from qrag_jax.train import hosts
+from qrag_jax.rundir import hosts
 from tests.conftest import ROOT
 from tests.support.compiling import quick
 

@@ -13,7 +13,13 @@ import numpy as np
 import psutil
 import pytest
 
+from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.stores.protocol import Best, Query, Span
+from tests.support.index import CHUNKS, write_files
+
+QUESTION = "Where is Mary?"
+MEMORY = "memory:/nowhere"
 
 
 class MemoryStore:
@@ -103,3 +109,22 @@ def postgres() -> Iterator[Postgres]:
             yield server
         finally:
             server.stop()
+
+
+def write_text(folder: Path) -> Path:
+    """Files in which no sentence stands twice: of equal chunks of one document, any may be picked."""
+    write_files(folder)
+    (folder / "c.TXT").write_text(" ".join(CHUNKS[20:29]))
+    return folder
+
+
+def same(retriever: Retriever, both: list[Index]) -> None:
+    one, other = both
+    assert one.sources == other.sources
+    assert [one.chunk(i) for i in range(len(one))] == [other.chunk(i) for i in range(len(other))]
+    np.testing.assert_array_equal(one.rows.block(0, len(one)), other.rows.block(0, len(other)))
+    asked: list[dict[str, Any]] = [{}, {"filter": ["source=a/*"]}, {"beam": 2}, {"mode": "single"}, {"mode": "hybrid"}]
+    for options in asked:
+        found, wanted = (retriever.search(QUESTION, index, 4, **options) for index in (other, one))
+        assert [pick.chunk for pick in found] == [pick.chunk for pick in wanted], options
+        np.testing.assert_allclose([pick.q for pick in found], [pick.q for pick in wanted], atol=1e-5)

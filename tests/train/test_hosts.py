@@ -9,20 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.cli import main
 from qrag_jax.rundir.checkpoint import saved_steps
-from qrag_jax.rundir.ending import execute
-from qrag_jax.rundir.log import Unreachable
-from qrag_jax.train import hosts
 from qrag_jax.types import Share
 from tests.support.pair import CONFIG, TRAIN, batches, gradients, scene
 from tests.support.processes import finish_all, processes, wait_for_all
@@ -143,108 +136,3 @@ def test_processes_that_differ_are_refused(pair):
     assert codes == [64, 64]
     assert all("error: configuration: differs between process 1 and process 0" in text for text in said)
     assert not (pair / "different").exists()
-
-
-def test_a_second_process_with_a_number_is_refused(monkeypatch):
-    """jax would end both with a stack trace."""
-    monkeypatch.setattr(hosts, "_claimed", [])
-    hosts._claim_number("localhost:1", 2, 1)
-    hosts._claim_number("localhost:1", 2, 0)
-    hosts._claim_number("localhost:2", 2, 1)
-    with pytest.raises(ValueError, match="JAX_PROCESS_ID = 1: another process of this run on this machine has this number"):
-        hosts._claim_number("localhost:1", 2, 1)
-    for lock in hosts._claimed:
-        lock.release()
-    hosts._claim_number("localhost:1", 2, 1)
-    hosts._claimed[-1].release()
-
-
-def test_waiting_for_others_ends_in_one_line(monkeypatch, capsys):
-    """At its time, and by a signal at once; an error of joining is raised as it is."""
-    monkeypatch.setattr(hosts, "SOON", 0.01)
-    monkeypatch.setattr(hosts, "START", 0.2)
-    never = threading.Event()
-    with pytest.raises(Unreachable, match=r"the other processes of this run did not come in 0\.2 s; start all of them with"):
-        hosts._wait_for(never.wait)
-    assert "waiting for the other processes of this run, up to 0.2 s" in capsys.readouterr().out
-    monkeypatch.setattr(hosts, "START", 60)
-    stopper = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
-    stopper.start()
-    assert execute(lambda: hosts._wait_for(never.wait)) == 130
-    never.set()
-
-    def fail() -> None:
-        raise RuntimeError("UNAVAILABLE")
-
-    with pytest.raises(RuntimeError, match="UNAVAILABLE"):
-        hosts._wait_for(fail)
-    hosts._wait_for(lambda: None)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ((None, "2", "0"), "JAX_COORDINATOR_ADDRESS: not set, but"),
-        (("localhost:1", None, None), "JAX_NUM_PROCESSES, JAX_PROCESS_ID: not set, but"),
-        (("localhost", "2", "0"), "JAX_COORDINATOR_ADDRESS = 'localhost': must be HOST:PORT"),
-        (("localhost:1", "two", "0"), "JAX_NUM_PROCESSES = 'two': must be a whole number"),
-        (("localhost:1", "2", "2"), "JAX_PROCESS_ID = '2': must be in 0..1"),
-        (("localhost:1", "2", "-1"), "JAX_PROCESS_ID = '-1': must be in 0..1"),
-    ],
-)
-def test_half_a_start_is_refused(given, message, monkeypatch, capsys, tmp_path):
-    for name, value in zip(hosts.VARIABLES, given, strict=True):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert main("babilong", "", ["--run-dir", str(tmp_path / "run")]) == 64
-    assert message in capsys.readouterr().err
-
-
-class Metadata(BaseHTTPRequestHandler):
-    """Compute Engine's metadata server, for a machine with the attributes of ``known``."""
-
-    known: ClassVar[dict[str, str]] = {}
-
-    def do_GET(self) -> None:
-        text = self.known.get(self.path.rpartition("/")[2])
-        self.send_response(200 if text and self.headers["Metadata-Flavor"] == "Google" else 404)
-        self.end_headers()
-        self.wfile.write((text or "").encode())
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("environment", "attributes", "count"),
-    [
-        ({}, {"worker-network-endpoints": "a,b"}, 1),  # no TPU here: nothing is asked
-        ({"TPU_ML_PLATFORM": "JAX"}, {"worker-network-endpoints": "unknown:unknown:10.0.0.2"}, 1),
-        ({"TPU_ML_PLATFORM": "JAX"}, {"worker-network-endpoints": "x:0:10.0.0.2,x:1:10.0.0.3"}, 2),
-        ({"TPU_ML_PLATFORM": "JAX"}, {}, 1),
-        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, {"worker-network-endpoints": "a,b"}, 1),
-        ({"TPU_ML_PLATFORM": "JAX", "TPU_WORKER_HOSTNAMES": "localhost"}, {}, 1),
-        ({"TPU_ML_PLATFORM": "JAX", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, {}, 4),
-        ({"TPU_ML_PLATFORM": "JAX", "TPU_WORKER_HOSTNAMES": "a,b", "MEGASCALE_NUM_SLICES": "2"}, {}, 4),
-    ],
-)
-def test_hosts_of_a_tpu_are_counted(environment, attributes, count, monkeypatch):
-    for name in ("TPU_ML_PLATFORM", "TPU_SKIP_MDS_QUERY", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(Metadata, "known", attributes)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_address[1]}")
-        assert hosts.tpu_hosts() == count
-        server.shutdown()
-
-
-def test_a_machine_without_metadata_is_one_host(monkeypatch):
-    monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
-    for name in ("TPU_SKIP_MDS_QUERY", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
-    assert hosts.tpu_hosts() == 1

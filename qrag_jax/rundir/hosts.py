@@ -1,8 +1,8 @@
-"""The processes of a run, one per host: how they start, agree, and follow the first.
+"""The processes of a command, one per host: how they start, agree, and follow the first.
 
-Process 0 is the leader. It alone reads and writes the run directory, prints, validates and evaluates; the others only train, and receive
-its results. So the processes need no common folder. With one process, each function here just makes the call. All processes must call
-these functions in the same order, except :func:`is_leader`.
+Process 0 is the leader. In a training, it alone reads and writes the run directory, prints, validates and evaluates; the others only train,
+and receive its results. So the processes need no common folder. With one process, each function here just makes the call. All processes
+must call these functions in the same order, except :func:`is_leader`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
@@ -35,7 +36,7 @@ from qrag_jax.rundir.peers import Peers
 from qrag_jax.rundir.stop import acknowledge
 
 T = TypeVar("T")
-ENDS: dict[str, type[BaseException]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite)}
+ENDS: dict[str, type[BaseException]] = {kind.__name__: kind for kind in (ValueError, Preempted, CannotWrite, NotFinite, Unreachable)}
 """Errors with an exit code of their own. If one process ends with such an error, all do."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START = 300  # seconds to wait for the other processes at the start
@@ -45,6 +46,18 @@ MARK = ".common.tmp"  # an unfinished file (rundir/files.py), so nothing takes i
 SOON = 5  # seconds after which the wait at the start is said
 _barriers = itertools.count()
 _claimed: list[FileLock] = []
+
+
+@dataclass(frozen=True)
+class Place:
+    """Process ``number`` of ``count`` that do one thing together. ``run``: a text that is the same on all of them, and on no others."""
+
+    number: int = 0
+    count: int = 1
+    run: str = ""
+
+
+ALONE = Place()
 
 
 def start() -> None:
@@ -158,6 +171,23 @@ def is_multiprocess() -> bool:
     return jax.distributed.is_initialized()
 
 
+def leave() -> Place:
+    """Parts from the other processes: from now on, this one neither waits for them nor ends with them. Call it on all of them."""
+    if not is_multiprocess():
+        return ALONE
+    run = from_leader(lambda: uuid.uuid4().hex)
+    place = Place(jax.process_index(), jax.process_count(), run)
+    jax.distributed.shutdown()
+    return place
+
+
+def alone(command: str) -> None:
+    """Raises ValueError if ``VARIABLES`` ask for several processes, which ``command`` cannot use."""
+    given = _variables()
+    if given is not None and given[1] > 1:
+        raise ValueError(f"{command}: runs in one process; run it on one host, without {VARIABLES[1]}")
+
+
 def is_leader() -> bool:
     """Whether this is process 0. With one process, uses no device."""
     return not is_multiprocess() or jax.process_index() == 0
@@ -173,20 +203,27 @@ def run_on_all(make: Callable[[], T]) -> T:
     except (Exception, Preempted) as error:
         failure = error
         acknowledge()  # the others must learn of it first
-    kind = "" if failure is None else _kind(failure)
+    kind = "" if failure is None else kind_of(failure)
     reports = [json.loads(report) for report in _gather(json.dumps([kind, str(failure)]))]
     if failure is not None:
         raise failure
     for process, (kind, text) in enumerate(reports):
         if kind:
-            raise ENDS[kind](text) if kind in ENDS else RuntimeError(f"process {process} failed: {kind}: {text}")
+            raise told(kind, text, process)
     return made
 
 
-def _kind(error: BaseException) -> str:
+def told(kind: str, text: str, process: int) -> BaseException:
+    """The error to raise for one of ``process``: of its ``kind`` (:func:`kind_of`), if that has an exit code of its own."""
+    return ENDS[kind](text) if kind in ENDS else RuntimeError(f"process {process} failed: {kind}: {text}")
+
+
+def kind_of(error: BaseException) -> str:
     """The name of the error of ``ENDS`` that ``error`` is, or will be reported as; else the name of its own class."""
     if disk_error(error) is not None:
         return CannotWrite.__name__
+    if isinstance(error, OSError) and error.filename is not None:  # a place that cannot be read or written
+        return ValueError.__name__
     return next((name for name, kind in ENDS.items() if isinstance(error, kind)), type(error).__name__)
 
 
@@ -260,6 +297,8 @@ def barrier() -> None:
     """Waits for all processes, for as long as it takes; collectives of devices would give up after half a minute."""
     if not is_multiprocess():
         return
+    import orbax.checkpoint as ocp  # its import takes seconds, which a command without other processes does not need
+
     ocp.multihost.get_barrier_sync_fn()(key=f"qrag-{next(_barriers)}", timeout_ms=1000 * PATIENCE)
 
 

@@ -176,32 +176,6 @@ def test_a_group_shares_its_noise_and_no_more(task: str, folder: str) -> None:
     assert len(set.union(*pools)) > 100
 
 
-def test_all_needles_together_are_trained_mostly_on_the_hard_tasks_and_tested_in_equal_parts(folder: str) -> None:
-    config = DataConfig(benchmark="ruler", task="niah", shared_noise=50, data_dir=folder)
-    tasks = lambda documents, where: Counter(documents[i].id.split("/")[1] for i in where)
-    easy = set(ruler.NIAH) - set(ruler.TRAINING_PARTS)
-    train = load(config, "train", seed=0, group=32, chunks=60)
-    for batch in (range(32), range(32, 64)):
-        assert tasks(train, batch) == dict.fromkeys(easy, 2) | {"niah_multikey_2": 10, "niah_multikey_3": 10}
-    equal = load(config, "validation", seed=0, haystacks=2, chunks=60)
-    assert tasks(equal, range(32)) == dict.fromkeys(ruler.NIAH, 4)
-
-
-def test_all_needles_together_share_their_noise_in_a_batch_and_have_new_noise_in_the_next(folder: str) -> None:
-    """As tasks that are trained alone. The tasks whose noise is prose share one."""
-    train = load(DataConfig(benchmark="ruler", task="niah", shared_noise=50, data_dir=folder), "train", seed=0, group=32, chunks=60)
-    noise: list[dict[str, set[str]]] = [{}, {}]
-    for i in range(64):
-        example = train[i]
-        counts = noise[i // 32]
-        task = example.id.split("/")[1]
-        counts[task] = counts.get(task, set(example.chunks)) & set(example.chunks)
-    assert all(len(noise[k][task]) == 50 for k in (0, 1) for task in ("niah_multikey_2", "niah_multikey_3"))
-    prose = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
-    assert all(noise[k]["niah_single_2"] == noise[k][task] for k in (0, 1) for task in prose)
-    assert all(noise[0][task].isdisjoint(noise[1][task]) for task in ("niah_multikey_2", "niah_multikey_3"))
-
-
 def test_an_example_depends_on_seed_and_index_alone(folder: str) -> None:
     for task in EXPECTED:
         config = DataConfig(task=task, data_dir=folder)

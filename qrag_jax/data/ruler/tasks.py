@@ -25,10 +25,7 @@ from qrag_jax.data.text.haystack import HAYSTACK_SENTENCES, book_sentences, load
 from qrag_jax.types import QAExample
 
 ALL_NEEDLES = "niah"
-"""The eight needle tasks, to train one retriever for all of them; they are evaluated one by one."""
-TRAINING_PARTS = {"niah_multikey_2": 5, "niah_multikey_3": 5}
-"""Parts of the training questions of all tasks together, of 16; the other six tasks have one each. In these two every other chunk is a
-needle too, and only many questions teach to tell them apart."""
+"""The eight needle tasks in equal parts, to train one retriever for all of them; they are evaluated one by one."""
 CHUNK_TOKENS = {"niah_multikey_2": 18, "niah_multikey_3": 68, "qa_sh": 150, "qa_mh": 120}
 """Tokens per chunk, for chunks other than sentences (25): needles as in RULER's own files, paragraphs by their words and punctuation."""
 
@@ -70,7 +67,8 @@ def load(
     noise = choose_noise(group, haystacks, config.shared_noise)
     task = full_name(config.task)
     if task == ALL_NEEDLES:
-        return _all_needles(config, split, seed=seed, chunks=chunks, group=group, haystacks=haystacks)
+        options: dict[str, Any] = {"seed": seed, "chunks": chunks, "group": group, "haystacks": haystacks}
+        return Mixture([load(replace(config, task=part), split, **options) for part in NIAH], [1] * len(NIAH), split, seed=seed)
     chunks = config.chunks if chunks is None else chunks
     if task in QA_TASKS:
         paragraphs, texts = load_qa(task, config.data_dir, split, seed=seed)
@@ -83,15 +81,6 @@ def load(
     questions = NiahQuestions(NIAH[task], split, seed=seed)
     haystack = _haystack(task, config.data_dir, split, chunks * (haystacks or 0))
     return Ruler(questions, haystack, noise, task=task, split=split, seed=seed, chunks=chunks)
-
-
-def _all_needles(config: DataConfig, split: Split, *, group: int | None, **options: Any) -> Mixture:
-    """The eight tasks: in the parts of ``TRAINING_PARTS`` to train, in equal parts to evaluate. A task has new noise as often as a task
-    that is trained alone: once in ``group`` examples of all tasks."""
-    weights = [1 if group is None else TRAINING_PARTS.get(part, 1) for part in NIAH]
-    groups = [None if group is None else max(1, group * weight // sum(weights)) for weight in weights]
-    sources = [load(replace(config, task=part), split, group=own, **options) for part, own in zip(NIAH, groups, strict=True)]
-    return Mixture(sources, weights, split, seed=options["seed"])
 
 
 def _haystack(task: str, data_dir: str | None, split: Split, sentences: int) -> NoiseSource:

@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Num
 
 from qrag_jax.config.parse import decode
 from qrag_jax.retrieve.meta import JOURNAL, Meta
@@ -95,7 +97,12 @@ class Team:
         if self.place.count > 1:
             with self._writing:
                 self.told = replace(self.told, beat=self.told.beat + 1, **changes)
-                write_json(self._file(self.place.number), asdict(self.told))
+                with suppress(FileNotFoundError):
+                    return self._write()
+                self._write()  # process 0, which clears the folder when it begins, took the unfinished file for that of a killed process
+
+    def _write(self) -> None:
+        write_json(self._file(self.place.number), asdict(self.told))
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
@@ -183,15 +190,25 @@ class Awaited(Shard):
     def __init__(self, team: Team, meta: Meta, owner: int, number: int, chunks: int, texts: str) -> None:
         self.folder, self.chunks, self.width, self.dtype, self.store = team.folder, chunks, meta.width, meta.dtype, meta.store
         self._team, self._meta, self._owner, self._number, self._texts = team, meta, owner, number, texts
+        self._files: dict[str, StoredFile] | None = None
 
     @property
     def number(self) -> int:
         return self._number
 
-    @cached_property
+    # Not cached properties: up to Python 3.11, one that waits holds a lock that all threads need for the same property of other objects.
+
+    @property
     def files(self) -> dict[str, StoredFile]:  # type: ignore[override]
         """Raises as :meth:`Team.wait` does; ValueError when the other process has cut other chunks."""
-        return self._team.wait(self._owner, self._find)
+        if self._files is None:
+            self._files = self._team.wait(self._owner, self._find)
+        return self._files
+
+    @property
+    def vectors(self) -> Num[np.ndarray, "R D"]:
+        self.files  # noqa: B018 (waits)
+        return super().vectors
 
     def _find(self, now: Told | None) -> dict[str, StoredFile] | None:
         found = self._team.written(self._owner, now, self._meta).get(self._number)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from qrag_jax.retrieve import embed, embedding, team
+from qrag_jax.retrieve import embed, embedding, team, writing
 from qrag_jax.retrieve.index import Index
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.sources import Text
@@ -131,6 +131,26 @@ def test_a_process_that_does_not_come_or_dies_is_missed(retriever: Retriever, tm
     monkeypatch.setattr(team.Team, "tell", tell_with_a_dead_one)
     with pytest.raises(Unreachable, match=r"process 1 of 2 has given no sign of life for 0\.4 s"):
         build(0)
+
+
+def test_a_sign_of_life_that_is_taken_for_a_leftover_is_given_again(
+    retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 0 clears the folder between the writing of an unfinished file and its renaming."""
+    rename, names = Path.replace, []
+
+    def rename_after_clearing(self: Path, target: Path) -> Path:
+        names.append(target.name)
+        if len(names) % 2:
+            writing.clean(self.parent, ())
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", rename_after_clearing)
+    with team.Team(tmp_path, Place(1, 2, "this run")) as own:
+        own.tell(stage="working")
+        other = team.Team(tmp_path, Place(0, 2, "this run")).look()[1]
+    assert (other and other.stage, set(names)) == ("working", {".process-1.tmp"})
+    assert len(names) >= 4
 
 
 def test_other_files_on_another_host_are_refused(retriever: Retriever, tmp_path: Path) -> None:

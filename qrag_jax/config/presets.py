@@ -73,23 +73,26 @@ def rewards_alone(config: RunConfig) -> RunConfig:
 
 def _tiny_needles(config: RunConfig) -> RunConfig:
     """RULER's needle tasks. Only a retriever that has seen many needles can tell one from thousands, so training documents are full of
-    them. If four must be found before there is a reward, short documents come first; if all tasks are trained together, the hardest gets
-    a stage of its own. If one needle is enough, a low gamma makes a wrong first pick costly, however many picks are left, and the labels
-    are used beside the rewards: the softmax compares the needle asked for with all others at once."""
+    them, and the labels are used beside the rewards: the softmax compares the needle asked for with all others at once. A low gamma makes
+    a wrong first pick costly, however many picks are left. A task whose questions all ask for four needles learns from rewards alone,
+    and in short documents first, where four are found by chance."""
     task = config.data.task
     # Longest question, chunk and chunk in a state, in tokens; uuids are long, and inside a state a needle's key is enough.
-    uuids, queries = (48, 64, 32), (40, 28, 28)
-    sizes = {"niah": uuids, "niah_mk3": uuids, "niah_multikey_3": uuids, "niah_mq": queries, "niah_multiquery": queries}
-    question, chunk, inside = sizes.get(task, (28, 28, 28))
-    four = task in ("niah", "niah_mv", "niah_multivalue", "niah_mq", "niah_multiquery")
-    stages = (f"{task}:10:300",) if four else ()
-    return replace(
+    uuids, queries = (48, 64, 32), (64, 36, 36)
+    sizes = {"niah": (64, 64, 36), "niah_mk3": uuids, "niah_multikey_3": uuids, "niah_mq": queries, "niah_multiquery": queries}
+    question, chunk, inside = sizes.get(task, (32, 36, 36))
+    config = replace(
         config,
         data=replace(config.data, chunks=100, shared_noise=100, question_tokens=question, chunk_tokens=chunk, state_chunk_tokens=inside),
         model=replace(config.model, max_positions=512),
-        rl=replace(config.rl, budget=6) if four else replace(config.rl, gamma=0.5, supervised_weight=0.1, supervised_loss="softmax"),
-        train=replace(config.train, curriculum=(*stages, "niah_mk3:100:300") if task == "niah" else stages, steps=1500 if four else 600),
     )
+    if task in ("niah_mv", "niah_multivalue", "niah_mq", "niah_multiquery"):
+        train = replace(config.train, curriculum=(f"{task}:10:300",), steps=1500)
+        return replace(config, rl=replace(config.rl, budget=6), train=train)
+    rl = replace(config.rl, gamma=0.5, supervised_weight=0.1, supervised_loss="softmax")
+    if task == "niah":
+        return replace(config, rl=replace(rl, gold_order="policy"), train=replace(config.train, steps=1000))
+    return replace(config, rl=rl, train=replace(config.train, steps=600))
 
 
 def minilm(benchmark: str, task: str) -> RunConfig:

@@ -98,8 +98,8 @@ class Questions(Protocol):
 
 @runtime_checkable
 class NoiseSource(Protocol):
-    def sample(self, count: int, draw: np.random.Generator) -> list[Piece]:
-        """``count`` random pieces, or all pieces if there are fewer."""
+    def sample(self, count: int, key: tuple[int, ...], group: int) -> list[Piece]:
+        """``count`` random pieces for a group, or all pieces if there are fewer; ``key`` and the group seed the randomness."""
         ...
 
     def stretch(self, count: int, key: tuple[int, ...], group: int, groups: int) -> list[Piece]:
@@ -113,8 +113,8 @@ class TextHaystack:
     def __init__(self, texts: Sequence[str]) -> None:
         self.pieces = [Piece(text, text) for text in texts]
 
-    def sample(self, count: int, draw: np.random.Generator) -> list[Piece]:
-        picked = draw.choice(len(self.pieces), size=min(count, len(self.pieces)), replace=False)
+    def sample(self, count: int, key: tuple[int, ...], group: int) -> list[Piece]:
+        picked = np.random.default_rng((*key, group)).choice(len(self.pieces), size=min(count, len(self.pieces)), replace=False)
         return [self.pieces[k] for k in picked]
 
     def stretch(self, count: int, key: tuple[int, ...], group: int, groups: int) -> list[Piece]:
@@ -180,7 +180,7 @@ class Documents(Sequence[QAExample]):
         """The noise of a group."""
         key = (self.seed, self.NOISE, SPLITS.index(self.split))
         if isinstance(self.noise, SharedNoise):
-            return self.haystack.sample(self.noise.sentences, np.random.default_rng((*key, group)))
+            return self.haystack.sample(self.noise.sentences, key, group)
         return self.haystack.stretch(self.chunks + _SPARE, key, group, self.noise.haystacks)
 
     def _noise(self, item: Item, i: int, draw: np.random.Generator) -> list[str]:

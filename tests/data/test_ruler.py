@@ -37,15 +37,21 @@ EXPECTED = {
 
 
 def prose(book: str, count: int) -> str:
-    return "\n\n".join(f"In the book of {book} the keeper of house {n} walked slowly along the wide river bank." for n in range(count))
+    line = "In the book of {} the keeper {} of house {} walked slowly along the {}."
+    return "\n\n".join(line.format(book, word(2 * n), n, word(2 * n + 1)) for n in range(count))
+
+
+def word(n: int) -> str:
+    """A word of its own for each ``n`` below 1 000."""
+    return "".join("bdfghklmnp"[n // 10**k % 10] + "aeiou"[k] for k in range(3))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data folder: three books to train on, one for tests that nobody must read here, two essays."""
     root = tmp_path_factory.mktemp("data")
-    for name, count in (("books/train/anna", 90), ("books/train/boris", 90), ("books/train/clara", 90), ("books/test/dmitri", 90)):
-        path = root / f"{name}.txt"
+    for name, count in (("train/anna", 150), ("train/boris", 150), ("train/clara", 150), ("test/dmitri", 90)):
+        path = root / "books" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(prose(path.stem, count), encoding="utf-8")
     (root / "pg_essays").mkdir()
@@ -156,7 +162,7 @@ def test_noise_that_belongs_to_the_question_is_left_out() -> None:
 
 
 def test_distractor_needles_never_have_the_key_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ruler_needles, "word_pairs", lambda split: ("calm-fox", "bold-hill", "old-coat"))
+    monkeypatch.setattr(ruler_needles, "listed_pairs", lambda split: ("calm-fox", "bold-hill", "old-coat"))
     for mode in ({"group": 4}, {"haystacks": 2}):
         documents = load(DataConfig(task="niah_mk2"), "test", seed=0, chunks=30, **mode)
         for i in range(6):
@@ -174,6 +180,32 @@ def test_a_group_shares_its_noise_and_no_more(task: str, folder: str) -> None:
         assert len(pools[-1]) == 50
         assert len(counts) == 50 + 16 * own
     assert len(set.union(*pools)) > 100
+
+
+def test_all_needles_together_are_trained_mostly_on_the_hard_tasks_and_tested_in_equal_parts(folder: str) -> None:
+    config = DataConfig(benchmark="ruler", task="niah", shared_noise=50, data_dir=folder)
+    tasks = lambda documents, where: Counter(documents[i].id.split("/")[1] for i in where)
+    easy = set(ruler.NIAH) - set(ruler.TRAINING_PARTS)
+    train = load(config, "train", seed=0, group=32, chunks=60)
+    for batch in (range(32), range(32, 64)):
+        assert tasks(train, batch) == dict.fromkeys(easy, 2) | {"niah_multikey_2": 10, "niah_multikey_3": 10}
+    equal = load(config, "validation", seed=0, haystacks=2, chunks=60)
+    assert tasks(equal, range(32)) == dict.fromkeys(ruler.NIAH, 4)
+
+
+def test_all_needles_together_share_their_noise_in_a_batch_and_have_new_noise_in_the_next(folder: str) -> None:
+    """As tasks that are trained alone. The tasks whose noise is prose share one."""
+    train = load(DataConfig(benchmark="ruler", task="niah", shared_noise=50, data_dir=folder), "train", seed=0, group=32, chunks=60)
+    noise: list[dict[str, set[str]]] = [{}, {}]
+    for i in range(64):
+        example = train[i]
+        counts = noise[i // 32]
+        task = example.id.split("/")[1]
+        counts[task] = counts.get(task, set(example.chunks)) & set(example.chunks)
+    assert all(len(noise[k][task]) == 50 for k in (0, 1) for task in ("niah_multikey_2", "niah_multikey_3"))
+    prose = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
+    assert all(noise[k]["niah_single_2"] == noise[k][task] for k in (0, 1) for task in prose)
+    assert all(noise[0][task].isdisjoint(noise[1][task]) for task in ("niah_multikey_2", "niah_multikey_3"))
 
 
 def test_an_example_depends_on_seed_and_index_alone(folder: str) -> None:
@@ -213,16 +245,45 @@ def test_splits_share_no_key_no_value_and_no_text(task: str, folder: str) -> Non
 def test_names_are_different_as_long_as_there_are_any() -> None:
     draw = np.random.default_rng(0)
     for place, split in enumerate(SPLITS):
-        numbers = [int(number) for number in ruler_needles.draw_names("numbers", 20_000, split, draw)]
+        numbers = [int(number) for number in ruler_needles.draw_names("numbers", 20_000, split, (), draw)]
         assert len(set(numbers)) == 20_000
         assert {number % 3 for number in numbers} == {(1_000_000 + place) % 3}  # 1 000 000 is the first number of training
         assert 1_000_000 <= min(numbers) < 1_010_000 < 9_990_000 < max(numbers) <= 9_999_999
-        pairs = ruler_needles.word_pairs(split)
-        drawn = Counter(ruler_needles.draw_names("words", 2 * len(pairs) + 1, split, draw))
+        pairs = ruler_needles.listed_pairs(split)
+        drawn = Counter(ruler_needles.draw_names("words", 2 * len(pairs) + 1, split, pairs, draw))
         assert set(drawn) == set(pairs)
         assert sorted(drawn.values())[-2:] == [2, 3]
-    everything = [pair for split in SPLITS for pair in ruler_needles.word_pairs(split)]
+    everything = [pair for split in SPLITS for pair in ruler_needles.listed_pairs(split)]
     assert len(set(everything)) == len(everything) == len(ruler_needles.ADJECTIVES) * len(ruler_needles.NOUNS)
+
+
+@pytest.mark.parametrize("task", ["niah_mk1", "niah_mk2"])
+def test_training_keys_have_other_words_in_each_group_and_never_those_of_the_test(task: str, folder: str) -> None:
+    documents = load(DataConfig(task=task, data_dir=folder, shared_noise=50), "train", seed=0, group=16, chunks=60)
+    found: list[tuple[set[str], set[str]]] = []
+    for group in range(3):
+        text = " ".join(" ".join((documents[i].question, *documents[i].chunks)) for i in range(group * 16, group * 16 + 16))
+        keys = re.findall(r"numbers? for (\w+)-(\w+)", text)
+        found.append(({first for first, _ in keys}, {second for _, second in keys}))
+        assert not found[-1][0] & found[-1][1]
+        assert not (found[-1][0] | found[-1][1]) & {*ruler_needles.ADJECTIVES, *ruler_needles.NOUNS}
+    if task == "niah_mk2":
+        assert [len(first) < 66 for first, _ in found] == [True] * 3, "keys of a document share words"
+    assert not found[0][0] == found[1][0] == found[2][0]
+
+
+def test_keys_of_a_group_are_as_many_as_those_of_all_splits_and_use_every_word(folder: str) -> None:
+    few, many = len(ruler_needles.ADJECTIVES), len(ruler_needles.NOUNS)
+    words = tuple(word(n) for n in range(few + many)) + ruler_needles.NOUNS
+    keys = ruler_needles.WordKeys("train", seed=3, words=words)
+    pairs = [key.split("-") for key in keys.of(7)]
+    assert (len(set(keys.of(7))), len({a for a, _ in pairs}), len({b for _, b in pairs})) == (few * many, few, many)
+    assert {word for pair in pairs for word in pair} == set(words) - set(ruler_needles.NOUNS)
+    assert keys.of(7) == ruler_needles.WordKeys("train", seed=3, words=words).of(7) != keys.of(8)
+    assert keys.of(7) != ruler_needles.WordKeys("train", seed=4, words=words).of(7)
+    told = r"the texts to train on: have only 283 different words to make keys of, but 284 are needed; add books to books/train"
+    with pytest.raises(ValueError, match=told):
+        ruler_needles.WordKeys("train", words=words[1:])
 
 
 def test_context_lengths() -> None:

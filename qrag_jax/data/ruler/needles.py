@@ -1,25 +1,26 @@
 """Needles of RULER's NIAH tasks (Hsieh et al. 2024, arXiv 2404.06654): the eight tasks, their keys and values, sentences and questions.
 
 Needles and questions are worded as in the official generator. Word keys are "adjective-noun" pairs, as there, but from the short lists
-below (about 20 000 pairs) instead of the ``wonderwords`` package. No pair and no number occurs in two splits; each split draws its uuids
-from its own random stream.
+below (about 20 000 pairs) instead of the ``wonderwords`` package; training has other words (:class:`WordKeys`). No key and no number
+occurs in two splits; each split draws its uuids from its own random stream.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
 
-from qrag_jax.data.documents import ENDLESS, Item, Piece
+from qrag_jax.data.documents import ENDLESS, Item, Noise, Piece
 from qrag_jax.data.splits import SPLITS, Split, hashed_split
 from qrag_jax.types import VALUES_SEPARATOR
 
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-_ITEM = 111  # first word of the keys of a random stream
+_ITEM, _WORDS = 111, 114  # first words of the keys of the random streams
 
 Kind = Literal["numbers", "words", "uuids"]
 
@@ -60,29 +61,57 @@ def question(kind: Kind, keys: tuple[str, ...], values: int) -> str:
     return f"What {what} for {named} mentioned in the provided text?"
 
 
-def draw_names(kind: Kind, count: int, split: Split, draw: np.random.Generator) -> list[str]:
-    """``count`` keys or values of a split. All are different, but word keys repeat, evenly, once all are used."""
+class WordKeys:
+    """The word keys of a split, for documents whose noise is of one group (:meth:`of`).
+
+    Validation and test have pairs of the listed words: one pair in ten, and three. To train, give ``words``: each group has lists of its
+    own, as long as those below, drawn from all other words. So a retriever sees as many similar keys as in the test, and never gets to know
+    the words of keys by heart. Raises ValueError if there are too few words.
+    """
+
+    def __init__(self, split: Split, *, seed: int = 0, words: Sequence[str] = ()) -> None:
+        self._key = (seed, _WORDS)
+        self._listed = () if words else listed_pairs(split)
+        self._words = sorted(set(words) - {*ADJECTIVES, *NOUNS})
+        if words and len(self._words) < len(ADJECTIVES) + len(NOUNS):
+            raise ValueError(
+                f"the texts to train on: have only {len(self._words)} different words to make keys of, but "
+                f"{len(ADJECTIVES) + len(NOUNS)} are needed; add books to books/train"
+            )
+        self._drawn = lru_cache(maxsize=8)(self._draw)
+
+    def of(self, group: int) -> tuple[str, ...]:
+        """All keys of a group."""
+        return self._listed or self._drawn(group)
+
+    def _draw(self, group: int) -> tuple[str, ...]:
+        draw = np.random.default_rng((*self._key, group))
+        words = [self._words[k] for k in draw.choice(len(self._words), size=len(ADJECTIVES) + len(NOUNS), replace=False)]
+        return tuple(f"{first}-{second}" for first in words[: len(ADJECTIVES)] for second in words[len(ADJECTIVES) :])
+
+
+@cache
+def listed_pairs(split: Split) -> tuple[str, ...]:
+    """The pairs of the listed words that are keys of validation (one in ten) or of the test (three in ten)."""
+    pairs = (f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS)
+    return tuple(pair for pair in pairs if hashed_split(pair, validation=0.1, test=0.3) == split)
+
+
+def draw_names(kind: Kind, count: int, split: Split, words: Sequence[str], draw: np.random.Generator) -> list[str]:
+    """``count`` keys or values of a split. All are different, but ``words``, the word keys, repeat, evenly, once all are used."""
     if kind == "numbers":  # seven digits; the remainder modulo 3 tells the split
         thirds = draw.choice(3_000_000, size=count, replace=False)
         return [str(1_000_000 + 3 * third + SPLITS.index(split)) for third in thirds.tolist()]
     if kind == "uuids":
         return [str(uuid.UUID(bytes=draw.bytes(16), version=4)) for _ in range(count)]
-    pairs = word_pairs(split)
-    return [pairs[k] for k in np.resize(draw.permutation(len(pairs)), count)]
-
-
-@cache
-def word_pairs(split: Split) -> tuple[str, ...]:
-    """All word keys of a split: six in ten are for training, three for the test."""
-    pairs = (f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS)
-    return tuple(pair for pair in pairs if hashed_split(pair, validation=0.1, test=0.3) == split)
+    return [words[k] for k in np.resize(draw.permutation(len(words)), count)]
 
 
 class NiahQuestions:
     """Question i is drawn from (seed, split, i) alone."""
 
-    def __init__(self, task: NiahTask, split: Split, *, seed: int) -> None:
-        self.task, self.split, self.seed = task, split, seed
+    def __init__(self, task: NiahTask, split: Split, words: WordKeys, noise: Noise, *, seed: int) -> None:
+        self.task, self.split, self.words, self.noise, self.seed = task, split, words, noise, seed
         self.most_pieces = task.keys * task.values
 
     def __len__(self) -> int:
@@ -91,8 +120,9 @@ class NiahQuestions:
     def item(self, i: int) -> Item:
         task = self.task
         draw = np.random.default_rng((self.seed, _ITEM, SPLITS.index(self.split), i))
-        keys = draw_names(task.key_kind, task.keys, self.split, draw)
-        drawn = draw_names(task.value_kind, task.keys * task.values, self.split, draw)
+        words = self.words.of(self.noise.group_of(i))
+        keys = draw_names(task.key_kind, task.keys, self.split, words, draw)
+        drawn = draw_names(task.value_kind, task.keys * task.values, self.split, words, draw)
         values = {key: drawn[n * task.values : (n + 1) * task.values] for n, key in enumerate(keys)}
         needles = [Piece(key, needle(task.value_kind, key, value)) for key in keys for value in values[key]]
         pieces = tuple(needles[k] for k in draw.permutation(len(needles)))
@@ -109,16 +139,17 @@ class NiahQuestions:
 class NeedleHaystack:
     """Noise made of needles that no question asks for, each with its own key and value (MK-2, MK-3)."""
 
-    def __init__(self, task: NiahTask, split: Split) -> None:
-        self.task, self.split = task, split
+    def __init__(self, task: NiahTask, split: Split, words: WordKeys) -> None:
+        self.task, self.split, self.words = task, split, words
 
-    def sample(self, count: int, draw: np.random.Generator) -> list[Piece]:
-        keys = draw_names(self.task.key_kind, count, self.split, draw)
-        values = draw_names(self.task.value_kind, count, self.split, draw)
+    def sample(self, count: int, key: tuple[int, ...], group: int) -> list[Piece]:
+        words, draw = self.words.of(group), np.random.default_rng((*key, group))
+        keys = draw_names(self.task.key_kind, count, self.split, words, draw)
+        values = draw_names(self.task.value_kind, count, self.split, words, draw)
         return [Piece(key, needle(self.task.value_kind, key, value)) for key, value in zip(keys, values, strict=True)]
 
     def stretch(self, count: int, key: tuple[int, ...], group: int, groups: int) -> list[Piece]:
-        return self.sample(count, np.random.default_rng((*key, group)))
+        return self.sample(count, key, group)
 
 
 _ADJECTIVES = """

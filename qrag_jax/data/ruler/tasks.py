@@ -8,6 +8,7 @@ validation use books instead, or Python's documentation if there are no books. `
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,15 +18,19 @@ from qrag_jax.config import DataConfig, benchmarks, lengths
 from qrag_jax.data.documents import Documents, NoiseSource, TextHaystack, choose_noise
 from qrag_jax.data.mixture import Mixture
 from qrag_jax.data.ruler.files import official_path, read_official
-from qrag_jax.data.ruler.needles import NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions
+from qrag_jax.data.ruler.needles import NIAH, NOISE_LINE, NeedleHaystack, NiahQuestions, WordKeys
 from qrag_jax.data.ruler.qa import QA_TASKS, load_qa
 from qrag_jax.data.ruler.qa_files import read_official_qa
 from qrag_jax.data.splits import Split, check_split, stable_fraction
 from qrag_jax.data.text.haystack import HAYSTACK_SENTENCES, book_sentences, load_haystack
 from qrag_jax.types import QAExample
 
+_WORD = re.compile(r"\b[a-z]{3,12}\b")
 ALL_NEEDLES = "niah"
-"""The eight needle tasks in equal parts, to train one retriever for all of them; they are evaluated one by one."""
+"""The eight needle tasks, to train one retriever for all of them; they are evaluated one by one."""
+TRAINING_PARTS = {"niah_multikey_2": 5, "niah_multikey_3": 5}
+"""Parts of the training questions of all tasks together, of 16; the other six tasks have one each. In these two every other chunk is a
+needle too, and only many questions teach to tell them apart."""
 CHUNK_TOKENS = {"niah_multikey_2": 18, "niah_multikey_3": 68, "qa_sh": 150, "qa_mh": 120}
 """Tokens per chunk, for chunks other than sentences (25): needles as in RULER's own files, paragraphs by their words and punctuation."""
 
@@ -67,8 +72,7 @@ def load(
     noise = choose_noise(group, haystacks, config.shared_noise)
     task = full_name(config.task)
     if task == ALL_NEEDLES:
-        options: dict[str, Any] = {"seed": seed, "chunks": chunks, "group": group, "haystacks": haystacks}
-        return Mixture([load(replace(config, task=part), split, **options) for part in NIAH], [1] * len(NIAH), split, seed=seed)
+        return _all_needles(config, split, seed=seed, chunks=chunks, group=group, haystacks=haystacks)
     chunks = config.chunks if chunks is None else chunks
     if task in QA_TASKS:
         paragraphs, texts = load_qa(task, config.data_dir, split, seed=seed)
@@ -78,21 +82,43 @@ def load(
                 "leave out the longest of eval.tokens, or use larger files"
             )
         return Ruler(paragraphs, texts, noise, task=task, split=split, seed=seed, chunks=chunks)
-    questions = NiahQuestions(NIAH[task], split, seed=seed)
-    haystack = _haystack(task, config.data_dir, split, chunks * (haystacks or 0))
+    in_words = split == "train" and NIAH[task].key_kind == "words"
+    words = WordKeys(split, seed=seed, words=training_words(_books(config.data_dir)) if in_words else ())
+    questions = NiahQuestions(NIAH[task], split, words, noise, seed=seed)
+    haystack = _haystack(task, config.data_dir, split, words, chunks * (haystacks or 0))
     return Ruler(questions, haystack, noise, task=task, split=split, seed=seed, chunks=chunks)
 
 
-def _haystack(task: str, data_dir: str | None, split: Split, sentences: int) -> NoiseSource:
+def _all_needles(config: DataConfig, split: Split, *, group: int | None, **options: Any) -> Mixture:
+    """The eight tasks: in the parts of ``TRAINING_PARTS`` to train, in equal parts to evaluate. A task has new noise as often as a task
+    that is trained alone: once in ``group`` examples of all tasks."""
+    weights = [1 if group is None else TRAINING_PARTS.get(part, 1) for part in NIAH]
+    groups = [None if group is None else max(1, group * weight // sum(weights)) for weight in weights]
+    sources = [load(replace(config, task=part), split, group=own, **options) for part, own in zip(NIAH, groups, strict=True)]
+    return Mixture(sources, weights, split, seed=options["seed"])
+
+
+def _haystack(task: str, data_dir: str | None, split: Split, words: WordKeys, sentences: int) -> NoiseSource:
     kind = NIAH[task].haystack
     if kind == "noise":
         return TextHaystack((NOISE_LINE,))
     if kind == "needles":
-        return NeedleHaystack(NIAH[task], split)
+        return NeedleHaystack(NIAH[task], split, words)
     if data_dir is not None and split == "test":
         return TextHaystack(essay_sentences(data_dir))
-    books = data_dir if data_dir is not None and Path(data_dir, "books").is_dir() else None
-    return TextHaystack(load_haystack(books, split, max(HAYSTACK_SENTENCES, sentences)).sentences)
+    return TextHaystack(load_haystack(_books(data_dir), split, max(HAYSTACK_SENTENCES, sentences)).sentences)
+
+
+def _books(data_dir: str | None) -> str | None:
+    """The folder with books; None: Python's documentation is used instead."""
+    return data_dir if data_dir is not None and Path(data_dir, "books").is_dir() else None
+
+
+@lru_cache(maxsize=4)
+def training_words(books: str | None) -> tuple[str, ...]:
+    """The words of the texts to train on that may be in a key: 3 to 12 small letters. Cached for the life of the process."""
+    sentences = load_haystack(books, "train", HAYSTACK_SENTENCES).sentences
+    return tuple(sorted({word for sentence in sentences for word in _WORD.findall(sentence)}))
 
 
 @lru_cache(maxsize=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
@@ -13,11 +13,10 @@ import jax
 import pytest
 from filelock import FileLock
 
-from tests.support.compiling import compile_quickly, install, quick
+from tests.support.compiling import compile_quickly, install, keep, quick
 
 ROOT = Path(__file__).resolve().parents[1]
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+keep()
 install()
 
 
@@ -71,6 +70,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
             processes.finish_all(started)
 
     return shared(tmp_path_factory, "pair", make)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The vector stores have one in memory, which is empty at first."""
+    from qrag_jax.retrieve.stores import places
+    from tests.support.stores import MemoryStore
+
+    monkeypatch.setitem(places.STORES, "memory", MemoryStore)
+    yield
+    MemoryStore.kept.clear()
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,7 @@ def run(command: Command) -> None:
     sizes = command.sizes()
     check_folder(command.run_dir)
     from experiments.speed.exact_measures import markdown, measure
+    from experiments.speed.inputs import read_questions
     from qrag_jax.retrieve.index import Index
     from qrag_jax.retrieve.retriever import Retriever
     from qrag_jax.rundir.files import write_json, write_text
@@ -74,7 +75,7 @@ def run(command: Command) -> None:
     index = Index.open(command.index)
     if index.meta.dtype not in ("float32", "int8-exact"):
         raise ValueError(f"{command.index}: holds {index.meta.dtype} vectors; this command needs an index of float32 or int8-exact")
-    asked = _questions(command)
+    asked = read_questions(command.questions, command.data_dir, command.count)
     scratch = command.run_dir / ".scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -85,20 +86,6 @@ def run(command: Command) -> None:
     write_json(command.run_dir / "exact.json", report)
     write_text(command.run_dir / "exact.md", markdown(report))
     say(f"\n{markdown(report)}\nexact.json and exact.md are in {command.run_dir}")
-
-
-def _questions(command: Command) -> list[str]:
-    from qrag_jax.data.text.haystack import load_haystack
-
-    if command.questions is None:
-        return list(load_haystack(command.data_dir, "validation", command.count).sentences)[: command.count]
-    try:
-        found = [line.strip() for line in command.questions.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"questions = {command.questions}: cannot be read ({error})") from None
-    if not found:
-        raise ValueError(f"questions = {command.questions}: holds no question; give one a line")
-    return found[: command.count]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,19 @@ def many_texts(data_dir: str | None, count: int) -> tuple[list[str], dict[str, A
     return texts, {"source": "python documentation" if data_dir is None else "books", "sentences": len(sentences), "passes": passes}
 
 
+def read_questions(path: Path | None, data_dir: str | None, count: int) -> list[str]:
+    """At most ``count`` questions: the lines of a file, or without one, sentences. Raises ValueError when it cannot be read or is empty."""
+    if path is None:
+        return list(load_haystack(data_dir, "validation", count).sentences)[:count]
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"questions = {path}: cannot be read ({error})") from None
+    if not found:
+        raise ValueError(f"questions = {path}: holds no question; give one a line")
+    return found[:count]
+
+
 def given_or_untrained(place: Path | None, texts: Sequence[str], folder: Path) -> Path:
     """The export to measure: that of ``place``, or an untrained one, written to ``folder``: a BERT with one layer of width 384."""
     if place is not None:
@@ -46,18 +59,32 @@ def given_or_untrained(place: Path | None, texts: Sequence[str], folder: Path) -
     return write_export(folder, Export(config, backbone, params, tokenizer, embedder.pooling))
 
 
-class DrawnVectors:
-    """Embeds chunks as unit vectors that are drawn at random, in no time; everything else is that of ``retriever``."""
+class _OtherVectors:
+    """A :class:`~qrag_jax.retrieve.embed.ChunkEmbedder` that is ``retriever`` but for its vectors, which take no time."""
 
     def __init__(self, retriever: Retriever) -> None:
-        self.config, self.embedder, self.params, self.tokenizer = (
-            retriever.config,
-            retriever.embedder,
-            retriever.params,
-            retriever.tokenizer,
-        )
+        self.config, self.embedder = retriever.config, retriever.embedder
+        self.params, self.tokenizer = retriever.params, retriever.tokenizer
+
+
+class DrawnVectors(_OtherVectors):
+    """Embeds chunks as unit vectors that are drawn at random."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        super().__init__(retriever)
         self._draw = np.random.default_rng(0)
 
     def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
         found = self._draw.standard_normal((len(texts), self.embedder.config.width), np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+class GivenVectors(_OtherVectors):
+    """Embeds chunks as ``vectors`` says, by their texts."""
+
+    def __init__(self, retriever: Retriever, vectors: Mapping[str, Float[np.ndarray, " D"]]) -> None:
+        super().__init__(retriever)
+        self._vectors = vectors
+
+    def embed_chunks(self, texts: Sequence[str], *, label: str | None = None) -> Float[np.ndarray, "U D"]:
+        return np.array([self._vectors[text] for text in texts], np.float32)

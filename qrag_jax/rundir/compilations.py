@@ -43,7 +43,7 @@ def _keep_compilations() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir") is not None:  # noqa: B009 (jax makes it at run time, unseen by mypy)
         return
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrag-jax" / f"compiled-{platform.node()}"
+        cache = cache_folder("compiled")
         cache.mkdir(parents=True, exist_ok=True)
         reason = None if os.access(cache, os.W_OK) else f"{cache} cannot be written to"
     except RuntimeError:
@@ -54,6 +54,11 @@ def _keep_compilations() -> None:
         say(f"compiled programs are not kept ({reason}); JAX_COMPILATION_CACHE_DIR names a folder for them")
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder of this machine in the user's cache. Raises RuntimeError when there is no home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrag-jax" / f"{kind}-{platform.node()}"
 
 
 @contextmanager

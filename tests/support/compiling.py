@@ -8,14 +8,26 @@ process. So this module wraps the function that makes the options of a compilati
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax._src import compiler
 
+from qrag_jax.rundir.compilations import cache_folder
+
+SHORTEST = 0.1  # seconds of the shortest compilation that is kept
 SWITCH = "jax_disable_most_optimizations"
 QUICK = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}  # jaxlib 0.12 refuses the name
+
+
+def keep() -> None:
+    """Keeps compiled programs, in this process and in those that it starts, where later runs of the tests find them, from any clone."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("tests")))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(SHORTEST)
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
 
 
 def quick() -> bool:

@@ -16,13 +16,8 @@ from tests.support.compiling import quick
 
 
 def environment() -> dict[str, str]:
-    """This process's, with compilation as the test has it: the same cache, and optimised or not."""
-    return {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(quick())),
-    }
+    """This process's, with compilation as the test has it: optimised or not."""
+    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(quick()))}
 
 
 def start_python(*words: str, **variables: str) -> subprocess.Popen[str]:

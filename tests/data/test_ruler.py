@@ -50,7 +50,7 @@ def word(n: int) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data folder: three books to train on, one for tests that nobody must read here, two essays."""
     root = tmp_path_factory.mktemp("data")
-    for name, count in (("train/anna", 150), ("train/boris", 150), ("train/clara", 150), ("test/dmitri", 90)):
+    for name, count in (("train/anna", 90), ("train/boris", 90), ("train/clara", 90), ("test/dmitri", 90)):
         path = root / "books" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(prose(path.stem, count), encoding="utf-8")
@@ -176,7 +176,7 @@ def test_a_group_shares_its_noise_and_no_more(task: str, folder: str) -> None:
     pools = []
     for group in range(3):
         counts = Counter(chunk for i in range(group * 16, group * 16 + 16) for chunk in set(documents[i].chunks))
-        pools.append({chunk for chunk, count in counts.items() if count == 16})
+        pools.append({chunk for chunk, count in counts.items() if count >= 12})  # not in a document that asks for its key
         assert len(pools[-1]) == 50
         assert len(counts) == 50 + 16 * own
     assert len(set.union(*pools)) > 100
@@ -202,7 +202,8 @@ def test_all_needles_together_share_their_noise_in_a_batch_and_have_new_noise_in
         counts = noise[i // 32]
         task = example.id.split("/")[1]
         counts[task] = counts.get(task, set(example.chunks)) & set(example.chunks)
-    assert all(len(noise[k][task]) == 50 for k in (0, 1) for task in ("niah_multikey_2", "niah_multikey_3"))
+    assert all(len(noise[k]["niah_multikey_3"]) == 50 for k in (0, 1))
+    assert all(40 <= len(noise[k]["niah_multikey_2"]) <= 50 for k in (0, 1)), "each of ten documents lacks the key that it asks for"
     prose = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
     assert all(noise[k]["niah_single_2"] == noise[k][task] for k in (0, 1) for task in prose)
     assert all(noise[0][task].isdisjoint(noise[1][task]) for task in ("niah_multikey_2", "niah_multikey_3"))
@@ -267,13 +268,12 @@ def test_training_keys_have_other_words_in_each_group_and_never_those_of_the_tes
         found.append(({first for first, _ in keys}, {second for _, second in keys}))
         assert not found[-1][0] & found[-1][1]
         assert not (found[-1][0] | found[-1][1]) & {*ruler_needles.ADJECTIVES, *ruler_needles.NOUNS}
-    if task == "niah_mk2":
-        assert [len(first) < 66 for first, _ in found] == [True] * 3, "keys of a document share words"
+        assert max(map(len, found[-1])) <= 15, "keys of a document share words"
     assert not found[0][0] == found[1][0] == found[2][0]
 
 
-def test_keys_of_a_group_are_as_many_as_those_of_all_splits_and_use_every_word(folder: str) -> None:
-    few, many = len(ruler_needles.ADJECTIVES), len(ruler_needles.NOUNS)
+def test_keys_of_a_group_are_all_pairs_of_its_words() -> None:
+    few, many = ruler_needles.TRAINING_LISTS
     words = tuple(word(n) for n in range(few + many)) + ruler_needles.NOUNS
     keys = ruler_needles.WordKeys("train", seed=3, words=words)
     pairs = [key.split("-") for key in keys.of(7)]
@@ -281,7 +281,7 @@ def test_keys_of_a_group_are_as_many_as_those_of_all_splits_and_use_every_word(f
     assert {word for pair in pairs for word in pair} == set(words) - set(ruler_needles.NOUNS)
     assert keys.of(7) == ruler_needles.WordKeys("train", seed=3, words=words).of(7) != keys.of(8)
     assert keys.of(7) != ruler_needles.WordKeys("train", seed=4, words=words).of(7)
-    told = r"the texts to train on: have only 283 different words to make keys of, but 284 are needed; add books to books/train"
+    told = "the texts to train on: have only 26 different words to make keys of, but 27 are needed; add books to books/train"
     with pytest.raises(ValueError, match=told):
         ruler_needles.WordKeys("train", words=words[1:])
 

@@ -20,6 +20,9 @@ from qrag_jax.data.splits import SPLITS, Split, hashed_split
 from qrag_jax.types import VALUES_SEPARATOR
 
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+TRAINING_LISTS = (12, 15)
+"""Words in the place of the adjective and of the noun, in training. Each word of a key is then in 7 or 8 of 100 needles, as often as in the
+test's documents of 17 000 tokens."""
 _ITEM, _WORDS = 111, 114  # first words of the keys of the random streams
 
 Kind = Literal["numbers", "words", "uuids"]
@@ -64,19 +67,19 @@ def question(kind: Kind, keys: tuple[str, ...], values: int) -> str:
 class WordKeys:
     """The word keys of a split, for documents whose noise is of one group (:meth:`of`).
 
-    Validation and test have pairs of the listed words: one pair in ten, and three. To train, give ``words``: each group has lists of its
-    own, as long as those below, drawn from all other words. So a retriever sees as many similar keys as in the test, and never gets to know
-    the words of keys by heart. Raises ValueError if there are too few words.
+    Validation and test have pairs of the listed words: one pair in ten, and three. To train, give ``words``: each group has short lists of
+    its own (``TRAINING_LISTS``), drawn from all words but the listed ones. So a retriever never gets to know the words of keys by heart,
+    and even in short documents it meets many keys that share a word. Raises ValueError if there are too few words.
     """
 
     def __init__(self, split: Split, *, seed: int = 0, words: Sequence[str] = ()) -> None:
         self._key = (seed, _WORDS)
         self._listed = () if words else listed_pairs(split)
         self._words = sorted(set(words) - {*ADJECTIVES, *NOUNS})
-        if words and len(self._words) < len(ADJECTIVES) + len(NOUNS):
+        if words and len(self._words) < sum(TRAINING_LISTS):
             raise ValueError(
-                f"the texts to train on: have only {len(self._words)} different words to make keys of, but "
-                f"{len(ADJECTIVES) + len(NOUNS)} are needed; add books to books/train"
+                f"the texts to train on: have only {len(self._words)} different words to make keys of, but {sum(TRAINING_LISTS)} are "
+                "needed; add books to books/train"
             )
         self._drawn = lru_cache(maxsize=8)(self._draw)
 
@@ -85,9 +88,9 @@ class WordKeys:
         return self._listed or self._drawn(group)
 
     def _draw(self, group: int) -> tuple[str, ...]:
-        draw = np.random.default_rng((*self._key, group))
-        words = [self._words[k] for k in draw.choice(len(self._words), size=len(ADJECTIVES) + len(NOUNS), replace=False)]
-        return tuple(f"{first}-{second}" for first in words[: len(ADJECTIVES)] for second in words[len(ADJECTIVES) :])
+        draw, first = np.random.default_rng((*self._key, group)), TRAINING_LISTS[0]
+        words = [self._words[k] for k in draw.choice(len(self._words), size=sum(TRAINING_LISTS), replace=False)]
+        return tuple(f"{adjective}-{noun}" for adjective in words[:first] for noun in words[first:])
 
 
 @cache

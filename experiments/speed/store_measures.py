@@ -87,7 +87,7 @@ class Measures:
 
     def _steps(self, indexes: Mapping[str, Index], states: Float[np.ndarray, "1 D"], repeats: int) -> dict[str, Any]:
         """Times of a step of one question after three picks."""
-        found = {}
+        found: dict[str, Any] = {}
         for name in POSITIONS:
             scorers = {place: self._with(name).scorer(index) for place, index in indexes.items()}
             picked = spread(len(indexes[FOLDER]))

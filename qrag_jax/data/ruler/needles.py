@@ -107,7 +107,7 @@ def draw_names(kind: Kind, count: int, split: Split, words: Sequence[str], draw:
         return [str(1_000_000 + 3 * third + SPLITS.index(split)) for third in thirds.tolist()]
     if kind == "uuids":
         return [str(uuid.UUID(bytes=draw.bytes(16), version=4)) for _ in range(count)]
-    return [words[k] for k in np.resize(draw.permutation(len(words)), count)]
+    return [words[k] for k in np.resize(draw.permutation(len(words)), count).tolist()]
 
 
 class NiahQuestions:

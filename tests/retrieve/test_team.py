@@ -18,6 +18,7 @@ import pytest
 
 from qrag_jax.retrieve import embed, embedding, team, writing
 from qrag_jax.retrieve.index import Index
+from qrag_jax.retrieve.meta import META, Meta
 from qrag_jax.retrieve.retriever import Retriever
 from qrag_jax.retrieve.sources import Text
 from qrag_jax.rundir.hosts import Place
@@ -151,6 +152,27 @@ def test_a_sign_of_life_that_is_taken_for_a_leftover_is_given_again(
         other = team.Team(tmp_path, Place(0, 2, "this run")).look()[1]
     assert (other and other.stage, set(names)) == ("working", {".process-1.tmp"})
     assert len(names) >= 4
+
+
+def test_a_shard_that_is_awaited_keeps_no_thread_from_another_shard(
+    retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to Python 3.11, a cached property that waits would."""
+    Index.build(retriever, CHUNKS, tmp_path / "index", shard_chunks=SHARD)
+    meta = Meta.read(tmp_path / "index" / META)
+    own, other = meta.shards[:2]  # nothing of them is read yet
+    waits, goes_on = threading.Event(), threading.Event()
+    members = team.Team(tmp_path / "index", Place(0, 2, "this run"))
+    monkeypatch.setattr(members, "wait", lambda *_: (waits.set(), goes_on.wait(30), other.files)[-1])
+    awaited = team.Awaited(members, meta, 1, 1, other.chunks, "")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: awaited.vectors)
+        assert waits.wait(30)
+        try:
+            assert pool.submit(lambda: own.vectors).result(10).shape == (SHARD, meta.width)
+        finally:
+            goes_on.set()
+        np.testing.assert_array_equal(first.result(30), other.vectors)
 
 
 def test_other_files_on_another_host_are_refused(retriever: Retriever, tmp_path: Path) -> None:

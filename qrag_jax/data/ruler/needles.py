@@ -22,7 +22,7 @@ from qrag_jax.types import VALUES_SEPARATOR
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 TRAINING_LISTS = (12, 15)
 """Words in the place of the adjective and of the noun, in training. Each word of a key is then in 7 or 8 of 100 needles, as often as in the
-test's documents of 17 000 tokens."""
+test's documents of 19 000 tokens."""
 _ITEM, _WORDS = 111, 114  # first words of the keys of the random streams
 
 Kind = Literal["numbers", "words", "uuids"]

@@ -136,9 +136,9 @@ def test_a_foreign_or_different_run_directory_is_left_alone(capsys, whole, tmp_p
 
 @pytest.mark.slow
 def test_the_tiny_preset_learns(tmp_path):
-    # Chance is 4 picks of 40, 0.1 (and 0 of the reward of a first pick); 120 updates of the tiny preset must find four facts of five.
-    words = ("--task", "qa1", "--steps", "120", "--train.eval-every", "60", "--train.checkpoint-every", "60", "--train.devices", "1")
-    words += ("--eval-tokens", "4k", "--eval-episodes", "100", "--run-dir", str(tmp_path / "run"))
+    # An untrained retriever finds the fact of one question in seven; 60 updates of the tiny preset must find three of five.
+    words = ("--task", "qa1", "--steps", "60", "--train.eval-every", "60", "--train.checkpoint-every", "60", "--train.devices", "1")
+    words += ("--eval-tokens", "4k", "--eval-episodes", "50", "--run-dir", str(tmp_path / "run"))
     assert main("babilong", "", words) == 0
     (row,) = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
-    assert row["fact_em"] >= 0.8
+    assert row["fact_em"] >= 0.6

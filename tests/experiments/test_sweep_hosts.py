@@ -11,40 +11,12 @@ import pytest
 
 from experiments.sweep import hosts
 from experiments.sweep.spec import read_spec
-from tests.conftest import shared
 from tests.support.pair import SEEDS, scene, write_spec
 from tests.support.processes import finish_all, processes, wait_for_all
 from tests.support.runs import assert_same_records, records
 
 # The command, in a process that compiles as tests do.
 SWEEP = "import sys; import tests.conftest; from experiments.sweep.__main__ import main; raise SystemExit(main(sys.argv[1:]))"
-
-
-@pytest.fixture
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of two processes that carried out two sweeps without interruption. Not to be written to."""
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        with processes(*[("-m", "tests.support.pair", str(folder), "sweep", "seeds")] * 2) as started:
-            finish_all(started)
-
-    return shared(tmp_path_factory, "swept", make)
-
-
-@pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.processes
-def test_two_processes_train_every_trial_together(swept):
-    codes, (first, second) = scene(swept, "sweep")
-    assert codes == [0, 0], first
-    trials = json.loads((swept / "sweep" / "sweep.json").read_text())["trials"]
-    assert [trial["state"] for trial in trials] == ["complete", "pruned", "failed"], first
-    assert [trial["updates"] for trial in trials[:2]] == [8, 4]
-    assert "the embedder reads 64: set data.state_tokens" in trials[2]["reason"]
-    assert "best on validation" in first
-    assert "best on validation" not in second
-    assert not (swept / "unused sweep").exists()
 
 
 def test_trials_at_a_time_are_refused(tmp_path):
@@ -56,7 +28,21 @@ def test_trials_at_a_time_are_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.quick
 @pytest.mark.processes
-def test_stopped_and_killed_and_resumed(swept, tmp_path):
+def test_two_processes_train_every_trial_together_and_resume_what_was_stopped_or_killed(tmp_path):
+    swept = tmp_path / "swept"
+    swept.mkdir()
+    with processes(*[("-m", "tests.support.pair", str(swept), "sweep", "seeds")] * 2) as started:
+        finish_all(started)
+    codes, (first, second) = scene(swept, "sweep")
+    assert codes == [0, 0], first
+    trials = json.loads((swept / "sweep" / "sweep.json").read_text())["trials"]
+    assert [trial["state"] for trial in trials] == ["complete", "pruned", "failed"], first
+    assert [trial["updates"] for trial in trials[:2]] == [8, 4]
+    assert "the embedder reads 64: set data.state_tokens" in trials[2]["reason"]
+    assert "best on validation" in first
+    assert "best on validation" not in second
+    assert not (swept / "unused sweep").exists()
+
     run_dir = tmp_path / "sweep"
     command = ("-c", SWEEP, str(write_spec(tmp_path / "small.yaml", **SEEDS)), "--run-dir", str(run_dir))
 

@@ -96,21 +96,22 @@ def snapshot(repo: str, patterns: Iterable[str], revision: str | None = None, *,
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    # The frames of huggingface_hub and of its HTTP library, about 100 lines, are left out; each message says what they said.
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
-        raise ValueError(f"{asked}: {first_line(error)}") from error
+        raise ValueError(f"{asked}: {first_line(error)}") from None
     except RevisionNotFoundError as error:
-        raise ValueError(f"{asked}: {repo} has no revision {revision!r} on the hub") from error
+        raise ValueError(f"{asked}: {repo} has no revision {revision!r} on the hub") from None
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise ValueError(
             f"{asked}: {repo} is not on the hub, or not open to you; for a private one log in (`hf auth login`) or set HF_TOKEN "
             f"({first_line(error)})"
-        ) from error
+        ) from None
     except Exception as error:  # the HTTP library that raises depends on the version of huggingface_hub
         raise ValueError(
             f"{asked}: {repo} is not in the hub's cache and cannot be fetched ({first_line(error)}); on a machine with network run {advice}"
-        ) from error
+        ) from None
 
 
 def first_line(error: BaseException) -> str:

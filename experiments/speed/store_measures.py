@@ -29,6 +29,24 @@ TOGETHER = 25  # questions searched at once
 LEFT_OUT = 5  # every fifth document is removed and added again
 
 
+State = tuple[str, tuple[str, ...], int]
+
+
+class _Remembering(Retriever):
+    """Embeds each state once, for all stores. ``remembered``: a state (question, texts of the picks, budget) -> its embedding."""
+
+    remembered: dict[State, Float[np.ndarray, " D"]]
+
+    def embed_states(
+        self, questions: Sequence[str], picked: Sequence[Sequence[str]], budget: int, *, label: str | None = None
+    ) -> Float[np.ndarray, "P D"]:
+        states = [(question, tuple(texts), budget) for question, texts in zip(questions, picked, strict=True)]
+        if new := [state for state in dict.fromkeys(states) if state not in self.remembered]:
+            vectors = super().embed_states([state[0] for state in new], [state[1] for state in new], budget, label=label)
+            self.remembered.update(zip(new, vectors, strict=True))
+        return np.stack([self.remembered[state] for state in states])
+
+
 class Measures:
     """The index of ``documents`` in a folder, which embeds them, and in each of ``places`` with the same vectors.
 
@@ -37,6 +55,7 @@ class Measures:
 
     def __init__(self, retriever: Retriever, documents: Path, places: Sequence[str], scratch: Path) -> None:
         self.retriever, self.documents, self.places, self.scratch = retriever, documents, places, scratch
+        self.remembered: dict[State, Float[np.ndarray, " D"]] = {}
         say("building the index in a folder")
         folder = Index.build(retriever, documents, scratch / "documents")
         self.vectors = np.array(folder.rows.block(0, len(folder)))
@@ -118,7 +137,9 @@ class Measures:
         """The retriever with other positions. Relative ones are whole numbers, which a store can search."""
         of, usual = self.retriever, QHeadConfig()
         qhead = replace(of.config.qhead, positions=positions, position_resolution=usual.position_resolution)
-        return Retriever(replace(of.config, qhead=qhead), of.embedder, of.params, of.tokenizer)
+        made = _Remembering(replace(of.config, qhead=qhead), of.embedder, of.params, of.tokenizer)
+        made.remembered = self.remembered
+        return made
 
 
 def _compare(row: dict[str, Any], own: Sequence[Pick], folders: Sequence[Pick]) -> None:

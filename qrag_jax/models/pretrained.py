@@ -101,7 +101,7 @@ def snapshot(repo: str, patterns: Iterable[str], revision: str | None = None, *,
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise ValueError(f"{asked}: {first_line(error)}") from None
-    except RevisionNotFoundError as error:
+    except RevisionNotFoundError:
         raise ValueError(f"{asked}: {repo} has no revision {revision!r} on the hub") from None
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise ValueError(

@@ -50,7 +50,7 @@ class Parallel:
     lower: Callable[[Any, Any], jax.stages.Lowered]
     """The update for a state and a whole batch of these shapes (``jax.eval_shape``), ready to compile. Nothing is allocated, and with jit
     or shard_map the devices need not be attached: those of ``jax.experimental.topologies`` will do. (pmap lowers for attached ones.)
-    On attached devices, a later ``update`` of these shapes uses what was compiled; with pmap, if JAX's cache of compiled programs kept it."""
+    On attached devices, a later ``update`` of these shapes uses what was compiled; with pmap, if JAX's cache of compiled ones kept it."""
     parts: int = 1
     """Into how many parts the state is split over the devices; 1: every device holds all of it."""
     shapes: Callable[[Any], Any] = lambda tree: tree

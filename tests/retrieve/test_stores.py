@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +88,55 @@ def check_store(place: str) -> None:
     store.keep([(0, 10), (20, 30), (30, 40), (block, 2 * block)])
     np.testing.assert_array_equal(store.read(0, 2 * block), vectors[[*range(10), *range(20, 40), *range(block, block + 100)]])
     store.close()
+
+
+@every_store
+def test_a_table_is_searched_while_another_of_the_same_place_is_written(place: str) -> None:
+    draw, block = np.random.default_rng(0), 1024
+    vectors = draw.standard_normal((block, 16)).astype(np.float32)
+    read, written = (open_store(checked_place(place), name, 16) for name in ("qrag_0000000000000001", "qrag_0000000000000002"))
+    read.write_record("one")
+    read.put(0, block, vectors)
+    read.keep([(0, block)])
+    query = Query(vectors[3], np.array([[0, block]]))
+    best = lambda: [one.rows.tolist() for one in read.best([query], 5)]
+    expected, done = best(), threading.Event()
+
+    def search() -> int:
+        count = 0
+        while not done.is_set() or not count:
+            assert best() == expected
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as pool:
+        searching = [pool.submit(search) for _ in range(2)]
+        try:
+            written.write_record("two")
+            for start in range(0, 8 * block, block):
+                written.put(start, start + block, vectors)
+            written.keep([(0, 8 * block)])
+        finally:
+            done.set()
+        assert all(one.result() for one in searching)
+    assert best() == expected
+    assert len(written.read(0, 8 * block)) == 8 * block
+    read.close()
+    written.close()
+
+
+def test_another_process_may_write_a_duckdb_file_whose_indexes_were_dropped(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    store = open_store(f"duckdb:{tmp_path / 'v.db'}", NAME, 16)
+    store.write_record("one")
+    assert store.read_record() == "one"
+    write = [sys.executable, "-c", f"import duckdb; duckdb.connect({str(tmp_path / 'v.db')!r})"]
+    held = subprocess.run(write, capture_output=True, text=True)
+    assert "Conflicting lock" in held.stderr
+    del store
+    gc.collect()
+    subprocess.run(write, check=True)
+    duckdb.connect(str(tmp_path / "v.db")).close()
 
 
 @every_store

@@ -1,13 +1,16 @@
-"""DuckDB: the vectors of an index in one file, or of several in tables of one. Many processes may read the file, or one may write.
+"""DuckDB: the vectors of an index in one file, or of several in tables of one. Many processes may read the file, or one may read and write.
 
 All queries of a step are scored in one pass over the rows: with ``array_inner_product``, each would be a statement, which takes longer.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import duckdb
 import numpy as np
@@ -21,17 +24,66 @@ from qrag_jax.rundir.log import CannotWrite, Unreachable
 T = TypeVar("T")
 
 
+class _File:
+    """This process's connection to a file. DuckDB allows one mode in a process: to write, one that only reads is closed first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._changed = threading.Condition()
+        self._open: duckdb.DuckDBPyConnection | None = None
+        self._writes = False
+        self._used = 0
+        self._closing = False
+
+    @contextmanager
+    def connected(self, writes: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closing)
+            if writes and not self._writes:
+                self._close()
+            if self._open is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._open, self._writes = duckdb.connect(str(self._path), read_only=not writes), writes
+            self._used += 1
+            cursor = self._open.cursor()
+        try:
+            yield cursor
+        finally:
+            cursor.close()
+            with self._changed:
+                self._used -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closing)
+            self._close()
+
+    def _close(self) -> None:
+        """Waits for those that use the connection; nobody gets it meanwhile."""
+        self._closing = True
+        self._changed.wait_for(lambda: not self._used)
+        self._closing = False
+        self._changed.notify_all()
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+FILES: WeakValueDictionary[Path, _File] = WeakValueDictionary()
+"""The files that are open in this process: when its last index is dropped, so is the connection, and other processes may write."""
+
+
 class Duck:
     """A :class:`~qrag_jax.retrieve.stores.protocol.VectorStore`."""
 
     def __init__(self, file: str, name: str, width: int) -> None:
-        self._file, self._name, self._width = Path(file), name, width
+        self._path, self._name, self._width = Path(file).resolve(), name, width
         self.shown = f"table {name} of duckdb:{file}"
-        self._open: duckdb.DuckDBPyConnection | None = None
-        self._writes = False
+        self._file = FILES.setdefault(self._path, _File(self._path))
 
     def read_record(self) -> str | None:
-        if not self._file.exists():
+        if not self._path.exists():
             return None
 
         def read(connection: duckdb.DuckDBPyConnection) -> str | None:
@@ -82,23 +134,16 @@ class Duck:
         return self._run(lambda connection: best_of(self._rows(connection, *span_of(queries)), queries, count))
 
     def _rows(self, connection: duckdb.DuckDBPyConnection, start: int, end: int) -> Iterator[Rows]:
-        with connection.cursor() as cursor:
-            found = cursor.sql(f"SELECT row, embedding FROM {self._name} WHERE row >= ? AND row < ?", params=[start, end])
-            yield from arrow_rows(found.to_arrow_reader(BATCH), self._width)
+        found = connection.sql(f"SELECT row, embedding FROM {self._name} WHERE row >= ? AND row < ?", params=[start, end])
+        yield from arrow_rows(found.to_arrow_reader(BATCH), self._width)
 
     def close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        self._file.close()
 
     def _run(self, work: Callable[[duckdb.DuckDBPyConnection], T], writes: bool = False) -> T:
         try:
-            if self._open is not None and writes and not self._writes:
-                self.close()
-            if self._open is None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._open, self._writes = duckdb.connect(str(self._file), read_only=not writes), writes
-            return work(self._open)
+            with self._file.connected(writes) as connection:
+                return work(connection)
         except duckdb.IOException as error:
             text = " ".join(str(error).split())
             if "lock" in text.lower():

@@ -47,9 +47,16 @@ def test_the_planned_program_is_the_one_that_runs_and_holds_what_the_plan_says(k
     others = Counter(kept())  # programs that place the state
     plan = plan_update(CONFIG, parallel, shapes, batch)
     (planned,) = Counter(kept()) - others
-    for _ in range(2):
-        state, _ = parallel.update(state, batch)
+    loaded: list[str] = []
+    listen = lambda event, **_: loaded.append(event) if event == "/jax/compilation_cache/cache_hits" else None
+    jax.monitoring.register_event_listener(listen)
+    try:
+        for _ in range(2):
+            state, _ = parallel.update(state, batch)
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
     assert kept().count(planned) == 1, "another program was compiled for the same update"
+    assert len(loaded) == (kind == "pmap"), "only pmap takes the program from the cache on the disk, once"
     held = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
     assert (plan.params, plan.target, plan.moments) == tuple(map(held, (state.params, state.target_params, state.opt_state)))
     assert plan.devices == count

@@ -62,9 +62,11 @@ class _File:
     def _close(self) -> None:
         """Waits for those that use the connection; nobody gets it meanwhile."""
         self._closing = True
-        self._changed.wait_for(lambda: not self._used)
-        self._closing = False
-        self._changed.notify_all()
+        try:
+            self._changed.wait_for(lambda: not self._used)
+        finally:
+            self._closing = False
+            self._changed.notify_all()
         if self._open is not None:
             self._open.close()
             self._open = None
